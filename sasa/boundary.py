@@ -1,0 +1,280 @@
+"""Boundary: the one fitted line through a language model's hidden space that everything here shares.
+
+It knows what it was fitted on and how to measure a distance. It knows nothing about fitting or sampling.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.embedding import EmbeddingSpec, Text, embed, embed_prefixes
+
+FILE_NAME = "boundary.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What must agree between the model that a boundary was fitted on and the one that it is used with."""
+
+    id: str
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> ModelInfo:
+        config = model.config.get_text_config()
+        return cls(
+            id=str(model.config._name_or_path or ""),
+            model_type=config.model_type,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            vocab_size=config.vocab_size,
+        )
+
+    def differences(self, other: ModelInfo, strict: bool = True) -> list[str]:
+        """The fields in which two models differ, as text. Ids count by their last part, and not at all if not `strict`."""
+        found = []
+        for name, mine in asdict(self).items():
+            theirs = getattr(other, name)
+            if name == "id":
+                a, b = (re.split(r"[/\\]", x.rstrip("/\\"))[-1].lower() for x in (mine, theirs))
+                if not strict or not a or not b or a == b:
+                    continue
+            elif mine == theirs:
+                continue
+            found.append(f"{name}: fitted on {mine!r}, this model has {theirs!r}")
+        return found
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A linear boundary between safe and unsafe text in a model's hidden space.
+
+    Attributes:
+        weight: float32 (d,); the margin of an embedding h is weight @ h + bias, positive on the safe side.
+        bias: in the margin's unit: the log-odds of the fitted Gaussians with both classes equally likely.
+        embedding: how a text becomes the h that was fitted.
+        model: the model whose hidden space this is.
+        scale, shift: the calibration; scale * margin + shift are log-odds of safe as held-out data has them, the classes
+            weighted equally. scale > 0, so that calibrated and raw margins agree on every order.
+        attribute: what the unsafe side is: `toxicity`, …
+        report: the provenance: corpora, counts, held-out metrics, versions. Plain JSON values.
+    """
+
+    weight: Tensor
+    bias: float
+    embedding: EmbeddingSpec
+    model: ModelInfo
+    scale: float = 1.0
+    shift: float = 0.0
+    attribute: str = "toxicity"
+    report: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 1 or not self.weight.isfinite().all() or not self.weight.any():
+            raise ValueError("weight must be a finite, non-zero vector")
+        if len(self.weight) != self.model.hidden_size:
+            raise ValueError(f"weight has {len(self.weight)} entries, hidden_size is {self.model.hidden_size}")
+        if not self.scale > 0:
+            raise ValueError(f"the calibration's scale must be > 0, got {self.scale}")
+
+    def margin(self, hidden: Tensor) -> Tensor:
+        """Signed margins, float32 (...), of embeddings (..., d) of any float dtype; positive is safe."""
+        return hidden.float() @ self.weight.to(hidden.device) + self.bias
+
+    def log_odds(self, margin: Tensor) -> Tensor:
+        """Calibrated log-odds of being safe, of margins of any shape."""
+        return self.scale * margin + self.shift
+
+    def to(self, device: Any) -> Boundary:
+        return replace(self, weight=self.weight.to(device))
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[Text],
+        *,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Margins, float32 (N,), of whole texts or (prompt, response) pairs."""
+        self.check(model)
+        return self.margin(
+            embed(model, tokenizer, texts, self.embedding, batch_size=batch_size, progress=progress).to(
+                self.weight.device
+            )
+        )
+
+    def trace(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text) -> tuple[list[str], Tensor]:
+        """The margin of a text as it grows: its T tokens as strings, and float32 (T,)."""
+        self.check(model)
+        ids, states = embed_prefixes(model, tokenizer, text, self.embedding)
+        return [str(tokenizer.decode([i])) for i in ids], self.margin(states.to(self.weight.device))
+
+    def check(self, model: PreTrainedModel, strict: bool = True) -> None:
+        """Raises ValueError, naming every field that differs, where this boundary was not fitted for the model.
+
+        `strict=False` lets another model id pass where the architecture agrees: a fine-tune, a renamed folder.
+        """
+        different = self.model.differences(ModelInfo.of(model), strict)
+        if different:
+            hint = (
+                ""
+                if self.model.differences(ModelInfo.of(model), False)
+                else (
+                    "; if it is the same model under another name, or a fine-tune of it, load the boundary with strict=False"
+                )
+            )
+            raise ValueError(f"this {self.attribute} boundary does not fit the model: {'; '.join(different)}{hint}")
+
+    # --- files -----------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the boundary, atomically, as safetensors with JSON metadata. A path without that ending is a folder."""
+        path = Path(path)
+        path = path if path.suffix == ".safetensors" else path / FILE_NAME
+        about = {
+            "format": FORMAT,
+            "attribute": self.attribute,
+            "bias": self.bias,
+            "scale": self.scale,
+            "shift": self.shift,
+            "embedding": self.embedding.to_dict(),
+            "model": asdict(self.model),
+            "report": self.report,
+        }
+        weight = self.weight.detach().cpu().contiguous()
+        write_atomically(path, to_bytes({"weight": weight}, {"sasa": json.dumps(about)}))
+        return path
+
+    @classmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        model: PreTrainedModel | None = None,
+        *,
+        strict: bool = True,
+        device: Any = None,
+    ) -> Boundary:
+        """A boundary from a file, a folder, the bundled ones (by attribute, with `model`) or the Hub (`owner/name`).
+
+        Args:
+            model: checked against the boundary, which moves to the model's device.
+            strict: see `check`.
+
+        Raises:
+            FileNotFoundError: nothing of that name, with what there is.
+            ValueError: the file is damaged or not a boundary, or it does not fit the model.
+        """
+        boundary = cls._read(cls._find(name, model, strict))
+        if model is not None:
+            boundary.check(model, strict)
+            if not strict:  # settled here once, so that no later check asks again
+                boundary = replace(boundary, model=replace(boundary.model, id=""))
+            device = model.device if device is None else device
+        return boundary if device is None else boundary.to(device)
+
+    @classmethod
+    def _find(cls, name: str | os.PathLike[str], model: PreTrainedModel | None, strict: bool) -> Path:
+        path = Path(name)
+        if path.is_dir() and (path / FILE_NAME).is_file():
+            return path / FILE_NAME
+        if path.is_file():
+            return path
+        name = str(name)
+        shipped = bundled()
+        if name in shipped:
+            return shipped[name]
+        of_attribute = {key: file for key, file in shipped.items() if cls._read(file).attribute == name}
+        if of_attribute:
+            if model is None:
+                raise ValueError(f"which {name!r} boundary? Give model=, or one of: {', '.join(of_attribute)}")
+            for file in of_attribute.values():
+                if not cls._read(file).model.differences(ModelInfo.of(model), strict):
+                    return file
+            reasons = "; ".join(
+                cls._read(file).model.differences(ModelInfo.of(model), strict)[0] for file in of_attribute.values()
+            )
+            raise FileNotFoundError(
+                f"no bundled {name!r} boundary for this model ({reasons}). Fit one: sasa fit CORPUS --model MODEL --output DIR"
+            )
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
+            from huggingface_hub import hf_hub_download
+
+            try:
+                return Path(hf_hub_download(name, FILE_NAME))
+            except Exception as error:
+                raise FileNotFoundError(
+                    f"no boundary at {name!r}: not a local path, and the Hub says: {error}"
+                ) from error
+        raise FileNotFoundError(
+            f"no boundary {name!r}: not a file, not a folder with {FILE_NAME}, not bundled ({', '.join(shipped)})"
+        )
+
+    @classmethod
+    def _read(cls, path: Path) -> Boundary:
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {})["sasa"])
+                weight = file.get_tensor("weight")
+        except KeyError as error:
+            raise ValueError(f"{path} is a safetensors file, but not a sasa boundary ({error} is missing)") from error
+        except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged or not a boundary file: {error}") from error
+        if about.pop("format", None) != FORMAT:
+            raise ValueError(f"{path} was written in another format than this version of sasa reads ({FORMAT})")
+        try:
+            about["embedding"] = EmbeddingSpec(**about["embedding"])
+            about["model"] = ModelInfo(**about["model"])
+            return cls(weight=weight.float(), **about)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold a valid boundary: {error}") from error
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Uploads the boundary to a Hub model repository, made where there is none; returns the commit's address."""
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            api = HfApi()
+            api.create_repo(repo_id, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
+
+
+def bundled() -> dict[str, Path]:
+    """The boundaries that ship with the package, name -> file."""
+    inside = Path(__file__).parent / "_classifiers"  # an installed wheel
+    folder = inside if inside.is_dir() else Path(__file__).parent.parent / "classifiers"  # a checkout
+    return {file.parent.name: file for file in sorted(folder.glob(f"*/{FILE_NAME}"))}
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Writes a file beside its place and moves it there, so that no reader and no crash ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,42 @@
+"""The command line: `sasa generate`, `sasa fit`, `sasa inspect`, `sasa classifiers`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+
+from sasa.cli import classifiers, fit, generate, inspect
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A language model that moderates its own language while it writes (SASA, Ko et al., ICLR 2025).",
+)
+app.command("generate")(generate.command)
+app.command("fit")(fit.command)
+app.command("inspect")(inspect.command)
+app.command("classifiers")(classifiers.command)
+
+
+def main() -> None:
+    """Runs the command line; what a user can mend is one line on stderr and exit status 1, not a traceback."""
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    transformers_logging.disable_progress_bar()
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _plain(error: BaseException) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

@@ -1,0 +1,42 @@
+"""Options that several commands share, and how a margin looks on a terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import typer
+from rich.color import Color
+from rich.console import Console
+from rich.style import Style
+
+from sasa.boundary import Boundary
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Hub id, local folder or GGUF file.", show_default="SmolLM2-135M-Instruct, embedded"
+    ),
+]
+BoundaryOption = Annotated[
+    str, typer.Option("--boundary", "-b", help="A bundled attribute, a file, a folder, or OWNER/NAME on the Hub.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best there is")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, …", show_default="float32 on the CPU, else bfloat16")
+]
+
+out = Console(highlight=False)
+
+
+def probability(boundary: Boundary, margin: float) -> float:
+    """Calibrated P(safe)."""
+    log_odds = max(-60.0, min(60.0, boundary.scale * margin + boundary.shift))
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def style(boundary: Boundary, margin: float) -> Style:
+    """Red where a text is surely unsafe, by way of yellow, to green where it is surely safe."""
+    p = probability(boundary, margin)
+    red, green = min(1.0, 2 * (1 - p)), min(1.0, 2 * p)
+    return Style(color=Color.from_rgb(60 + 195 * red, 60 + 160 * green, 60))

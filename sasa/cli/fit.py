@@ -1,0 +1,119 @@
+"""`sasa fit`: labelled texts -> a boundary, its recipe and its card in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from sasa.cli.common import DeviceOption, DtypeOption, ModelOption, out
+
+
+def command(
+    corpora: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CORPUS...",
+            help="jigsaw, rtp or toxigen (from the Hub, or SOURCE::path=FILE); a CSV, JSONL or Parquet file; a Hub data set. "
+            "Settings follow ::, as in tweets.csv::text=tweet,label=class,positive=0+1",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder to write; an unfinished fit in it goes on.")
+    ] = ...,  # type: ignore[assignment]
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", help="A TOML file with all settings; other options override it.")
+    ] = None,
+    model: ModelOption = None,
+    attribute: Annotated[
+        str | None, typer.Option(help="What the unsafe side is called.", show_default="toxicity")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Text column of all corpora that do not name their own.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label column, likewise.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows a corpus, drawn at random.")] = None,
+    unsafe_from: Annotated[
+        float | None, typer.Option(help="Scores at or above are unsafe.", show_default="0.5")
+    ] = None,
+    safe_below: Annotated[
+        float | None,
+        typer.Option(help="Scores below are safe; the grey zone between is left out.", show_default="unsafe-from"),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Hidden state: 0 the embeddings, -1 the last.", show_default="-1")
+    ] = None,
+    pooling: Annotated[str | None, typer.Option(help="last or mean.", show_default="last")] = None,
+    span: Annotated[str | None, typer.Option(help="What mean averages: text or response.", show_default="text")] = None,
+    template: Annotated[str | None, typer.Option(help="none or chat.", show_default="none")] = None,
+    classifier: Annotated[
+        str, typer.Option(help="bayes (the closed form), or for comparison logistic, svm or ridge.")
+    ] = "bayes",
+    seed: Annotated[int | None, typer.Option(help="Of sampling and of the split.", show_default="0")] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 64,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Fit a boundary between safe and unsafe text in a model's own hidden space, and report on held-out texts.
+
+        sasa fit comments.csv --text comment --label toxic --output my-boundary
+
+        sasa fit rtp jigsaw::limit=50000 --model Qwen/Qwen3-0.6B --pooling mean --output qwen-toxicity
+
+    Stopped at any moment, the same command goes on where it was.
+    """
+    import sasa
+    from sasa.fitting import Corpus, Recipe, fit_boundary
+
+    given = [Corpus.parse(corpus) for corpus in corpora or []]
+    if recipe is None and not given:
+        raise ValueError("no corpus: name one or more, or give a --recipe")
+    base = Recipe.load(recipe) if recipe else Recipe(tuple(given))
+    shared: dict[str, Any] = {
+        "text": text,
+        "label": label,
+        "limit": limit,
+        "unsafe_from": unsafe_from,
+        "safe_below": safe_below,
+    }
+    shared = {name: value for name, value in shared.items() if value is not None}
+    named = ("text", "label")  # a corpus that names its own columns keeps them
+    used = tuple(
+        replace(corpus, **{k: v for k, v in shared.items() if k not in named or getattr(corpus, k) is None})
+        for corpus in (given or base.corpora)
+    )
+    spec: dict[str, Any] = {"layer": layer, "pooling": pooling, "span": span, "template": template}
+    settings: dict[str, Any] = {"model": model, "attribute": attribute, "seed": seed}
+    full = replace(
+        base,
+        corpora=used,
+        embedding=replace(base.embedding, **{k: v for k, v in spec.items() if v is not None}),
+        **{k: v for k, v in settings.items() if v is not None},
+    )
+    estimator = _classifier(classifier)
+    loaded, tokenizer = sasa.load(full.model, device, dtype)
+    boundary = fit_boundary(loaded, tokenizer, full, output, classifier=estimator, batch_size=batch_size, progress=True)
+    table = Table("held-out texts", "safe", "unsafe", "AUC", "avg. precision", "accuracy", "ECE")
+    for name, m in {"all": boundary.report["test"], **boundary.report["test_by_corpus"]}.items():
+        figures = (f"{m[k]:.3f}" if k in m else "–" for k in ("auc", "average_precision", "accuracy", "ece"))
+        table.add_row(name, str(m["safe"]), str(m["unsafe"]), *figures)
+    out.print(table)
+    out.print(f"wrote {output}: use it with --boundary {output}, or Boundary.load({str(output)!r})", soft_wrap=True)
+
+
+def _classifier(name: str) -> Any:
+    """A scikit-learn estimator, or None for the closed form."""
+    from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    from sklearn.svm import LinearSVC
+
+    known = {
+        "bayes": None,
+        "logistic": LogisticRegression(class_weight="balanced", max_iter=1000),
+        "svm": LinearSVC(class_weight="balanced"),
+        "ridge": RidgeClassifier(class_weight="balanced"),
+    }
+    if name not in known:
+        raise ValueError(f"classifier must be one of {', '.join(known)}, got {name!r}")
+    return known[name]

@@ -1,0 +1,150 @@
+"""`sasa generate`: completions of prompts, steered, plain, or side by side."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+import sasa
+from sasa.boundary import Boundary
+from sasa.cli.common import BoundaryOption, DeviceOption, DtypeOption, ModelOption, out, probability, style
+from sasa.generation import Completion
+from sasa.processor import check_beta
+
+
+def command(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="Texts to complete.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", "-p", help='A file: .txt, a prompt a line; .jsonl, {"prompt": …} or RealToxicityPrompts rows.'
+        ),
+    ] = None,
+    model: ModelOption = None,
+    boundary: BoundaryOption = "toxicity",
+    beta: Annotated[float, typer.Option(help="Strength, >= 0. 0 samples plainly.")] = 1.0,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="At most the k likeliest tokens; 0: no limit.", show_default="the model's, else 50"),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="The likeliest tokens of this total probability.", show_default="the model's, else 0.9"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1 sharper, above 1 flatter.", show_default="the model's, else 1")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Tokens a completion, at most.")] = 50,
+    num_return_sequences: Annotated[int, typer.Option(help="Completions a prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="For the same completions again.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 8,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Plain and steered side by side, from the same seed.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON line a prompt on stdout, and nothing else.")
+    ] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Complete prompts while the model keeps its own language on the safe side of a boundary.
+
+    The tokens that survive top-k and top-p are reweighted by beta times the margin that the text would have with each.
+
+        sasa generate "The driver cut me off, so I" --compare
+
+        sasa generate --prompts prompts.jsonl --num-return-sequences 25 --json > completions.jsonl
+    """
+    check_beta(beta)
+    texts = [*(prompts or []), *(read_prompts(file) if file else [])]
+    if not texts:
+        raise ValueError("no prompts: give them as arguments, or a file with --prompts")
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"prompt {number} is empty: a completion needs something to complete")
+    loaded, tokenizer = sasa.load(model, device, dtype)
+    line = Boundary.load(boundary, model=loaded)
+    settings = dict(
+        chat=chat,
+        batch_size=batch_size,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=num_return_sequences,
+        progress=True,
+    )
+    seed = random.randrange(2**31) if seed is None else seed
+    # A few batches at a time, so that a long run shows what it has.
+    for first in range(0, len(texts), 8 * batch_size):
+        part = texts[first : first + 8 * batch_size]
+        runs: dict[float, list[list[Completion]]] = {}
+        for strength in (0.0, beta) if compare else (beta,):
+            runs[strength] = sasa.generate(loaded, tokenizer, part, line, strength, seed=seed + first, **settings)
+        for i, prompt in enumerate(part):
+            if as_json:
+                row = {"prompt": prompt, "completions": [asdict(c) for c in runs[beta][i]]}
+                if compare:
+                    row["plain"] = [asdict(c) for c in runs[0.0][i]]
+                print(json.dumps(row, ensure_ascii=False), flush=True)
+            elif compare:
+                _side_by_side(line, prompt, beta, runs[0.0][i], runs[beta][i])
+            else:
+                for completion in runs[beta][i]:
+                    out.print(Text(prompt, style="dim") + _coloured(line, completion), soft_wrap=True)
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Prompts of a .txt or .jsonl file, blank lines left out; errors name the line."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no prompts file at {file}")
+    if file.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"{file}: prompts come as .txt or .jsonl")
+    found = []
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        if file.suffix == ".txt":
+            found.append(line)
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+            prompt = prompt["text"] if isinstance(prompt, dict) else prompt
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{file}, line {number}: expected {{"prompt": "…"}} or a RealToxicityPrompts row'
+            ) from error
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{file}, line {number}: the prompt is empty")
+        found.append(prompt)
+    if not found:
+        raise ValueError(f"{file} holds no prompts")
+    return found
+
+
+def _coloured(boundary: Boundary, completion: Completion) -> Text:
+    assert completion.margin is not None
+    text = Text(completion.text, style(boundary, completion.margin))
+    return text.append(f"  ⟨{completion.margin:+.1f}, P(safe) {probability(boundary, completion.margin):.2f}⟩", "dim")
+
+
+def _side_by_side(
+    boundary: Boundary, prompt: str, beta: float, plain: list[Completion], steered: list[Completion]
+) -> None:
+    table = Table(title=escape(prompt), title_justify="left", expand=True, show_lines=len(plain) > 1)
+    table.add_column("plain", ratio=1)
+    table.add_column(f"SASA, beta {beta:g}", ratio=1)
+    for one, other in zip(plain, steered, strict=True):
+        table.add_row(_coloured(boundary, one), _coloured(boundary, other))
+    out.print(table)

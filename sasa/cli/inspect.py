@@ -1,0 +1,47 @@
+"""`sasa inspect`: the margin of a text, token by token."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+import sasa
+from sasa.boundary import Boundary
+from sasa.cli.common import BoundaryOption, DeviceOption, DtypeOption, ModelOption, out, probability, style
+
+
+def command(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text to look into.", show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="A prompt to which TEXT is the response.")] = None,
+    model: ModelOption = None,
+    boundary: BoundaryOption = "toxicity",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Show where a text turns: the margin as the text grows, token by token, positive (green) on the safe side."""
+    if not text.strip():
+        raise ValueError("the text is empty")
+    loaded, tokenizer = sasa.load(model, device, dtype)
+    line = Boundary.load(boundary, model=loaded)
+    tokens, margins = line.trace(loaded, tokenizer, (prompt, text) if prompt else text)
+    values = margins.tolist()
+    p = probability(line, values[-1])
+    if as_json:
+        pairs = [{"token": token, "margin": margin} for token, margin in zip(tokens, values, strict=True)]
+        print(json.dumps({"text": text, "margin": values[-1], "p_safe": p, "tokens": pairs}, ensure_ascii=False))
+        return
+    out.print(
+        Text.assemble(*((token, style(line, margin)) for token, margin in zip(tokens, values, strict=True))),
+        soft_wrap=True,
+    )
+    lowest = min(range(len(values)), key=values.__getitem__)
+    out.print(
+        f"margin {values[-1]:+.2f}, P(safe) {p:.2f}; lowest {values[lowest]:+.2f} after {tokens[lowest]!r}",
+        style="dim",
+        markup=False,
+        soft_wrap=True,
+    )

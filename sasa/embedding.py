@@ -1,0 +1,270 @@
+"""Texts -> context embeddings: what a language model's hidden space holds of a text.
+
+One definition serves the fit, the look-ahead and the scoring of finished texts. It knows nothing about labels,
+boundaries or sampling.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, Literal, TypeAlias
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Text: TypeAlias = "str | tuple[str, str]"
+"""A text, or a (prompt, response) pair."""
+
+POOLINGS = ("last", "mean")
+SPANS = ("text", "response")
+TEMPLATES = ("none", "chat")
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """How a text becomes one vector. A boundary carries the one that it was fitted with.
+
+    Attributes:
+        layer: index into the model's hidden states: 0 the token embeddings, -1 the last (after the final norm).
+        pooling: `last`, the state at the last token, or `mean`, the average over the span.
+        span: what `mean` averages over: the whole `text`, or only the `response` of a (prompt, response) pair.
+        template: `none`, or `chat`: the prompt is put through the tokenizer's chat template as the user's turn.
+        special_tokens: whether the tokenizer adds its special tokens (BOS) to a text without a chat template.
+        max_length: in tokens; longer texts lose their end, longer pairs first the start of the prompt.
+    """
+
+    layer: int = -1
+    pooling: Literal["last", "mean"] = "last"
+    span: Literal["text", "response"] = "text"
+    template: Literal["none", "chat"] = "none"
+    special_tokens: bool = True
+    max_length: int = 512
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("pooling", POOLINGS), ("span", SPANS), ("template", TEMPLATES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.max_length < 1:
+            raise ValueError(f"max_length must be >= 1, got {self.max_length}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> tuple[list[int], int]:
+    """Token ids of a text, and where its span begins.
+
+    The prompt and the response of a pair are tokenized apart, because that is how decoding meets them: the prompt's
+    tokens are fixed before the first token of the response is drawn.
+
+    Raises:
+        ValueError: the text gives no tokens, or `template="chat"` and the text is not a pair.
+    """
+    if isinstance(text, str):
+        if spec.template == "chat":
+            raise ValueError("template='chat' needs (prompt, response) pairs, got a plain text")
+        prompt_ids, ids = [], tokenizer(text, add_special_tokens=spec.special_tokens)["input_ids"]
+    else:
+        prompt, response = text
+        prompt_ids = tokenize_prompt(tokenizer, prompt, spec) if prompt else []
+        # Without a prompt the response opens the text, and gets what opens a text.
+        ids = tokenizer(response, add_special_tokens=spec.special_tokens and not prompt_ids)["input_ids"]
+    if not ids:
+        raise ValueError(f"a text without tokens has no embedding: {text!r}")
+    ids = ids[: spec.max_length]
+    room = spec.max_length - len(ids)
+    prompt_ids = prompt_ids[max(0, len(prompt_ids) - room) :] if room else []
+    return prompt_ids + ids, len(prompt_ids) if spec.span == "response" else 0
+
+
+def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, spec: EmbeddingSpec) -> list[int]:
+    """Token ids of a prompt as decoding reads it, the chat template's opening of the answer included."""
+    if spec.template == "chat":
+        turns = [{"role": "user", "content": prompt}]
+        encoded: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
+        return list(encoded["input_ids"])
+    return list(tokenizer(prompt, add_special_tokens=spec.special_tokens)["input_ids"])
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], side: Literal["left", "right"], device: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, each int64 (B, T). Padding is token 0: the mask is what counts."""
+    width = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        place = slice(0, len(sequence)) if side == "right" else slice(width - len(sequence), width)
+        ids[row, place] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, place] = 1
+    return ids.to(device), mask.to(device)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position ids (B, T) that count the real tokens only, so that padding on either side changes nothing."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, layer: int = -1, **inputs: Any) -> Tensor:
+    """Hidden states (B, T, d) of one layer, without the language-model head.
+
+    `attention_mask` (B, T) is required unless `position_ids` come with a mask of the caller's own making.
+
+    Raises:
+        ValueError: the model is in training mode, or the layer does not exist.
+    """
+    check_ready(model, layer)
+    decoder = model.get_decoder()
+    accepted = inspect.signature(decoder.forward).parameters
+    if "position_ids" in accepted and "position_ids" not in inputs:
+        inputs["position_ids"] = positions(inputs["attention_mask"])
+    inputs.setdefault("use_cache", "past_key_values" in inputs)
+    if layer == -1:
+        return decoder(input_ids=input_ids, **inputs).last_hidden_state
+    return decoder(input_ids=input_ids, output_hidden_states=True, **inputs).hidden_states[layer]
+
+
+def check_ready(model: PreTrainedModel, layer: int) -> None:
+    """Raises ValueError where the model is in training mode or has no such hidden state."""
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout blurs its states: call model.eval() first")
+    depth = model.config.get_text_config().num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(f"layer must be in [{-depth - 1}, {depth}] for this model, got {layer}")
+
+
+def pool(hidden: Tensor, span_mask: Tensor, pooling: str) -> Tensor:
+    """Pools states (B, T, d) over a span, a 0/1 mask (B, T), into float32 (B, d)."""
+    if pooling == "last":
+        index = span_mask.shape[1] - 1 - span_mask.flip(1).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), index].float()
+    weights = span_mask.to(torch.float32)
+    return torch.einsum("btd,bt->bd", hidden.float(), weights) / weights.sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def embed_ids(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], spec: EmbeddingSpec
+) -> Tensor:
+    """Embeds one batch of token ids whose spans begin at `starts` into float32 (B, d) on the model's device.
+
+    Of an empty span it takes the last state: what the model holds before it writes.
+    """
+    ids, mask = pad(sequences, "right", model.device)
+    hidden = hidden_states(model, ids, spec.layer, attention_mask=mask)
+    last = mask.sum(1, keepdim=True) - 1
+    start = torch.tensor(list(starts), device=mask.device)[:, None].minimum(last)
+    return pool(hidden, mask * (torch.arange(mask.shape[1], device=mask.device) >= start), spec.pooling)
+
+
+def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int) -> Iterator[list[int]]:
+    """Indices grouped by length, longest first (so that memory peaks at once), at most `max_tokens` padded tokens a batch."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    at = 0
+    while at < len(order):
+        size = max(1, min(batch_size, max_tokens // max(1, lengths[order[at]])))
+        yield order[at : at + size]
+        at += size
+
+
+def embed_stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[Text],
+    spec: EmbeddingSpec,
+    *,
+    batch_size: int = 64,
+    max_tokens: int = 4096,
+    window: int = 1024,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Embeds a stream of texts in bounded memory.
+
+    `window` texts at a time are sorted by length, batched and embedded; nothing else is held.
+
+    Yields:
+        (indices into the stream, embeddings float32 (len(indices), d) on the model's device). Within a window the
+        order is by length; windows follow one another.
+    """
+    check_ready(model, spec.layer)
+    first, stream = 0, iter(texts)
+    while chunk := list(islice(stream, window)):
+        encoded = []
+        for offset, text in enumerate(chunk):
+            try:
+                encoded.append(tokenize(tokenizer, text, spec))
+            except ValueError as error:
+                raise ValueError(f"text {first + offset}: {error}") from error
+        for batch in length_batches([len(ids) for ids, _ in encoded], batch_size, max_tokens):
+            yield (
+                [first + i for i in batch],
+                embed_ids(model, [encoded[i][0] for i in batch], [encoded[i][1] for i in batch], spec),
+            )
+        first += len(chunk)
+
+
+def embed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    spec: EmbeddingSpec | None = None,
+    *,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Tensor:
+    """Context embeddings of texts or (prompt, response) pairs (Ko et al. 2025, section 3.1).
+
+    Args:
+        spec: layer, pooling, span and template; `EmbeddingSpec()` where None.
+        progress: a bar on stderr.
+
+    Returns:
+        float32 (N, d), on the CPU, in the order of `texts`.
+
+    Raises:
+        ValueError: no texts, a text without tokens (named by its index), or a layer that the model does not have.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise ValueError("texts is empty: there is nothing to embed")
+    out: Tensor | None = None
+    with progress_bar("embedding", progress) as bar:
+        task = bar.add_task("embedding", total=len(texts))
+        for indices, vectors in embed_stream(model, tokenizer, texts, spec or EmbeddingSpec(), batch_size=batch_size):
+            if out is None:
+                out = torch.empty(len(texts), vectors.shape[1])
+            out[indices] = vectors.cpu()
+            bar.advance(task, len(indices))
+    assert out is not None
+    return out
+
+
+@torch.no_grad()
+def embed_prefixes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec
+) -> tuple[list[int], Tensor]:
+    """Token ids of a text's span and the embedding of the text up to each of them, float32 (T, d) on the CPU."""
+    ids, start = tokenize(tokenizer, text, spec)
+    row, mask = pad([ids], "right", model.device)
+    states = hidden_states(model, row, spec.layer, attention_mask=mask)[0, start:].float().cpu()
+    if spec.pooling == "mean":
+        states = states.cumsum(0) / torch.arange(1, len(states) + 1)[:, None]
+    return ids[start:], states
+
+
+def progress_bar(what: str, show: bool) -> Progress:
+    """A bar on stderr with the count, the rate's time left, and nothing at all where `show` is False."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not show,
+        transient=True,
+    )

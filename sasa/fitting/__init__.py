@@ -1,0 +1,7 @@
+"""The classifier-fitting stage: labelled texts -> a calibrated boundary with a held-out report."""
+
+from sasa.fitting.corpora import Corpus
+from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
+from sasa.fitting.fit import Recipe, fit_boundary
+
+__all__ = ["Corpus", "GaussianStatistics", "Recipe", "fit_boundary", "linear_discriminant"]

@@ -1,0 +1,110 @@
+"""What a fitted boundary says of itself: a model card in Markdown and a picture of its held-out margins."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from sasa.boundary import Boundary, write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+def card(boundary: Boundary, plotted: bool = False) -> str:
+    """The card of a fitted boundary, every figure in it from its report."""
+    report, spec = boundary.report, boundary.embedding
+    texts = report["texts"]
+    left_out = ", ".join(f"{count} ({why})" for why, count in report["skipped"].items()) or "none"
+    rows = [
+        f"| {name} | {m['safe']} / {m['unsafe']} | "
+        + " | ".join(
+            f"{m[key]:.3f}" if key in m else "–"
+            for key in ("auc", "average_precision", "accuracy", "balanced_accuracy", "ece")
+        )
+        + " |"
+        for name, m in {"all": report["test"], **report["test_by_corpus"]}.items()
+    ]
+    sources = [
+        f"- `{corpus['source']}`: "
+        + (", ".join(f"{k} = `{v}`" for k, v in corpus.items() if k != "source") or "as it comes")
+        for corpus in report["recipe"]["corpus"]
+    ]
+    return "\n".join(
+        [
+            f"# {boundary.attribute}: a boundary for {boundary.model.id or boundary.model.model_type}",
+            "",
+            f"A linear boundary between safe and unsafe ({boundary.attribute}) text in the model's own hidden space, for "
+            "self-disciplined decoding with [sasa](https://pypi.org/project/sasa-decoding/). A positive margin is safe.",
+            "",
+            f"Hidden state {spec.layer}, pooling `{spec.pooling}` over the `{spec.span}`, template `{spec.template}`, "
+            f"classifier `{report['classifier']}`"
+            + (f", shrinkage {report['shrinkage']:.4f}" if "shrinkage" in report else "")
+            + ".",
+            "",
+            "## Fitted on",
+            "",
+            *sources,
+            "",
+            f"{texts['fit_safe']} safe and {texts['fit_unsafe']} unsafe texts; calibrated on {texts['calibration_safe']} and "
+            f"{texts['calibration_unsafe']} others. Left out: {left_out}.",
+            "",
+            "## On held-out texts",
+            "",
+            "| corpus | safe / unsafe texts | AUC | average precision | accuracy | balanced accuracy | ECE |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "Unsafe is the class to be found; accuracy is that of the calibrated margin, which, like the expected calibration "
+            "error, counts both classes as equally likely.",
+            "",
+            *(["![margins of held-out texts and how far they can be trusted](margins.png)", ""] if plotted else []),
+            "Fit it again with `sasa fit --recipe recipe.toml --output DIR`. It reflects the labels it was fitted on, biases "
+            "included, and it is no judge of anything but text like theirs.",
+            "",
+            "Versions: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".",
+            "",
+        ]
+    )
+
+
+def plot(path: Path, margins: np.ndarray, labels: np.ndarray, scale: float, shift: float) -> bool:
+    """Draws the held-out margins of both classes and their calibration; False, and said so, without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no plot of the margins: pip install 'sasa-decoding[plots]'")
+        return False
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bins = np.linspace(np.quantile(margins, 0.002), np.quantile(margins, 0.998), 50)
+    for label, name, colour in ((1, "safe", "tab:blue"), (0, "unsafe", "tab:red")):
+        left.hist(margins[labels == label], bins, density=True, alpha=0.55, label=name, color=colour)
+    left.axvline(-shift / scale, color="black", linewidth=1, linestyle=":", label="P(safe) = 0.5")
+    left.set(xlabel="margin", ylabel="density", title="Held-out texts")
+    left.legend(frameon=False)
+    probability = 1 / (1 + np.exp(-(scale * margins + shift)))
+    weight = np.where(labels == 1, 1 / max(1, (labels == 1).sum()), 1 / max(1, (labels == 0).sum()))
+    index = np.minimum((probability * 10).astype(int), 9)
+    total = np.bincount(index, weight, 10)
+    seen = total > 0
+    right.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
+    right.plot(
+        (np.bincount(index, weight * probability, 10)[seen] / total[seen]),
+        (np.bincount(index, weight * labels, 10)[seen] / total[seen]),
+        marker="o",
+        color="tab:blue",
+    )
+    right.set(
+        xlabel="calibrated P(safe)",
+        ylabel="share that is safe",
+        title="Calibration, classes weighted equally",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomically(path, picture.getvalue())
+    return True

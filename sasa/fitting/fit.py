@@ -1,0 +1,423 @@
+"""fit_boundary(): corpora -> embeddings -> boundary -> calibration -> held-out report.
+
+Every text is read once. What is kept is O(d^2) statistics in memory and, on disk, the embeddings of the held-out tenth
+or two; both are saved as the fit goes on, so that a fit that is killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import sklearn
+import tomli_w
+import torch
+import transformers
+from sklearn.base import ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.boundary import FILE_NAME, Boundary, ModelInfo, write_atomically
+from sasa.embedding import EmbeddingSpec, check_ready, embed_stream, progress_bar
+from sasa.fitting.corpora import Corpus, Example
+from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+WINDOW = 1024
+"""Texts between two moments at which a fit can be saved."""
+Part = Literal["fit", "calibration", "test"]
+PARTS: tuple[Part, ...] = ("fit", "calibration", "test")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that determines a fit: the same recipe on the same model gives the same boundary.
+
+    Attributes:
+        corpora: what to fit on.
+        attribute: what the unsafe side is called.
+        model: the name for `sasa.load`, None for the default; used by the command line.
+        embedding: layer, pooling, span, template.
+        shrinkage: of the closed form: `auto`, or a number in [0, 1].
+        calibration, test: shares of the groups of texts held out to calibrate the margin and to report on.
+        seed: of sampling with `limit`, and of the assignment of texts to the three parts.
+    """
+
+    corpora: tuple[Corpus, ...]
+    attribute: str = "toxicity"
+    model: str | None = None
+    embedding: EmbeddingSpec = field(default_factory=EmbeddingSpec)
+    shrinkage: float | str = "auto"
+    calibration: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.corpora:
+            raise ValueError("a fit needs at least one corpus")
+        if not (self.calibration > 0 and self.test > 0 and self.calibration + self.test < 1):
+            raise ValueError(
+                f"calibration and test must be > 0 and leave something to fit on, got {self.calibration} and {self.test}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        values = dict(values)
+        names = {f.name for f in fields(cls)} - {"corpora"} | {"corpus"}
+        if unknown := set(values) - names:
+            raise ValueError(f"recipe: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(names))}")
+        try:
+            corpora = tuple(Corpus(**corpus) for corpus in values.pop("corpus", ()))
+            embedding = EmbeddingSpec(**values.pop("embedding", {}))
+            return cls(corpora, embedding=embedding, **values)
+        except TypeError as error:
+            raise ValueError(f"recipe: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """From a TOML file, as `to_toml` writes it. Paths of corpora are relative to the working directory."""
+        try:
+            return cls.from_dict(tomllib.loads(Path(path).read_text("utf-8")))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("corpora", "embedding")}
+        own = {name: value for name, value in own.items() if value is not None}
+        return own | {"embedding": self.embedding.to_dict(), "corpus": [corpus.to_dict() for corpus in self.corpora]}
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+    def part(self, group: str) -> Part:
+        """Which part a group of texts belongs to: by its hash, so that a text never lies in two parts."""
+        digest = hashlib.blake2b(f"{self.seed}\0{group}".encode(errors="replace"), digest_size=8).digest()
+        share = int.from_bytes(digest, "big") / 2**64
+        if share < self.test:
+            return "test"
+        return "calibration" if share < self.test + self.calibration else "fit"
+
+    def examples(self, skipped: Counter[str] | None = None) -> Iterator[tuple[int, Example, int]]:
+        """(index of the corpus, example, label) of all texts outside the grey zone, in a fixed order."""
+        skipped = Counter() if skipped is None else skipped
+        for index, corpus in enumerate(self.corpora):
+            for example in corpus.examples(self.seed, skipped):
+                label = corpus.label_of(example.score)
+                if label is None:
+                    skipped["grey zone"] += 1
+                else:
+                    yield index, example, label
+
+
+def fit_boundary(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    output: str | Path | None = None,
+    *,
+    classifier: ClassifierMixin | None = None,
+    batch_size: int = 64,
+    save_every: float = 30.0,
+    progress: bool = False,
+) -> Boundary:
+    """Fits, calibrates and tests a boundary (Ko et al. 2025, section 3.2).
+
+    Args:
+        recipe: the corpora, the embedding and the split.
+        output: a folder for the boundary, its recipe and card. An unfinished fit is kept there and taken up again by
+            the same call. Where None, nothing is kept but what is returned.
+        classifier: an unfitted scikit-learn linear classifier to use in place of the closed form. It needs the
+            embeddings of all texts at once, O(N d) memory.
+        save_every: seconds between two saves of an unfinished fit.
+
+    Returns:
+        the boundary; `report` holds counts and held-out metrics.
+
+    Raises:
+        ValueError: one class only, a bad label, a folder with another recipe's unfinished fit, a boundary without
+            signal. All but the last before anything is embedded.
+    """
+    check_ready(model, recipe.embedding.layer)
+    if classifier is None:
+        linear_discriminant_check(recipe.shrinkage)
+    counts, skipped = survey(recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(output) if output is not None else Path(scratch)
+        work = Workspace.open(folder / ".fit", recipe, model, classifier)
+        _embed_all(model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
+        weight, bias, settings = _separate(work, recipe, classifier)
+        held_out = {part: work.spilled(part) for part in ("calibration", "test")}
+        margins = {part: _margins(rows, weight, bias) for part, rows in held_out.items()}
+        scale, shift = calibrate(margins["calibration"], held_out["calibration"][:, 0])
+        labels, index = held_out["test"][:, 0], held_out["test"][:, 1]
+        by_corpus = {
+            f"{number}: {corpus.source}": metrics(
+                margins["test"][index == number], labels[index == number], scale, shift
+            )
+            for number, corpus in enumerate(recipe.corpora)
+        }
+        report = {
+            "test": metrics(margins["test"], labels, scale, shift),
+            "test_by_corpus": by_corpus,
+            "texts": {f"{part}_{name}": counts[part, c] for part in PARTS for c, name in ((1, "safe"), (0, "unsafe"))},
+            "skipped": dict(skipped),
+            **settings,
+            "recipe": recipe.to_dict(),
+            "versions": {
+                "sasa-decoding": version("sasa-decoding"),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "scikit-learn": sklearn.__version__,
+            },
+        }
+        boundary = Boundary(
+            weight=torch.tensor(weight, dtype=torch.float32),
+            bias=bias,
+            embedding=recipe.embedding,
+            model=ModelInfo.of(model),
+            scale=scale,
+            shift=shift,
+            attribute=recipe.attribute,
+            report=report,
+        )
+        if output is not None:
+            from sasa.fitting.card import card, plot
+
+            write_atomically(folder / "recipe.toml", recipe.to_toml())
+            plotted = plot(folder / "margins.png", margins["test"], labels, scale, shift)
+            write_atomically(folder / "README.md", card(boundary, plotted))
+            boundary.save(folder / FILE_NAME)  # last: where it is, the rest is
+            shutil.rmtree(work.folder)
+    return boundary.to(model.device)
+
+
+def linear_discriminant_check(shrinkage: float | str) -> None:
+    """Raises ValueError for a shrinkage out of range, before any text is read."""
+    linear_discriminant(GaussianStatistics(np.full(2, 2.0), np.zeros((2, 1)), np.eye(1)), shrinkage)
+
+
+def survey(recipe: Recipe) -> tuple[Counter[tuple[str, int]], Counter[str]]:
+    """Counts the texts by (part, label), and what is skipped by reason, without a model.
+
+    Raises:
+        ValueError: a bad label, or a part that lacks a class.
+    """
+    counts: Counter[tuple[str, int]] = Counter()
+    skipped: Counter[str] = Counter()
+    for _, example, label in recipe.examples(skipped):
+        counts[recipe.part(example.group), label] += 1
+    for part in PARTS:
+        safe, unsafe = counts[part, 1], counts[part, 0]
+        if min(safe, unsafe) < 2:
+            total = sum(counts[p, 1] for p in PARTS), sum(counts[p, 0] for p in PARTS)
+            raise ValueError(
+                f"the corpora hold {total[0]} safe and {total[1]} unsafe texts, of which {safe} and {unsafe} fall into the "
+                f"{part} part: each part needs two of either class. Give more texts of both classes"
+                + (f" (left out: {dict(skipped)})" if skipped else "")
+            )
+    return counts, skipped
+
+
+class Workspace:
+    """An unfinished fit on disk: the statistics, the held-out embeddings, and how many texts they stand for.
+
+    The state file is the last to be written and says how much of every other file counts.
+    """
+
+    def __init__(self, folder: Path, dimension: int, spills: tuple[Part, ...], settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.dimension = dimension
+        self.spills = spills
+        self.done = 0
+        self.rows = dict.fromkeys(spills, 0)
+        self.statistics = GaussianStatistics.empty(dimension)
+
+    @classmethod
+    def open(
+        cls, folder: Path, recipe: Recipe, model: PreTrainedModel, classifier: ClassifierMixin | None
+    ) -> Workspace:
+        """A new workspace, or the one that an earlier call with the same settings has left."""
+        spills: tuple[Part, ...] = ("calibration", "test") if classifier is None else PARTS
+        settings = {
+            "recipe": recipe.to_dict() | {"shrinkage": None, "attribute": None},  # what these say comes after the texts
+            "model": ModelInfo.of(model).id,
+            "dtype": str(model.dtype),
+            "spills": list(spills),
+        }
+        settings = json.loads(json.dumps(settings))  # as they come back from the file
+        work = cls(folder, ModelInfo.of(model).hidden_size, spills, settings)
+        state = folder / "state.json"
+        if state.is_file():
+            saved = json.loads(state.read_text("utf-8"))
+            different = [
+                f"{k}: {saved['settings'].get(k)} there, {v} now"
+                for k, v in settings.items()
+                if saved["settings"].get(k) != v
+            ]
+            if different:
+                raise ValueError(
+                    f"{folder} holds an unfinished fit with other settings ({'; '.join(different)}): delete it to begin anew"
+                )
+            work.done, work.rows = saved["done"], saved["rows"]
+            if work.done:
+                work.statistics = GaussianStatistics.load(folder / f"statistics-{work.done}.safetensors")
+            for part in spills:  # rows that were written after the last save are read again
+                with open(work._file(part), "ab") as file:
+                    file.truncate(work.rows[part] * work._row_bytes)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        return work
+
+    @property
+    def _row_bytes(self) -> int:
+        return 4 * (self.dimension + 2)
+
+    def _file(self, part: Part) -> Path:
+        return self.folder / f"{part}.f32"
+
+    def add(self, vectors: Tensor, parts: list[Part], labels: list[int], corpora: list[int]) -> None:
+        """Takes a batch of embeddings (n, d): those to fit on into the statistics, the held-out ones to disk."""
+        array = vectors.cpu().numpy()
+        where, label = np.array(parts), np.array(labels)
+        if "fit" not in self.spills and (where == "fit").any():
+            self.statistics.partial_fit(array[where == "fit"], label[where == "fit"])
+        for part in self.spills:
+            mine = where == part
+            if mine.any():
+                rows = np.column_stack([label[mine], np.array(corpora)[mine], array[mine]]).astype(np.float32)
+                with open(self._file(part), "ab") as file:
+                    file.write(rows.tobytes())
+                self.rows[part] += len(rows)
+
+    def save(self, done: int) -> None:
+        """Makes all that was added so far count, at `done` texts of the stream."""
+        write_atomically(self.folder / f"statistics-{done}.safetensors", self.statistics.to_bytes())
+        state = {"settings": self.settings, "done": done, "rows": self.rows}
+        write_atomically(self.folder / "state.json", json.dumps(state))
+        if self.done < done:
+            (self.folder / f"statistics-{self.done}.safetensors").unlink(missing_ok=True)
+        self.done = done
+
+    def spilled(self, part: Part) -> np.ndarray:
+        """Rows (N, 2 + d) of label, corpus and embedding, float32, mapped from disk."""
+        return np.memmap(self._file(part), np.float32, "r").reshape(-1, self.dimension + 2)
+
+
+def _embed_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    work: Workspace,
+    total: int,
+    batch_size: int,
+    save_every: float,
+    progress: bool,
+) -> None:
+    stream = islice(recipe.examples(), work.done, None)  # what comes before was read before the fit was stopped
+    done, saved = work.done, time.monotonic()
+    with progress_bar("embedding", progress) as bar:
+        task = bar.add_task("embedding", total=total, completed=work.done)
+        while window := list(islice(stream, WINDOW)):
+            texts = [example.text for _, example, _ in window]
+            for indices, vectors in embed_stream(
+                model, tokenizer, texts, recipe.embedding, batch_size=batch_size, window=WINDOW
+            ):
+                rows = [window[i] for i in indices]
+                work.add(
+                    vectors,
+                    [recipe.part(example.group) for _, example, _ in rows],
+                    [label for *_, label in rows],
+                    [index for index, *_ in rows],
+                )
+                bar.advance(task, len(indices))
+            done += len(window)
+            if time.monotonic() - saved >= save_every:
+                work.save(done)
+                saved = time.monotonic()
+
+
+def _separate(
+    work: Workspace, recipe: Recipe, classifier: ClassifierMixin | None
+) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """The weight (d,) and bias whose margin is positive on the safe side, and how they were found."""
+    if classifier is None:
+        weight, bias, shrinkage = linear_discriminant(work.statistics, recipe.shrinkage)
+        return weight, bias, {"classifier": "bayes", "shrinkage": shrinkage}
+    rows = work.spilled("fit")
+    classifier.fit(rows[:, 2:], rows[:, 0])
+    if not hasattr(classifier, "coef_") or np.shape(classifier.coef_) != (1, work.dimension):
+        raise ValueError(
+            f"{type(classifier).__name__} is not a linear classifier of two classes: it has no coef_ of shape (1, d)"
+        )
+    return (
+        np.asarray(classifier.coef_[0], np.float64),
+        float(np.ravel(classifier.intercept_)[0]),
+        {"classifier": str(classifier)},
+    )
+
+
+def _margins(rows: np.ndarray, weight: np.ndarray, bias: float) -> np.ndarray:
+    return np.concatenate([rows[i : i + 4096, 2:] @ weight + bias for i in range(0, len(rows), 4096)])
+
+
+def calibrate(margins: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Scale and shift that make margins log-odds of safe (Platt 1999), both classes weighing the same.
+
+    Raises:
+        ValueError: larger margins do not mean safer texts here: the boundary has no signal.
+    """
+    spread = float(margins.std()) or 1.0
+    platt = LogisticRegression(C=1e3, class_weight="balanced").fit(margins[:, None] / spread, labels)
+    scale, shift = float(platt.coef_[0, 0] / spread), float(platt.intercept_[0])
+    if scale <= 0:
+        auc = roc_auc_score(labels, margins)
+        raise ValueError(
+            f"the boundary does not separate the calibration texts (AUC {auc:.2f}): check the labels, or fit on more texts"
+        )
+    return scale, shift
+
+
+def metrics(margins: np.ndarray, labels: np.ndarray, scale: float, shift: float) -> dict[str, float | int]:
+    """Held-out figures; unsafe is the class to be found. Accuracy, too, is that of the calibrated margin.
+
+    The expected calibration error weighs both classes the same, as the calibration does.
+    """
+    counts: dict[str, float | int] = {"safe": int((labels == 1).sum()), "unsafe": int((labels == 0).sum())}
+    if not all(counts.values()):
+        return counts
+    log_odds = scale * margins + shift
+    return {
+        "auc": float(roc_auc_score(labels == 0, -margins)),
+        "average_precision": float(average_precision_score(labels == 0, -margins)),
+        "accuracy": float(accuracy_score(labels == 1, log_odds > 0)),
+        "balanced_accuracy": float(balanced_accuracy_score(labels == 1, log_odds > 0)),
+        "ece": expected_calibration_error(1 / (1 + np.exp(-log_odds)), labels),
+        **counts,
+    }
+
+
+def expected_calibration_error(probability: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
+    """Mean |confidence - frequency| over equally wide bins of P(safe), both classes weighing the same (Guo et al. 2017)."""
+    weight = np.where(labels == 1, 0.5 / max(1, (labels == 1).sum()), 0.5 / max(1, (labels == 0).sum()))
+    index = np.minimum((probability * bins).astype(int), bins - 1)
+    gaps = np.bincount(index, weight * (probability - labels), bins)
+    return float(np.abs(gaps).sum())

