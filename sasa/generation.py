@@ -220,9 +220,10 @@ def _cut(row: list[int], eos: list[int], pad_id: int) -> list[int]:
     for place, token in enumerate(row):
         if token in eos:
             return row[: place + 1]
-        if token == pad_id:  # ended by a stop string or criterion
-            return row[:place]
-    return row
+    end = len(row)
+    while end and row[end - 1] == pad_id:  # ended by a stop string or criterion, and filled up since
+        end -= 1
+    return row[:end]
 
 
 def _reason(row: list[int], eos: list[int], max_new_tokens: int) -> str:

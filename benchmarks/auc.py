@@ -1,0 +1,39 @@
+"""AUC of a boundary on RealToxicityPrompts segments that it was not fitted on.
+
+python benchmarks/auc.py --prompts ../shared/data/rtp/prompts.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+import sasa
+from sasa.fitting import Corpus
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", required=True, help="RealToxicityPrompts rows, JSONL")
+    parser.add_argument("--rows", default="3000:4000", help="START:STOP (the bundled boundary is fitted on 0:3000)")
+    parser.add_argument("--model")
+    parser.add_argument("--boundary", default="toxicity")
+    args = parser.parse_args()
+    model, tokenizer = sasa.load(args.model)
+    boundary = sasa.Boundary.load(args.boundary, model=model)
+    for name, segments in (
+        ("prompts and continuations", ("prompt", "continuation")),
+        ("continuations after their prompts", ("pair",)),
+    ):
+        examples = list(Corpus("rtp", path=args.prompts, rows=args.rows, segments=segments).examples())
+        unsafe = [e.score >= 0.5 for e in examples]
+        margins = boundary.score(model, tokenizer, [e.text for e in examples], progress=True).cpu()
+        print(
+            f"{name}: {len(examples)} texts, {sum(unsafe)} unsafe, AUC {roc_auc_score(unsafe, -margins):.4f}, "
+            f"average precision {average_precision_score(unsafe, -margins):.4f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What a fit costs beyond the model's own forward passes, and whether its memory grows with the corpus.
+
+    python benchmarks/fit_speed.py --corpus ../shared/data/davidson/labeled_data.csv::text=tweet,label=class,positive=0+1
+
+Each size is fitted in a process of its own. The share is the time inside the model's forward passes over the time of
+the whole embedding stage, in the same run and on the same batches: 1.0 would be the bare forward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+import sasa
+from sasa.fitting import Corpus, Recipe, fit_boundary
+
+
+def measure(corpus: str, limit: int, pooling: str) -> dict[str, float]:
+    """One fit in this process."""
+    from dataclasses import replace
+
+    model, tokenizer = sasa.load(device="cpu")
+    forward = 0.0
+    began = 0.0
+
+    def before(*_: object) -> None:
+        nonlocal began
+        began = time.perf_counter()
+
+    def after(*_: object) -> None:
+        nonlocal forward
+        forward += time.perf_counter() - began
+
+    decoder = model.get_decoder()
+    decoder.register_forward_pre_hook(before)
+    decoder.register_forward_hook(after)
+    recipe = Recipe((replace(Corpus.parse(corpus), limit=limit),), embedding=sasa.EmbeddingSpec(pooling=pooling))
+    list(recipe.examples())  # the data library converts the file on first sight
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    start = time.perf_counter()
+    boundary = fit_boundary(model, tokenizer, recipe)
+    seconds = time.perf_counter() - start
+    return {
+        "texts": sum(boundary.report["texts"].values()),
+        "seconds": seconds,
+        "forward_seconds": forward,
+        "share": forward / seconds,
+        "peak_mb_before": loaded,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", required=True, help="as for `sasa fit`")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[3000, 12000])
+    parser.add_argument("--pooling", default="mean")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.corpus, args.one, args.pooling)))
+        return
+    table = Table(
+        "texts", "seconds", "texts/s", "forward passes, share of the time", "peak RSS, MB", "of which before the fit"
+    )
+    for size in args.sizes:
+        command = [sys.executable, __file__, "--corpus", args.corpus, "--pooling", args.pooling, "--one", str(size)]
+        r = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        table.add_row(
+            str(r["texts"]),
+            f"{r['seconds']:.0f}",
+            f"{r['texts'] / r['seconds']:.1f}",
+            f"{r['share']:.3f}",
+            f"{r['peak_mb']:.0f}",
+            f"{r['peak_mb_before']:.0f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

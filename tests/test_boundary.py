@@ -1,0 +1,157 @@
+import json
+import struct
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import sasa.boundary as module
+from sasa import Boundary, EmbeddingSpec
+from sasa.boundary import ModelInfo
+
+INFO = ModelInfo("org/Some-Model", "llama", 4, 3, 260)
+
+
+def make(**changes):
+    values = dict(weight=torch.tensor([1.0, -2.0, 0.5, 0.0]), bias=0.25, embedding=EmbeddingSpec(), model=INFO)
+    return Boundary(**(values | changes))
+
+
+floats = st.floats(-1e6, 1e6, width=32)
+
+
+@given(
+    weight=st.lists(floats, min_size=4, max_size=4).filter(any),
+    bias=floats,
+    scale=st.floats(1e-3, 1e3),
+    layer=st.integers(-4, 3),
+    pooling=st.sampled_from(["last", "mean"]),
+    attribute=st.text(min_size=1),
+)
+def test_what_is_saved_is_loaded(tmp_path_factory, weight, bias, scale, layer, pooling, attribute):
+    saved = make(
+        weight=torch.tensor(weight),
+        bias=bias,
+        scale=scale,
+        embedding=EmbeddingSpec(layer=layer, pooling=pooling),
+        attribute=attribute,
+        report={"n": 3, "who": "é"},
+    )
+    loaded = Boundary.load(saved.save(tmp_path_factory.mktemp("b")))
+    assert torch.equal(loaded.weight, saved.weight)
+    assert replace(loaded, weight=saved.weight) == saved
+    assert loaded.report == saved.report
+
+
+def test_margin_is_float32_of_any_dtype_and_shape():
+    hidden = torch.randn(2, 3, 4)
+    want = hidden @ torch.tensor([1.0, -2.0, 0.5, 0.0]) + 0.25
+    torch.testing.assert_close(make().margin(hidden), want)
+    half = make().margin(hidden.bfloat16())
+    assert half.dtype == torch.float32
+    assert half.shape == (2, 3)
+
+
+def test_log_odds_keep_the_order():
+    margins = torch.tensor([-1.0, 0.0, 2.0])
+    torch.testing.assert_close(make(scale=2.0, shift=-1.0).log_odds(margins), torch.tensor([-3.0, -1.0, 3.0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": torch.zeros(4)}, "finite, non-zero"),
+        ({"weight": torch.full((4,), torch.nan)}, "finite, non-zero"),
+        ({"weight": torch.ones(5)}, "weight has 5 entries, hidden_size is 4"),
+        ({"scale": -1.0}, "scale must be > 0"),
+    ],
+)
+def test_impossible_boundaries(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_damaged_and_foreign_files_say_what_they_are(tmp_path):
+    good = make().save(tmp_path / "good")
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(good.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="damaged or not a boundary"):
+        Boundary.load(torn)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.ones(3)}, foreign)
+    with pytest.raises(ValueError, match="not a sasa boundary"):
+        Boundary.load(foreign)
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(ValueError, match="damaged or not a boundary"):
+        Boundary.load(tmp_path / "text.safetensors")
+    content = good.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+    about = json.loads(header["__metadata__"]["sasa"]) | {"format": 99}
+    save_file({"weight": torch.ones(4)}, tmp_path / "new.safetensors", {"sasa": json.dumps(about)})
+    with pytest.raises(ValueError, match="another format"):
+        Boundary.load(tmp_path / "new.safetensors")
+
+
+def test_unknown_names_say_what_there_is():
+    with pytest.raises(FileNotFoundError, match=r"no boundary 'toxicityy': .*toxicity-smollm2-135m-instruct"):
+        Boundary.load("toxicityy")
+    with pytest.raises(FileNotFoundError, match="no boundary at 'nobody/nothing'"):
+        Boundary.load("nobody/nothing")
+
+
+def test_bundled_is_found_by_attribute_and_refused_for_another_model(model):
+    with pytest.raises(ValueError, match="Give model=, or one of: toxicity-smollm2-135m-instruct"):
+        Boundary.load("toxicity")
+    with pytest.raises(FileNotFoundError, match=r"no bundled 'toxicity' boundary for this model.*sasa fit"):
+        Boundary.load("toxicity", model=model)
+    assert Boundary.load("toxicity-smollm2-135m-instruct").attribute == "toxicity"
+
+
+def test_check_names_every_field_that_differs(model):
+    boundary = tiny.boundary(model)
+    other = tiny.model("qwen3", vocab_size=300)
+    with pytest.raises(
+        ValueError, match=r"model_type: fitted on 'llama', this model has 'qwen3'.*vocab_size: fitted on 260"
+    ):
+        boundary.check(other)
+
+
+def test_another_id_needs_strict_false(tmp_path):
+    model = tiny.model("llama")
+    path = tiny.boundary(model).save(tmp_path)
+    named = replace(tiny.boundary(model), model=replace(ModelInfo.of(model), id="org/original"))
+    path = named.save(tmp_path)
+    model.config._name_or_path = "somewhere/ORIGINAL/"
+    assert Boundary.load(path, model=model).model.id == "org/original"  # the last part counts, in any case
+    model.config._name_or_path = "me/fine-tuned"
+    with pytest.raises(ValueError, match=r"id: fitted on 'org/original'.*strict=False"):
+        Boundary.load(path, model=model)
+    Boundary.load(path, model=model, strict=False).check(model)
+
+
+def test_score_and_trace_agree(model, tokenizer):
+    boundary = tiny.boundary(model, pooling="mean")
+    text = "hello there"
+    tokens, margins = boundary.trace(model, tokenizer, text)
+    assert "".join(tokens) == text
+    torch.testing.assert_close(margins[-1], boundary.score(model, tokenizer, [text])[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(margins[4], boundary.score(model, tokenizer, ["hello"])[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = make().save(tmp_path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        make(bias=9.0).save(tmp_path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -1,0 +1,151 @@
+"""The command line, as a process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sasa.fitting import Recipe
+
+BIN = Path(sys.executable).parent / "sasa"
+
+
+def sasa(*arguments, status=0):
+    environment = os.environ | {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([BIN, *map(str, arguments)], capture_output=True, text=True, env=environment)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_folder, corpus_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitted")
+    done = sasa(
+        "fit", f"{corpus_file}::text=comment,label=toxic", "--model", tiny_folder, "--pooling", "mean", "-o", folder
+    )
+    return folder, done
+
+
+def test_help_teaches():
+    assert "moderates its own language" in sasa("--help").stdout
+    for command, example in (("generate", "--compare"), ("fit", "positive=0+1"), ("inspect", "token by token")):
+        assert example in sasa(command, "--help").stdout
+
+
+def test_fit_writes_boundary_recipe_and_card(fitted):
+    folder, done = fitted
+    assert {"boundary.safetensors", "recipe.toml", "README.md"} <= {p.name for p in folder.iterdir()}
+    assert "AUC" in done.stdout
+    assert "wrote" in done.stdout
+    card = (folder / "README.md").read_text()
+    assert "pooling `mean`" in card
+    assert "| all |" in card
+
+
+def test_a_recipe_can_be_run_again(fitted, tiny_folder, tmp_path):
+    folder, _ = fitted
+    assert Recipe.load(folder / "recipe.toml").model == str(tiny_folder)
+    sasa("fit", "--recipe", folder / "recipe.toml", "-o", tmp_path)
+    assert (tmp_path / "boundary.safetensors").read_bytes() == (folder / "boundary.safetensors").read_bytes()
+
+
+def test_columns_limit_and_classifier_for_all_corpora(corpus_file, tiny_folder, tmp_path):
+    sasa(
+        *("fit", corpus_file, "--text", "comment", "--label", "score", "--limit", 200, "--classifier", "logistic"),
+        *("--model", tiny_folder, "-o", tmp_path, "--unsafe-from", 0.8, "--safe-below", 0.2, "--layer", 2),
+    )
+    recipe = Recipe.load(tmp_path / "recipe.toml")
+    assert recipe.corpora[0].limit == 200
+    assert (recipe.corpora[0].unsafe_from, recipe.corpora[0].safe_below) == (0.8, 0.2)
+    assert recipe.embedding.layer == 2
+
+
+def test_generate_json_is_a_line_a_prompt_and_nothing_else(fitted, tiny_folder, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "The man"}\n\n{"prompt": {"text": "A woman", "toxicity": 0.1}}\n')
+    done = sasa(
+        *("generate", "first", "--prompts", prompts, "--model", tiny_folder, "--boundary", fitted[0], "--json"),
+        *("--num-return-sequences", 2, "--max-new-tokens", 5, "--seed", 1),
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["first", "The man", "A woman"]
+    for row in rows:
+        assert set(row) == {"prompt", "completions"}
+        assert len(row["completions"]) == 2
+        for completion in row["completions"]:
+            assert set(completion) == {"text", "margin", "tokens", "finish_reason"}
+
+
+def test_the_same_seed_writes_the_same(fitted, tiny_folder):
+    command = ("generate", "x", "--model", tiny_folder, "-b", fitted[0], "--json", "-n", 8, "--seed")
+    one, same, other = (sasa(*command, seed).stdout for seed in (3, 3, 4))
+    assert one == same != other
+
+
+def test_compare(fitted, tiny_folder):
+    command = ("generate", "hello", "--model", tiny_folder, "-b", fitted[0], "--compare", "-n", 6, "--seed", 1)
+    shown = sasa(*command).stdout
+    assert "plain" in shown
+    assert "SASA, beta 1" in shown
+    row = json.loads(sasa(*command, "--json").stdout)
+    assert set(row) == {"prompt", "completions", "plain"}
+    zero = json.loads(sasa(*command, "--json", "--beta", 0).stdout)
+    assert row["plain"][0]["tokens"] == zero["completions"][0]["tokens"] == zero["plain"][0]["tokens"]
+
+
+def test_txt_prompts_and_chat(fitted, tiny_folder, tmp_path):
+    (tmp_path / "p.txt").write_text("one\n\ntwo\n")
+    done = sasa("generate", "-p", tmp_path / "p.txt", "-m", tiny_folder, "-b", fitted[0], "--chat", "-n", 3, "--json")
+    assert [json.loads(line)["prompt"] for line in done.stdout.splitlines()] == ["one", "two"]
+
+
+def test_inspect(fitted, tiny_folder):
+    command = ("inspect", "calm XQZ", "--model", tiny_folder, "--boundary", fitted[0])
+    about = json.loads(sasa(*command, "--json").stdout)
+    assert "".join(t["token"] for t in about["tokens"]) == "calm XQZ"
+    assert about["margin"] == about["tokens"][-1]["margin"]
+    assert 0 < about["p_safe"] < 1
+    assert "P(safe)" in sasa(*command).stdout
+    assert "calm XQZ" in sasa(*command).stdout
+
+
+def test_classifiers():
+    shown = sasa("classifiers").stdout
+    assert "toxicity" in shown
+    rows = [json.loads(line) for line in sasa("classifiers", "--json").stdout.splitlines()]
+    bundled = next(row for row in rows if row["name"] == "toxicity-smollm2-135m-instruct")
+    assert bundled["test"]["auc"] > 0.85
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate"], "no prompts"),
+        (["generate", " "], "prompt 0 is empty"),
+        (["generate", "x", "--beta", "-1"], "beta must be >= 0, got -1.0"),
+        (["generate", "x", "--model", "MODEL", "--top-p", "1.5", "--boundary", "FITTED"], "top_p must be in (0, 1]"),
+        (["generate", "x", "--model", "MODEL"], "no bundled 'toxicity' boundary for this model"),
+        (["generate", "x", "--model", "./nowhere"], "no model folder or GGUF file at nowhere"),
+        (["generate", "--prompts", "nowhere.txt"], "no prompts file at nowhere.txt"),
+        (["generate", "x" * 300, "--model", "MODEL", "--boundary", "FITTED"], "context window of 256"),
+        (["fit", "-o", "out"], "no corpus"),
+        (["fit", "nowhere.csv", "-o", "out", "--model", "MODEL"], "no file at nowhere.csv"),
+        (["fit", "CORPUS", "-o", "out", "--model", "MODEL"], "name its text and label columns"),
+        (["fit", "CORPUS", "--classifier", "forest", "-o", "out"], "classifier must be one of bayes, logistic"),
+        (["inspect", ""], "the text is empty"),
+    ],
+)
+def test_bad_input_is_one_line_not_a_traceback(arguments, message, fitted, tiny_folder, corpus_file):
+    names = {"MODEL": tiny_folder, "FITTED": fitted[0], "CORPUS": corpus_file}
+    done = sasa(*(names.get(a, a) for a in arguments), status=1)
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_prompts_file_names_its_line(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "fine"}\n{"text": "no"}\n')
+    assert "p.jsonl, line 2: expected" in sasa("generate", "-p", tmp_path / "p.jsonl", status=1).stderr

@@ -1,0 +1,198 @@
+import pytest
+import reference
+import tiny
+import torch
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+import sasa
+
+PROMPTS = ["The man said", "A", "Yesterday we went to the"]
+
+
+def plain(model, tokenizer, prompt, seed, **kwargs):
+    """What a user of transformers would write."""
+    torch.manual_seed(seed)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    out = model.generate(**inputs, do_sample=True, pad_token_id=tiny.PAD, **kwargs)
+    return out[0, inputs.input_ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 12, "top_p": 0.8, "min_p": 0.05}])
+def test_beta_zero_writes_what_transformers_writes(model, tokenizer, settings):
+    theirs = {"top_k": 50, "top_p": 0.9} | settings
+    want = plain(model, tokenizer, PROMPTS[0], 7, max_new_tokens=12, **theirs)
+    for boundary, beta in ((tiny.boundary(model), 0), (None, 1.0)):
+        got = sasa.generate(model, tokenizer, PROMPTS[0], boundary, beta, seed=7, max_new_tokens=12, **settings)
+        assert got[0].tokens == want
+
+
+def test_temperature_and_truncation_come_before_the_reweighting(model, tokenizer):
+    """Token for token what the definition draws from z / T, cut to top-k and top-p, plus beta times the margins."""
+    boundary = tiny.boundary(model)
+    got = sasa.generate(
+        model, tokenizer, PROMPTS[0], boundary, 1.5, seed=3, temperature=0.5, top_k=9, top_p=0.9, max_new_tokens=8
+    )
+    ids = tokenizer(PROMPTS[0])["input_ids"]
+    text = list(ids)
+    torch.manual_seed(3)
+    for token in got[0].tokens:
+        scores = reference.logits(model, text) / 0.5
+        weighted = reference.reweighted(model, boundary, 1.5, text, scores, [tiny.EOS], 9, 0.9, len(ids))
+        assert token == int(torch.multinomial(weighted.softmax(-1)[None], 1))
+        text.append(token)
+
+
+def test_greedy(model, tokenizer):
+    boundary = tiny.boundary(model)
+    got = sasa.generate(
+        model, tokenizer, PROMPTS[2], boundary, 2.0, do_sample=False, top_k=10, top_p=1.0, max_new_tokens=6
+    )
+    prompt = tokenizer(PROMPTS[2])["input_ids"]
+    assert got[0].tokens == reference.decode(model, boundary, 2.0, prompt, 6, [tiny.EOS], top_k=10)
+
+
+def test_a_string_or_a_list_and_several_sequences(model, tokenizer):
+    boundary = tiny.boundary(model)
+    one = sasa.generate(model, tokenizer, PROMPTS[0], boundary, num_return_sequences=3, max_new_tokens=4, seed=0)
+    assert len(one) == 3
+    many = sasa.generate(model, tokenizer, PROMPTS, boundary, num_return_sequences=2, max_new_tokens=4, batch_size=2)
+    assert [len(row) for row in many] == [2, 2, 2]
+
+
+def test_order_and_seed(model, tokenizer):
+    boundary = tiny.boundary(model)
+    settings = dict(max_new_tokens=6, batch_size=2, do_sample=False)
+    many = sasa.generate(model, tokenizer, PROMPTS, boundary, **settings)
+    for prompt, row in zip(PROMPTS, many, strict=True):
+        assert sasa.generate(model, tokenizer, prompt, boundary, **settings)[0].tokens == row[0].tokens
+    a, b, c = (sasa.generate(model, tokenizer, PROMPTS, boundary, seed=s, max_new_tokens=6) for s in (1, 1, 2))
+    assert a == b != c
+
+
+def test_a_seed_leaves_the_global_state_alone(model, tokenizer):
+    torch.manual_seed(0)
+    want = torch.rand(3)
+    torch.manual_seed(0)
+    sasa.generate(model, tokenizer, "x", None, seed=5, max_new_tokens=2)
+    assert torch.equal(torch.rand(3), want)
+
+
+@pytest.mark.parametrize("spec", [{}, {"pooling": "mean", "span": "response"}], ids=str)
+def test_margins_are_of_the_whole_text(model, tokenizer, spec):
+    boundary = tiny.boundary(model, **spec)
+    for completion in sasa.generate(model, tokenizer, PROMPTS[0], boundary, max_new_tokens=5, num_return_sequences=2):
+        prompt = tokenizer(PROMPTS[0])["input_ids"]
+        text = [t for t in completion.tokens if t != tiny.EOS]
+        want = boundary.margin(reference.embedding(model, prompt + text, boundary, len(prompt)))
+        assert completion.margin == pytest.approx(float(want), abs=1e-3)
+    assert sasa.generate(model, tokenizer, "x", max_new_tokens=2)[0].margin is None
+
+
+class Only(torch.nn.Module):
+    """Makes the model write given tokens."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens, self.step = tokens, 0
+
+    def __call__(self, ids, scores):
+        out = torch.full_like(scores, -torch.inf)
+        out[:, self.tokens[min(self.step, len(self.tokens) - 1)]] = 0
+        self.step += 1
+        return out
+
+
+def test_finish_reasons(model, tokenizer, monkeypatch):
+    boundary = tiny.boundary(model)
+
+    def write(tokens, **kwargs):
+        original = model._get_logits_processor
+
+        def forced(*args, **kw):
+            return LogitsProcessorList([Only(tokens), *original(*args, **kw)])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "_get_logits_processor", forced)
+            return sasa.generate(model, tokenizer, "x", boundary, max_new_tokens=4, **kwargs)[0]
+
+    ended = write([1, 2, tiny.EOS])
+    assert (ended.tokens, ended.finish_reason) == ([1, 2, tiny.EOS], "stop")
+    assert write([1, 2, 3, 4]).finish_reason == "length"
+    assert write([1, 2, 3, tiny.EOS]).finish_reason == "stop"
+    at_once = write([tiny.EOS])
+    assert (at_once.text, at_once.finish_reason) == ("", "stop")
+
+    class Two(StoppingCriteria):
+        def __call__(self, ids, scores, **_):
+            return torch.full((len(ids),), ids.shape[1] >= 3)
+
+    stopped = write([1, 2, 3], stopping_criteria=StoppingCriteriaList([Two()]))
+    assert (stopped.tokens, stopped.finish_reason) == ([1, 2], "stop")
+
+
+def test_an_empty_response_has_the_margin_of_the_prompts_end(model, tokenizer):
+    """EOS as the first token: nothing was written, and what the model held before it stands in."""
+    boundary = tiny.boundary(model, pooling="mean", span="response")
+    prompt = tokenizer("abc")["input_ids"]
+    processor = sasa.SASALogitsProcessor(model, boundary)
+    got = processor.margins(torch.tensor([prompt]), torch.tensor([[tiny.EOS]]))
+    want = boundary.margin(reference.embedding(model, prompt, tiny.boundary(model)))
+    assert float(got) == pytest.approx(float(want), abs=1e-4)
+
+
+def test_chat(model, tokenizer, caplog):
+    boundary = tiny.boundary(model)
+    got = sasa.generate(model, tokenizer, "hi", boundary, 0, chat=True, seed=1, max_new_tokens=6)
+    want = plain(model, tokenizer, "[user]hi</s>[assistant]", 1, max_new_tokens=6, top_k=50, top_p=0.9)
+    assert got[0].tokens == want
+    assert "fitted with template 'none' and decodes with a chat template" in caplog.text
+    caplog.clear()
+    sasa.generate(model, tokenizer, "hi", tiny.boundary(model, template="chat"), chat=True, max_new_tokens=2)
+    assert not caplog.records
+
+
+def test_users_own_processors_and_settings_reach_generate(model, tokenizer):
+    got = sasa.generate(
+        model, tokenizer, "x", tiny.boundary(model), max_new_tokens=8, suppress_tokens=list(range(0, 200)), seed=0
+    )
+    assert all(token >= 200 for token in got[0].tokens)
+
+
+def test_settings_come_from_the_models_generation_config(tokenizer):
+    model = tiny.model("llama")
+    model.generation_config.top_k = 1
+    a, b = (sasa.generate(model, tokenizer, "x", max_new_tokens=6, seed=s)[0].tokens for s in (1, 2))
+    assert a == b, "top_k=1 leaves no choice"
+    a, b = (sasa.generate(model, tokenizer, "x", max_new_tokens=6, top_k=0, seed=s)[0].tokens for s in (1, 2))
+    assert a != b
+
+
+@pytest.mark.parametrize(
+    ("prompts", "kwargs", "message"),
+    [
+        ("", {}, "prompt 0 is empty"),
+        (["fine", "  "], {}, "prompt 1 is empty"),
+        ([], {}, "prompts is empty"),
+        (
+            "x" * 250,
+            {},
+            "prompt 0 has 250 tokens: with max_new_tokens=50 that is beyond the model's context window of 256",
+        ),
+        ("x", {"beta": -1}, "beta must be >= 0, got -1"),
+        ("x", {"top_p": 1.2}, r"top_p must be in \(0, 1\]"),
+        ("x", {"top_p": 0}, r"top_p must be in \(0, 1\]"),
+        ("x", {"min_p": 2}, r"min_p must be in \[0, 1\]"),
+        ("x", {"temperature": 0}, "temperature must be > 0, got 0"),
+        ("x", {"max_new_tokens": 0}, "max_new_tokens must be > 0"),
+        ("x", {"logits_processor": []}, "use SASALogitsProcessor with model.generate"),
+    ],
+)
+def test_bad_input_fails_before_anything_is_generated(model, tokenizer, monkeypatch, prompts, kwargs, message):
+    monkeypatch.setattr(type(model), "generate", lambda *a, **k: pytest.fail("generated"))
+    with pytest.raises(ValueError, match=message):
+        sasa.generate(model, tokenizer, prompts, tiny.boundary(model), **kwargs)
+
+
+def test_a_boundary_for_another_model(model, tokenizer):
+    with pytest.raises(ValueError, match="model_type: fitted on 'gpt2', this model has 'llama'"):
+        sasa.generate(model, tokenizer, "x", tiny.boundary(tiny.model("gpt2")))

@@ -1,0 +1,127 @@
+"""The look-ahead against the definition in reference.py, on every family."""
+
+import logging
+
+import pytest
+import reference
+import tiny
+import torch
+
+from sasa import SASALogitsProcessor
+from sasa.lookahead import Lookahead, packs
+
+SPECS = [
+    {},
+    {"pooling": "mean"},
+    {"pooling": "mean", "span": "response"},
+    {"layer": 1},
+    {"layer": -2, "pooling": "mean"},
+]
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [65, 66, 67], [40, 41, 42, 43, 44]]
+
+
+def left_padded(prompts):
+    width = max(map(len, prompts))
+    ids = torch.tensor([[tiny.PAD] * (width - len(p)) + p for p in prompts])
+    return ids, (torch.arange(width) >= width - torch.tensor([len(p) for p in prompts])[:, None]).long()
+
+
+def run(model, boundary, steps=8, candidates=5):
+    """Greatest difference between looked-ahead and reference margins as three padded texts grow, over their size."""
+    ids, mask = left_padded(PROMPTS)
+    texts = [list(p) for p in PROMPTS]
+    processor = SASALogitsProcessor(model, boundary, attention_mask=mask)
+    draw = torch.Generator().manual_seed(1)
+    worst = 0.0
+    for _ in range(steps):
+        chosen = torch.randint(250, (len(texts), candidates), generator=draw)
+        got = processor.margins(ids, chosen)
+        for row, (text, prompt) in enumerate(zip(texts, PROMPTS, strict=True)):
+            want = reference.margins(model, boundary, text, chosen[row].tolist(), [tiny.EOS], len(prompt))
+            worst = max(worst, float(((got[row] - want).abs() / want.abs().clamp(min=1)).max()))
+        ids = torch.cat([ids, chosen[:, :1]], 1)
+        for text, token in zip(texts, chosen[:, 0].tolist(), strict=True):
+            text.append(token)
+    return worst
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_margins_equal_rereading_side_by_side(family, spec):
+    model = tiny.model(family)
+    assert packs(model), "this family must not need the slow path"
+    boundary = tiny.boundary(model, **spec)
+    # sliding windows of 6 tokens; texts grow to 17
+    assert run(model, boundary) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_eager_attention(family):
+    model = tiny.model(family, attn_implementation="eager")
+    assert packs(model)
+    assert run(model, tiny.boundary(model)) < 1e-4
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("family", tiny.REREAD_FAMILIES)
+def test_models_that_cannot_pack_reread_and_say_so_once(family, spec, caplog):
+    model = tiny.model(family)
+    boundary = tiny.boundary(model, **spec)
+    with caplog.at_level(logging.WARNING, "sasa.lookahead"):
+        first = run(model, boundary, steps=4, candidates=3)
+        run(model, boundary, steps=1, candidates=2)
+    assert first < 1e-4
+    assert sum("re-reads its text" in record.message for record in caplog.records) == 1
+
+
+def test_a_model_that_misreads_the_mask_is_found_out(monkeypatch):
+    """A model that takes the 4-D mask and then ignores it must not pass for one that packs."""
+    model = tiny.model("llama")
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def ignores_the_mask(*args, attention_mask=None, position_ids=None, **kwargs):
+        if attention_mask is not None and attention_mask.ndim == 4:
+            attention_mask = None
+        return forward(*args, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+
+    monkeypatch.setattr(decoder, "forward", ignores_the_mask)
+    assert not packs(model)
+
+
+def test_half_precision_stays_close():
+    model = tiny.model("llama", torch.bfloat16)
+    assert packs(model)
+    boundary = tiny.boundary(model)
+    assert run(model, boundary, steps=4) < 0.2
+
+
+def test_batched_equals_one_by_one(model):
+    boundary = tiny.boundary(model, pooling="mean")
+    ids, mask = left_padded(PROMPTS)
+    candidates = torch.tensor([[1, 2, 3]] * 3)
+    together = SASALogitsProcessor(model, boundary, attention_mask=mask).margins(ids, candidates)
+    for row, prompt in enumerate(PROMPTS):
+        alone = SASALogitsProcessor(model, boundary).margins(torch.tensor([prompt]), candidates[:1])
+        torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_many_candidates_take_several_passes(model, monkeypatch):
+    boundary = tiny.boundary(model)
+    ids, candidates = torch.tensor([PROMPTS[0]]), torch.arange(250)[None]
+    at_once = SASALogitsProcessor(model, boundary).margins(ids, candidates)
+    monkeypatch.setattr("sasa.processor.CHUNK", 64)
+    torch.testing.assert_close(
+        SASALogitsProcessor(model, boundary).margins(ids, candidates), at_once, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_the_text_is_kept_once_whatever_k_is(model):
+    """No copies of the cache: B rows, and room for the text and one pass of candidates."""
+    ids, mask = left_padded(PROMPTS)
+    look = Lookahead(model, tiny.boundary(model).embedding, mask)
+    look.look(ids, torch.randint(250, (3, 40)))
+    assert look.cache.get_seq_length() == ids.shape[1]
+    for layer in look.cache.layers:
+        assert layer.keys.shape[0] == 3
+        assert layer.keys.shape[2] <= ids.shape[1] + 40 + 64
