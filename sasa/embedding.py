@@ -111,8 +111,8 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, layer: int = -1, **inputs: Any) -> Tensor:
-    """Hidden states (B, T, d) of one layer, without the language-model head.
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, layer: int = -1, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, T, d) of one layer, and those of the last, which the language-model head reads.
 
     `attention_mask` (B, T) is required unless `position_ids` come with a mask of the caller's own making.
 
@@ -125,9 +125,9 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, layer: int = -1, **
     if "position_ids" in accepted and "position_ids" not in inputs:
         inputs["position_ids"] = positions(inputs["attention_mask"])
     inputs.setdefault("use_cache", "past_key_values" in inputs)
-    if layer == -1:
-        return decoder(input_ids=input_ids, **inputs).last_hidden_state
-    return decoder(input_ids=input_ids, output_hidden_states=True, **inputs).hidden_states[layer]
+    read = decoder(input_ids=input_ids, output_hidden_states=layer != -1, **inputs)
+    last = read.last_hidden_state
+    return (last if layer == -1 else read.hidden_states[layer]), last
 
 
 def check_ready(model: PreTrainedModel, layer: int) -> None:
@@ -157,7 +157,7 @@ def embed_ids(
     Of an empty span it takes the last state: what the model holds before it writes.
     """
     ids, mask = pad(sequences, "right", model.device)
-    hidden = hidden_states(model, ids, spec.layer, attention_mask=mask)
+    hidden, _ = hidden_states(model, ids, spec.layer, attention_mask=mask)
     last = mask.sum(1, keepdim=True) - 1
     start = torch.tensor(list(starts), device=mask.device)[:, None].minimum(last)
     return pool(hidden, mask * (torch.arange(mask.shape[1], device=mask.device) >= start), spec.pooling)
@@ -251,7 +251,7 @@ def embed_prefixes(
     """Token ids of a text's span and the embedding of the text up to each of them, float32 (T, d) on the CPU."""
     ids, start = tokenize(tokenizer, text, spec)
     row, mask = pad([ids], "right", model.device)
-    states = hidden_states(model, row, spec.layer, attention_mask=mask)[0, start:].float().cpu()
+    states = hidden_states(model, row, spec.layer, attention_mask=mask)[0][0, start:].float().cpu()
     if spec.pooling == "mean":
         states = states.cumsum(0) / torch.arange(1, len(states) + 1)[:, None]
     return ids[start:], states

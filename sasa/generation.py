@@ -9,27 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any, cast, overload
 
 import torch
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 
 from sasa.boundary import Boundary
 from sasa.candidates import check_truncation
+from sasa.decoding import SASADecoder
 from sasa.embedding import EmbeddingSpec, embed_ids, length_batches, pad, progress_bar, tokenize_prompt
-from sasa.processor import SASALogitsProcessor, check_beta, token_ids
+from sasa.processor import check_beta, token_ids
 
 logger = logging.getLogger(__name__)
 
-TOP_K, TOP_P = 50, 0.9
+TOP_K, TOP_P = 20, 0.9
 OURS = (
     "generation_config",
-    "logits_processor",
+    "custom_generate",
     "input_ids",
     "inputs",
     "inputs_embeds",
@@ -104,7 +97,7 @@ def generate(
         batch_size: prompts at a time; they are batched by length and come back in their own order.
         seed: for the same completions again, on the same machine with the same batch size. The global random state is
             left as it was.
-        temperature, top_k, top_p, min_p: None takes the model's generation config, and where that has none, 1.0, 50, 0.9 and
+        temperature, top_k, top_p, min_p: None takes the model's generation config, and where that has none, 1.0, 20, 0.9 and
             no limit; top_k=0 and top_p=1.0 set none.
         generate_kwargs: passed on to `model.generate`.
 
@@ -146,37 +139,37 @@ def generate(
     encoded = _encode(model, tokenizer, texts, replace(spec, template="chat" if chat else "none"), max_new_tokens)
     eos = token_ids(model, "eos_token_id", generate_kwargs.pop("eos_token_id", None))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or [0])[0]
-    warpers = LogitsProcessorList()  # transformers' own, in its order, but before the reweighting
-    if (do_sample or boundary is not None) and temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(float(temperature)))
-    if do_sample or boundary is not None:
-        warpers.extend(TopKLogitsWarper(top_k) for _ in range(top_k > 0))
-        warpers.extend(TopPLogitsWarper(top_p) for _ in range(top_p < 1.0))
-        warpers.extend(MinPLogitsWarper(min_p) for _ in range(bool(min_p)))
+    truncation: dict[str, Any] = {
+        "temperature": float(temperature),
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p or None,
+    }
+    looked_at: dict[str, Any] = {"top_k": 0}
+    if not do_sample:  # greedy decoding truncates nothing, but SASA needs to know which tokens to look at
+        looked_at, truncation = {"top_k": top_k, "top_p": top_p}, {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    # What transformers keeps from a custom_generate callable: see SASADecoder.
+    criteria = StoppingCriteriaList(generate_kwargs.pop("stopping_criteria", None) or [])
+    if stop_strings := generate_kwargs.pop("stop_strings", None):
+        criteria.append(StopStringCriteria(tokenizer, stop_strings))
+    if boundary is not None:
+        streamer = generate_kwargs.get("streamer")
+        generate_kwargs["custom_generate"] = SASADecoder(boundary, beta, **looked_at, streamer=streamer)
     results: list[list[Completion]] = [[] for _ in texts]
     with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
         task = bar.add_task("generating", total=len(texts))
         for batch in length_batches([len(ids) for ids in encoded], batch_size, 1 << 62):
             ids, mask = pad([encoded[i] for i in batch], "left", model.device)
-            processors = LogitsProcessorList(warpers)
-            if boundary is not None:
-                processors.append(
-                    SASALogitsProcessor(model, boundary, beta, top_k=0, attention_mask=mask, eos_token_id=eos)
-                )
             written: Any = cast(Any, model).generate(
                 ids,
                 attention_mask=mask,
-                logits_processor=processors,
                 do_sample=do_sample,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                min_p=None,
+                **truncation,
                 max_new_tokens=max_new_tokens,
                 num_return_sequences=num_return_sequences,
                 eos_token_id=eos or None,
                 pad_token_id=pad_id,
-                tokenizer=tokenizer,
+                stopping_criteria=criteria,
                 **generate_kwargs,
             )
             rows = [_cut(row, eos, pad_id) for row in written[:, ids.shape[1] :].tolist()]

@@ -21,6 +21,8 @@ from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, positions
 
 logger = logging.getLogger(__name__)
 
+CHUNK = 512
+"""Candidates of a row in one forward pass; more of them take several."""
 REREAD_TOKENS = 8192
 """Padded tokens in one forward pass of the re-reading path."""
 
@@ -82,6 +84,17 @@ class LookaheadCache(Cache):
         for layer in self.layers:
             cast(TextLayer, layer).length += tokens
 
+    def keep(self, choice: Tensor) -> None:
+        """Makes one entry of the last pass, at offset `choice` (B,) behind the text, the text's next."""
+        row = torch.arange(len(choice), device=choice.device)
+        for layer in self.layers:
+            text = cast(TextLayer, layer)
+            assert text.keys is not None
+            assert text.values is not None
+            for buffer in (text.keys, text.values):
+                buffer[:, :, text.length] = buffer[row, :, text.length + choice]
+            text.length += 1
+
 
 class Lookahead:
     """Reads a batch of growing texts and looks one token ahead.
@@ -90,6 +103,10 @@ class Lookahead:
         model: any causal language model of transformers, in eval mode.
         spec: layer, pooling and span of the embeddings.
         attention_mask: (B, T) of the prompts, 0 at padding.
+
+    Attributes:
+        ids: int64 (B, T), the texts so far.
+        last: states (B, d) of the model's last layer at the texts' ends, which its head turns into next-token logits.
 
     Where a model cannot take the candidates side by side (no key-value cache, attention that takes no 4-D mask, ALiBi
     from a 2-D one), every candidate re-reads its text: the same result, slower, and said once in the log.
@@ -102,10 +119,13 @@ class Lookahead:
         self.packed = packs(model)
         self.prompt_mask = attention_mask.to(model.device)
         self.prompt_length = attention_mask.shape[1]
-        self.ids = torch.empty(len(attention_mask), 0, dtype=torch.long, device=model.device)
+        rows, width = len(attention_mask), model.config.get_text_config().hidden_size
+        self.ids = torch.empty(rows, 0, dtype=torch.long, device=model.device)
         self.cache = LookaheadCache()
-        self._total: Tensor | None = None  # mean pooling: sum of the span's states, float32 (B, d)
-        self._last: Tensor | None = None  # state at the text's last token, (B, d)
+        self.last = torch.empty(rows, width, dtype=model.dtype, device=model.device)
+        self._end = self.last  # states of the spec's layer at the texts' ends, (B, d)
+        self._total = torch.zeros(rows, width, device=model.device)  # sum of the span's states, float32 (B, d)
+        self._ahead: tuple[Tensor, Tensor, Tensor]  # of the last look: candidates, their states and last states
 
     def mask(self, length: int) -> Tensor:
         """Attention mask (B, length): the prompt's own, then ones, for what is written is never padding."""
@@ -118,47 +138,79 @@ class Lookahead:
 
         Args:
             new: int64 (B, n) tokens to append, n >= 1 the first time and >= 0 afterwards.
-            candidates: int64 (B, K).
+            candidates: int64 (B, K), K >= 0.
 
         Returns:
             float32 (B, d), the text, and (B, K, d), the text and one candidate.
         """
-        n, length = new.shape[1], self.ids.shape[1]
+        n = new.shape[1]
         self.ids = torch.cat([self.ids, new], 1)
-        states = self._read_packed(new, candidates) if self.packed else self._reread(n, candidates)
-        written, ahead = states[:, :n], states[:, n:]
+        read = self._read_packed if self.packed else self._reread
+        first, *rest = candidates.split(CHUNK, 1)
+        parts = [read(new, first), *(read(new[:, :0], chunk) for chunk in rest)]
+        states, last = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        self._ahead = candidates, states[:, n:], last[:, n:]
         if n:
-            self._last = written[:, -1]
-        assert self._last is not None, "the first look must append the prompt"
+            self._append(states[:, :n], last[:, n - 1])
+        ahead = states[:, n:].float()
         if self.spec.pooling == "last":
-            return self._last.float(), ahead.float()
-        span = self.mask(length + n)[:, length:].float()
-        if self.spec.span == "response":
-            span[:, : max(0, self.prompt_length - length)] = 0
-        total = torch.einsum("bnd,bn->bd", written.float(), span)
-        self._total = total if self._total is None else self._total + total
-        count = self._span_length()
+            return self._end.float(), ahead
+        count = self._span_mask(0).sum(1, keepdim=True)
         # An empty response has no mean: what the model holds before it writes stands in.
-        text = torch.where(count > 0, self._total / count.clamp(min=1), self._last.float())
-        return text, (self._total[:, None] + ahead.float()) / (count[:, None] + 1)
+        text = torch.where(count > 0, self._total / count.clamp(min=1), self._end.float())
+        return text, (self._total[:, None] + ahead) / (count[:, None] + 1)
 
-    def _span_length(self) -> Tensor:
-        mask = self.mask(self.ids.shape[1])
-        return mask[:, self.prompt_length if self.spec.span == "response" else 0 :].sum(1, keepdim=True).float()
+    def keep(self, choice: Tensor) -> None:
+        """Appends to each text the candidate of the last look at index `choice`, int64 (B,), without another pass.
 
-    def _read_packed(self, new: Tensor, candidates: Tensor) -> Tensor:
+        What that pass wrote of the chosen candidates into the cache moves to the end of the text; the rest is dropped.
+        """
+        candidates, states, last = self._ahead
+        row = torch.arange(len(choice), device=choice.device)
+        if candidates.shape[1] > CHUNK:  # most candidates' entries have been written over by now
+            self.look(candidates[row, choice][:, None], candidates[:, :0])
+            return
+        self.ids = torch.cat([self.ids, candidates[row, choice][:, None]], 1)
+        self._append(states[row, choice][:, None], last[row, choice])
+        if self.packed:
+            self.cache.keep(choice)
+
+    def expand(self, times: int) -> None:
+        """Repeats each row `times` times, next to each other."""
+        self.select(torch.arange(len(self.ids), device=self.ids.device).repeat_interleave(times))
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows only, int64 (B',), in this order; a row may come more than once."""
+        for name in ("ids", "prompt_mask", "last", "_end", "_total"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.cache.batch_select_indices(rows)
+
+    def _append(self, states: Tensor, last: Tensor) -> None:
+        """Takes the states (B, n, d) of the texts' newest tokens, which `ids` holds already."""
+        self._end, self.last = states[:, -1], last
+        span = self._span_mask(self.ids.shape[1] - states.shape[1])
+        self._total = self._total + torch.einsum("bnd,bn->bd", states.float(), span)
+
+    def _span_mask(self, start: int) -> Tensor:
+        """Which of the tokens from `start` on belong to the span, float32 (B, T - start)."""
+        span = self.mask(self.ids.shape[1]).float()
+        if self.spec.span == "response":
+            span[:, : self.prompt_length] = 0
+        return span[:, start:]
+
+    def _read_packed(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, n + K, d) at the new tokens and the candidates, from one pass behind the cached text."""
         n, k = new.shape[1], candidates.shape[1]
         length = self.cache.get_seq_length()
         mask = self.mask(length + n + 1)
         place = positions(mask)[:, length:]
-        place = torch.cat([place[:, :n], place[:, n:].expand(-1, k)], 1)
         states = hidden_states(
             self.model,
             torch.cat([new, candidates], 1),
             self.spec.layer,
-            attention_mask=self._packed_masks(mask, n, k),
-            position_ids=place,
+            # Without candidates it is ordinary reading, which needs no mask of ours.
+            attention_mask=self._packed_masks(mask, n, k) if k else mask[:, :-1],
+            position_ids=torch.cat([place[:, :n], place[:, n:].expand(-1, k)], 1),
             past_key_values=self.cache,
         )
         self.cache.commit(n)
@@ -170,9 +222,8 @@ class Lookahead:
         The last of these is where a candidate stands, so its row is every candidate's view of the text, whatever the
         layer's kind (full, sliding, chunked). Among themselves the candidates see only themselves.
         """
-        like = torch.empty(
-            len(mask), n + 1, 1, dtype=self.model.dtype, device=mask.device
-        )  # gives shape and dtype only
+        # gives shape and dtype only
+        like = torch.empty(len(mask), n + 1, 1, dtype=self.model.dtype, device=mask.device)
         masks = create_masks_for_generate(self.model.config, like, mask, self.cache, positions(mask)[:, -n - 1 :])
         if isinstance(masks, dict):
             return {kind: self._pack(one, mask, n, k) for kind, one in masks.items()}
@@ -194,23 +245,26 @@ class Lookahead:
         lowest = torch.finfo(ordinary.dtype).min
         return torch.where(packed, ordinary.new_zeros(()), lowest)
 
-    def _reread(self, n: int, candidates: Tensor) -> Tensor:
+    def _reread(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """The same states, each candidate's from a pass over its whole text."""
-        batch, k = candidates.shape
-        length = self.ids.shape[1]
-        parts = []
+        (batch, k), n, length = candidates.shape, new.shape[1], self.ids.shape[1]
+        found: list[tuple[Tensor, Tensor]] = []
         if n:
             read = hidden_states(self.model, self.ids, self.spec.layer, attention_mask=self.mask(length))
-            parts.append(read[:, length - n :])
+            found.append((read[0][:, length - n :], read[1][:, length - n :]))
         extended = torch.cat([self.ids.repeat_interleave(k, 0), candidates.reshape(-1, 1)], 1)
         mask = self.mask(length + 1).repeat_interleave(k, 0)
         rows = max(1, REREAD_TOKENS // (length + 1))
-        ahead = [
-            hidden_states(self.model, ids, self.spec.layer, attention_mask=m)[:, -1]
+        ends = [
+            [part[:, -1] for part in hidden_states(self.model, ids, self.spec.layer, attention_mask=m)]
             for ids, m in zip(extended.split(rows), mask.split(rows), strict=True)
+            if len(ids)
         ]
-        parts.append(torch.cat(ahead).view(batch, k, -1))
-        return torch.cat(parts, 1)
+        if ends:
+            states, last = (torch.cat(part).view(batch, k, -1) for part in zip(*ends, strict=True))
+            found.append((states, last))
+        states, last = (torch.cat(part, 1) for part in zip(*found, strict=True))
+        return states, last
 
 
 def packs(model: PreTrainedModel) -> bool:

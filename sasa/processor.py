@@ -14,12 +14,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
 from sasa.boundary import Boundary
-from sasa.candidates import check_truncation, select
+from sasa.candidates import Candidates, check_truncation, select
 from sasa.lookahead import Lookahead
 
 DEFAULT_TOP_K = 50
-CHUNK = 512
-"""Candidates of a row in one forward pass; more of them take several."""
 
 
 class SASALogitsProcessor(LogitsProcessor):
@@ -77,21 +75,12 @@ class SASALogitsProcessor(LogitsProcessor):
         if self.beta == 0:
             return scores
         candidates = select(scores, self.top_k, self.top_p)
-        margins = self.margins(input_ids, candidates.ids).to(scores.dtype)
-        values = scores.gather(1, candidates.ids) + self.beta * margins
-        values = values.masked_fill(~candidates.mask, -torch.inf)
-        return torch.full_like(scores, -torch.inf).scatter_(1, candidates.ids, values)
+        return reweight(scores, candidates, self.margins(input_ids, candidates.ids), self.beta)
 
     def margins(self, input_ids: Tensor, candidates: Tensor) -> Tensor:
         """Margins, float32 (B, K), of the texts (B, T) extended by each candidate (B, K); of an EOS, the text's own."""
         look, new = self._follow(input_ids)
-        parts = []
-        for chunk in candidates.split(CHUNK, 1):
-            text, ahead = look.look(new, chunk)
-            new = new[:, :0]
-            is_eos = torch.isin(chunk, self.eos)
-            parts.append(torch.where(is_eos, self.boundary.margin(text)[:, None], self.boundary.margin(ahead)))
-        return torch.cat(parts, 1)
+        return candidate_margins(look, self.boundary, self.eos, new, candidates)
 
     def _follow(self, input_ids: Tensor) -> tuple[Lookahead, Tensor]:
         """The look-ahead over these texts, and the tokens that it has not read.
@@ -128,6 +117,23 @@ class SASALogitsProcessor(LogitsProcessor):
             leading = (place < count - count.min()).long()
         leading[:, -1] = 0
         return 1 - leading
+
+
+def candidate_margins(look: Lookahead, boundary: Boundary, eos: Tensor, new: Tensor, candidates: Tensor) -> Tensor:
+    """Appends tokens `new` (B, n) to the texts; margins, float32 (B, K), of the texts with each candidate (B, K).
+
+    EOS is a candidate but not a text: it gets the margin of the text that it would end.
+    """
+    text, ahead = look.look(new, candidates)
+    ends = torch.isin(candidates, eos)
+    return torch.where(ends, boundary.margin(text)[:, None], boundary.margin(ahead))
+
+
+def reweight(scores: Tensor, candidates: Candidates, margins: Tensor, beta: float) -> Tensor:
+    """z'(v) = z(v) + beta * margin(v) for the candidates of scores (B, V), -inf for all else."""
+    values = scores.gather(1, candidates.ids) + beta * margins.to(scores.dtype)
+    values = values.masked_fill(~candidates.mask, -torch.inf)
+    return torch.full_like(scores, -torch.inf).scatter_(1, candidates.ids, values)
 
 
 def check_beta(beta: float) -> None:

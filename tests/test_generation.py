@@ -3,6 +3,7 @@ import reference
 import tiny
 import torch
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 import sasa
 
@@ -19,7 +20,7 @@ def plain(model, tokenizer, prompt, seed, **kwargs):
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 12, "top_p": 0.8, "min_p": 0.05}])
 def test_beta_zero_writes_what_transformers_writes(model, tokenizer, settings):
-    theirs = {"top_k": 50, "top_p": 0.9} | settings
+    theirs = {"top_k": 20, "top_p": 0.9} | settings
     want = plain(model, tokenizer, PROMPTS[0], 7, max_new_tokens=12, **theirs)
     for boundary, beta in ((tiny.boundary(model), 0), (None, 1.0)):
         got = sasa.generate(model, tokenizer, PROMPTS[0], boundary, beta, seed=7, max_new_tokens=12, **settings)
@@ -143,7 +144,7 @@ def test_an_empty_response_has_the_margin_of_the_prompts_end(model, tokenizer):
 def test_chat(model, tokenizer, caplog):
     boundary = tiny.boundary(model)
     got = sasa.generate(model, tokenizer, "hi", boundary, 0, chat=True, seed=1, max_new_tokens=6)
-    want = plain(model, tokenizer, "[user]hi</s>[assistant]", 1, max_new_tokens=6, top_k=50, top_p=0.9)
+    want = plain(model, tokenizer, "[user]hi</s>[assistant]", 1, max_new_tokens=6, top_k=20, top_p=0.9)
     assert got[0].tokens == want
     assert "fitted with template 'none' and decodes with a chat template" in caplog.text
     caplog.clear()
@@ -184,7 +185,7 @@ def test_settings_come_from_the_models_generation_config(tokenizer):
         ("x", {"min_p": 2}, r"min_p must be in \[0, 1\]"),
         ("x", {"temperature": 0}, "temperature must be > 0, got 0"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens must be > 0"),
-        ("x", {"logits_processor": []}, "use SASALogitsProcessor with model.generate"),
+        ("x", {"attention_mask": 1}, "use SASALogitsProcessor with model.generate"),
     ],
 )
 def test_bad_input_fails_before_anything_is_generated(model, tokenizer, monkeypatch, prompts, kwargs, message):
@@ -196,3 +197,26 @@ def test_bad_input_fails_before_anything_is_generated(model, tokenizer, monkeypa
 def test_a_boundary_for_another_model(model, tokenizer):
     with pytest.raises(ValueError, match="model_type: fitted on 'gpt2', this model has 'llama'"):
         sasa.generate(model, tokenizer, "x", tiny.boundary(tiny.model("gpt2")))
+
+
+def test_stop_strings_and_streamers_reach_the_decoder(model, tokenizer):
+    boundary = tiny.boundary(model)
+    free = sasa.generate(model, tokenizer, "x", boundary, do_sample=False, max_new_tokens=8)[0]
+    stop = tokenizer.decode(free.tokens[1:3])
+    got = sasa.generate(model, tokenizer, "x", boundary, do_sample=False, max_new_tokens=8, stop_strings=stop)[0]
+    assert len(got.tokens) < 8
+    assert (stop in got.text, got.finish_reason) == (True, "stop")
+
+    class Gather(BaseStreamer):
+        def __init__(self):
+            self.got = []
+
+        def put(self, value):
+            self.got += value.flatten().tolist()
+
+        def end(self):
+            self.got.append("end")
+
+    streamer = Gather()
+    streamed = sasa.generate(model, tokenizer, "x", boundary, max_new_tokens=4, streamer=streamer)[0]
+    assert streamer.got == [*tokenizer("x")["input_ids"], *streamed.tokens, "end"]

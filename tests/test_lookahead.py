@@ -110,7 +110,7 @@ def test_many_candidates_take_several_passes(model, monkeypatch):
     boundary = tiny.boundary(model)
     ids, candidates = torch.tensor([PROMPTS[0]]), torch.arange(250)[None]
     at_once = SASALogitsProcessor(model, boundary).margins(ids, candidates)
-    monkeypatch.setattr("sasa.processor.CHUNK", 64)
+    monkeypatch.setattr("sasa.lookahead.CHUNK", 64)
     torch.testing.assert_close(
         SASALogitsProcessor(model, boundary).margins(ids, candidates), at_once, atol=1e-4, rtol=1e-4
     )

@@ -35,7 +35,7 @@ def command(
     beta: Annotated[float, typer.Option(help="Strength, >= 0. 0 samples plainly.")] = 1.0,
     top_k: Annotated[
         int | None,
-        typer.Option(help="At most the k likeliest tokens; 0: no limit.", show_default="the model's, else 50"),
+        typer.Option(help="At most the k likeliest tokens; 0: no limit.", show_default="the model's, else 20"),
     ] = None,
     top_p: Annotated[
         float | None,

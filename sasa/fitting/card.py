@@ -79,7 +79,7 @@ def plot(path: Path, margins: np.ndarray, labels: np.ndarray, scale: float, shif
         return False
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    bins = np.linspace(np.quantile(margins, 0.002), np.quantile(margins, 0.998), 50)
+    bins = np.linspace(margins.min(), margins.max(), int(np.clip(len(margins) ** 0.5, 10, 60)))
     for label, name, colour in ((1, "safe", "tab:blue"), (0, "unsafe", "tab:red")):
         left.hist(margins[labels == label], bins, density=True, alpha=0.55, label=name, color=colour)
     left.axvline(-shift / scale, color="black", linewidth=1, linestyle=":", label="P(safe) = 0.5")

@@ -1,0 +1,246 @@
+"""SASA as a decoding loop of its own: one forward pass a token.
+
+The look-ahead has already computed all about the token that is chosen: its keys and values, its hidden state and so the
+next logits. The loop keeps them, instead of having `generate()` compute them again. It is handed to `generate()` as
+`custom_generate`, which prepares processors, stopping criteria and lengths as ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from sasa.boundary import Boundary
+from sasa.candidates import check_truncation, select
+from sasa.embedding import hidden_states
+from sasa.lookahead import Lookahead
+from sasa.processor import DEFAULT_TOP_K, candidate_margins, check_beta, reweight, token_ids
+
+logger = logging.getLogger(__name__)
+
+_heads: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+
+
+@dataclass
+class SASAOutput(GenerateDecoderOnlyOutput):
+    """What `generate()` returns with `return_dict_in_generate`, and the margins.
+
+    Attributes:
+        margins: a tensor (B,) a step: the margin of the text with the token that was chosen. Behind a text's end it means
+            nothing, and is NaN once the row has left the batch.
+        candidates, candidate_margins: tensors (B, K) a step, with `output_scores`: the candidates' ids and margins. Where a
+            row has fewer than K candidates, the rest are others that were computed along; their score is -inf.
+    """
+
+    margins: tuple[Tensor, ...] | None = None
+    candidates: tuple[Tensor, ...] | None = None
+    candidate_margins: tuple[Tensor, ...] | None = None
+
+
+class SASADecoder:
+    """Greedy decoding and sampling under SASA, as transformers' `custom_generate`.
+
+        model.generate(**inputs, do_sample=True, top_k=50, top_p=0.9, custom_generate=SASADecoder(boundary, beta=1.0))
+
+    All processors and warpers of `generate()` run first, in their usual order; what survives them is reweighted. A prompt is
+    read once for all its `num_return_sequences`, and rows that have ended leave the forward pass.
+
+    Args:
+        boundary: fitted on the model that generates.
+        beta: strength, >= 0. At 0 it writes what plain `generate()` writes from the same seed.
+        top_k, top_p: a further limit to the candidates, after those of `generate()`. In greedy decoding, where `generate()`
+            sets none, 50 candidates are looked at unless top_k (0: no limit) or top_p is given.
+        streamer: the one that is given to `generate()`, too: transformers (5.23) hands a callable neither its streamer nor
+            its tokenizer. For the same reason stop strings come as a `StopStringCriteria`. `sasa.generate` sees to both.
+
+    Raises:
+        ValueError: a bad argument; in a call, a boundary for another model, or beams, assisted decoding, a cache that is
+            already filled, or anything else that this loop does not do.
+    """
+
+    def __init__(
+        self,
+        boundary: Boundary,
+        beta: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
+    ) -> None:
+        check_beta(beta)
+        check_truncation(top_k, top_p)
+        self.boundary = boundary
+        self.beta = float(beta)
+        self.top_k = top_k
+        self.top_p = top_p
+        self.streamer = streamer
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: BaseStreamer | None = None,
+        **model_kwargs: Any,
+    ) -> Tensor | SASAOutput:
+        """The loop; `generate()` calls it."""
+        self._refuse(model, generation_config, synced_gpus, model_kwargs)
+        streamer = streamer or self.streamer
+        boundary = self.boundary.to(model.device)
+        eos_ids = token_ids(model, "eos_token_id", generation_config.eos_token_id)
+        eos = torch.tensor(eos_ids, dtype=torch.long, device=model.device)
+        pad = generation_config._pad_token_tensor
+        has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        sampling = bool(generation_config.do_sample)
+        top_k = DEFAULT_TOP_K if self.top_k is None and self.top_p is None and not sampling else self.top_k
+        steps: list[Step] = []
+
+        look = self._read_prompts(model, input_ids, model_kwargs.get("attention_mask"))
+        rows = torch.arange(len(input_ids), device=input_ids.device)  # of the batch, that the look-ahead still follows
+        unfinished = torch.ones_like(rows)
+        logits = next_logits(model, look)
+        while True:
+            scores = logits_processor(cast(torch.LongTensor, input_ids), cast(torch.FloatTensor, logits.clone()))
+            nothing = input_ids[rows, :0]
+            if self.beta:
+                candidates = select(scores[rows], top_k, self.top_p)
+                ids, margins = candidates.ids, candidate_margins(look, boundary, eos, nothing, candidates.ids)
+                scores = scores.index_copy(0, rows, reweight(scores[rows], candidates, margins, self.beta))
+            # Drawn over all rows and the whole vocabulary, as plain generate() draws: equal seeds, equal tokens.
+            tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0] if sampling else scores.argmax(-1)
+            if not self.beta:
+                ids = tokens[rows, None]
+                margins = candidate_margins(look, boundary, eos, nothing, ids)
+            choice = (ids == tokens[rows, None]).int().argmax(1)
+            look.keep(choice)
+            if generation_config.return_dict_in_generate:
+                steps.append(Step(scores, logits, rows, ids, margins, choice))
+            if has_eos and pad is not None:
+                tokens = tokens * unfinished + pad * (1 - unfinished)
+            input_ids = torch.cat([input_ids, tokens[:, None]], 1)
+            if streamer is not None:
+                streamer.put(tokens.cpu())
+            so_far = tuple(step.scores for step in steps) if generation_config.output_scores else None
+            unfinished = unfinished & ~stopping_criteria(cast(torch.LongTensor, input_ids), cast(Any, so_far))
+            going = unfinished[rows].bool()
+            left = int(going.sum())
+            if not left:
+                break
+            if left <= 0.75 * len(rows):  # moving the caches costs something: not for every single row
+                look.select(going.nonzero()[:, 0])
+                rows = rows[going]
+            logits = logits.index_copy(0, rows, next_logits(model, look))
+        if streamer is not None:
+            streamer.end()
+        return self._output(input_ids, steps, generation_config) if steps else input_ids
+
+    def _refuse(
+        self, model: PreTrainedModel, config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
+    ) -> None:
+        self.boundary.check(model)
+        cache = model_kwargs.get("past_key_values")
+        why = {
+            "beam search (use SASALogitsProcessor)": (config.num_beams or 1) > 1,
+            "assisted decoding": config.prompt_lookup_num_tokens or config.assistant_early_exit,
+            "encoder-decoder models": model.config.is_encoder_decoder,
+            "synced_gpus": synced_gpus,
+            "inputs_embeds": model_kwargs.get("inputs_embeds") is not None,
+            "output_attentions and output_hidden_states": config.output_attentions or config.output_hidden_states,
+            "a cache that is already filled": cache is not None and cache.get_seq_length() > 0,
+        }
+        if found := [name for name, does in why.items() if does]:
+            raise ValueError(f"SASADecoder cannot be used with {', '.join(found)}")
+
+    def _read_prompts(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Lookahead:
+        """Reads each run of equal neighbours once, and goes on with as many copies of it as there are rows."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        new = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        new[1:] = (input_ids[1:] != input_ids[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
+        look = Lookahead(model, self.boundary.embedding, mask[new])
+        look.look(input_ids[new], input_ids[new][:, :0])
+        if not bool(new.all()):
+            look.select(new.cumsum(0) - 1)
+        return look
+
+    @staticmethod
+    def _output(sequences: Tensor, steps: list[Step], config: GenerationConfig) -> SASAOutput:
+        """Everything that was asked for, each step's tensors over the whole batch."""
+        batch = len(sequences)
+
+        def whole(rows: Tensor, part: Tensor, fill: float) -> Tensor:
+            return part.new_full((batch, *part.shape[1:]), fill).index_copy(0, rows, part)
+
+        chosen = (whole(s.rows, s.margins.gather(1, s.choice[:, None])[:, 0], torch.nan) for s in steps)
+        out = SASAOutput(sequences=cast(torch.LongTensor, sequences), margins=tuple(chosen))
+        if config.output_logits:
+            out.logits = cast(Any, tuple(s.logits for s in steps))
+        if config.output_scores:
+            out.scores = cast(Any, tuple(s.scores for s in steps))
+            out.candidates = tuple(whole(s.rows, s.ids, 0) for s in steps)
+            out.candidate_margins = tuple(whole(s.rows, s.margins, torch.nan) for s in steps)
+        return out
+
+
+class Step(NamedTuple):
+    """What one step computed: scores and logits (B, V); of the rows (R,) that it followed, the rest, (R, K) and (R,)."""
+
+    scores: Tensor
+    logits: Tensor
+    rows: Tensor
+    ids: Tensor
+    margins: Tensor
+    choice: Tensor
+
+
+def next_logits(model: PreTrainedModel, look: Lookahead) -> Tensor:
+    """Next-token logits, float32 (B, V), at the ends of the texts.
+
+    From the last states and the model's head where that is all there is to it; a model that does more to its logits than
+    its config tells reads the texts once more.
+    """
+    if has_plain_head(model):
+        return _head(model, look.last)
+    length = look.ids.shape[1]
+    inputs = {"attention_mask": look.mask(length), "use_cache": False}
+    return model(input_ids=look.ids, **inputs).logits[:, -1].float()
+
+
+def _head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits, float32, of last-layer states (…, d): the head and the scalings that configs know."""
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden)
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    if scaling := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / scaling
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        logits = torch.tanh(logits / cap) * cap
+    return logits.float()
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether `_head` gives the model's own logits: asked once a model, on a few tokens."""
+    if model not in _heads:
+        ids = torch.arange(1, 6, device=model.device)[None]
+        mask = torch.ones_like(ids)
+        _, last = hidden_states(model, ids, attention_mask=mask)
+        ours, own = _head(model, last), model(input_ids=ids, attention_mask=mask).logits.float()
+        _heads[model] = bool((ours - own).norm() <= 100 * torch.finfo(model.dtype).eps * own.norm())
+        if not _heads[model]:
+            logger.warning(
+                "%s does more to its logits than its config tells: each token takes a second pass over its text",
+                type(model).__name__,
+            )
+    return _heads[model]
