@@ -22,10 +22,10 @@ def main() -> None:
     args = parser.parse_args()
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
-    for name, segments in (
-        ("prompts and continuations", ("prompt", "continuation")),
-        ("continuations after their prompts", ("pair",)),
-    ):
+    kinds = {"prompts and continuations": ("prompt", "continuation")}
+    if boundary.embedding.span == "response":  # else the prompt would be judged by its continuation's label
+        kinds["continuations after their prompts"] = ("pair",)
+    for name, segments in kinds.items():
         examples = list(Corpus("rtp", path=args.prompts, rows=args.rows, segments=segments).examples())
         unsafe = [e.score >= 0.5 for e in examples]
         margins = boundary.score(model, tokenizer, [e.text for e in examples], progress=True).cpu()

@@ -1,5 +1,7 @@
 """Self-disciplined autoregressive sampling: a language model that moderates its own language while it writes."""
 
+from importlib.metadata import version
+
 from sasa.boundary import Boundary
 from sasa.decoding import SASADecoder, SASAOutput
 from sasa.embedding import EmbeddingSpec, embed
@@ -18,3 +20,5 @@ __all__ = [
     "generate",
     "load",
 ]
+
+__version__ = version("sasa-decoding")

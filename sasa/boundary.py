@@ -61,7 +61,7 @@ class ModelInfo:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Boundary:
     """A linear boundary between safe and unsafe text in a model's hidden space.
 
@@ -83,7 +83,7 @@ class Boundary:
     scale: float = 1.0
     shift: float = 0.0
     attribute: str = "toxicity"
-    report: dict[str, Any] = field(default_factory=dict, compare=False)
+    report: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 1 or not self.weight.isfinite().all() or not self.weight.any():
@@ -116,7 +116,7 @@ class Boundary:
         """Margins, float32 (N,), of whole texts or (prompt, response) pairs."""
         self.check(model)
         return self.margin(
-            embed(model, tokenizer, texts, self.embedding, batch_size=batch_size, progress=progress).to(
+            embed(model, tokenizer, texts, self._whole(model), batch_size=batch_size, progress=progress).to(
                 self.weight.device
             )
         )
@@ -124,8 +124,13 @@ class Boundary:
     def trace(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text) -> tuple[list[str], Tensor]:
         """The margin of a text as it grows: its T tokens as strings, and float32 (T,)."""
         self.check(model)
-        ids, states = embed_prefixes(model, tokenizer, text, self.embedding)
+        ids, states = embed_prefixes(model, tokenizer, text, self._whole(model))
         return [str(tokenizer.decode([i])) for i in ids], self.margin(states.to(self.weight.device))
+
+    def _whole(self, model: PreTrainedModel) -> EmbeddingSpec:
+        """The embedding without the fit's limit on length: a text is judged by all that the model can read of it."""
+        window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return replace(self.embedding, max_length=window or 2**31)
 
     def check(self, model: PreTrainedModel, strict: bool = True) -> None:
         """Raises ValueError, naming every field that differs, where this boundary was not fitted for the model.
@@ -211,8 +216,10 @@ class Boundary:
             reasons = "; ".join(
                 cls._read(file).model.differences(ModelInfo.of(model), strict)[0] for file in of_attribute.values()
             )
+            hint = "If it is one of these under another name, give strict=False (--no-strict). " if strict else ""
             raise FileNotFoundError(
-                f"no bundled {name!r} boundary for this model ({reasons}). Fit one: sasa fit CORPUS --model MODEL --output DIR"
+                f"no bundled {name!r} boundary for this model ({reasons}). "
+                f"{hint}Fit one: sasa fit CORPUS --model MODEL --output DIR"
             )
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
             from huggingface_hub import hf_hub_download
@@ -246,15 +253,19 @@ class Boundary:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a valid boundary: {error}") from error
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Uploads the boundary to a Hub model repository, made where there is none; returns the commit's address."""
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Uploads the boundary and its card to a Hub model repository, made where there is none; returns its address."""
         from huggingface_hub import HfApi
 
+        from sasa.fitting.card import card
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder)
-            api = HfApi()
-            api.create_repo(repo_id, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
+            if "test" in self.report:
+                write_atomically(Path(folder) / "README.md", card(self))
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
 
 def bundled() -> dict[str, Path]:

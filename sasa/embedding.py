@@ -6,6 +6,7 @@ boundaries or sampling.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -121,13 +122,17 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, layer: int = -1, **
     """
     check_ready(model, layer)
     decoder = model.get_decoder()
-    accepted = inspect.signature(decoder.forward).parameters
-    if "position_ids" in accepted and "position_ids" not in inputs:
+    if "position_ids" not in inputs and _takes_positions(type(decoder)):  # type: ignore[arg-type]
         inputs["position_ids"] = positions(inputs["attention_mask"])
     inputs.setdefault("use_cache", "past_key_values" in inputs)
     read = decoder(input_ids=input_ids, output_hidden_states=layer != -1, **inputs)
     last = read.last_hidden_state
     return (last if layer == -1 else read.hidden_states[layer]), last
+
+
+@functools.cache
+def _takes_positions(decoder: type[torch.nn.Module]) -> bool:
+    return "position_ids" in inspect.signature(decoder.forward).parameters
 
 
 def check_ready(model: PreTrainedModel, layer: int) -> None:

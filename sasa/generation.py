@@ -15,14 +15,15 @@ from sasa.boundary import Boundary
 from sasa.candidates import check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import EmbeddingSpec, embed_ids, length_batches, pad, progress_bar, tokenize_prompt
-from sasa.processor import check_beta, token_ids
+from sasa.processor import DEFAULT_TOP_K, check_beta, token_ids
 
 logger = logging.getLogger(__name__)
 
-TOP_K, TOP_P = 20, 0.9
+TOP_P = 0.9
 OURS = (
     "generation_config",
     "custom_generate",
+    "return_dict_in_generate",
     "input_ids",
     "inputs",
     "inputs_embeds",
@@ -111,7 +112,7 @@ def generate(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     config = model.generation_config
     temperature = _first(temperature, config.temperature, 1.0)
-    top_k, top_p = _first(top_k, config.top_k, TOP_K), _first(top_p, config.top_p, TOP_P)
+    top_k, top_p = _first(top_k, config.top_k, DEFAULT_TOP_K), _first(top_p, config.top_p, TOP_P)
     min_p = _first(min_p, config.min_p, None)
     check_beta(beta)
     check_truncation(top_k, top_p, min_p)
@@ -136,9 +137,16 @@ def generate(
                 "with" if chat else "without",
             )
     spec = boundary.embedding if boundary is not None else EmbeddingSpec()
-    encoded = _encode(model, tokenizer, texts, replace(spec, template="chat" if chat else "none"), max_new_tokens)
+    encoded = encode_prompts(model, tokenizer, texts, spec, chat, max_new_tokens)
     eos = token_ids(model, "eos_token_id", generate_kwargs.pop("eos_token_id", None))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or [0])[0]
+    # What fills up ended rows must not look like an EOS that the model wrote.
+    fill = (
+        generate_kwargs.pop("pad_token_id", None),
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+        *range(len(eos) + 1),
+    )
+    pad_id = next(i for i in fill if i is not None and i not in eos)
     truncation: dict[str, Any] = {
         "temperature": float(temperature),
         "top_k": top_k,
@@ -169,6 +177,7 @@ def generate(
                 num_return_sequences=num_return_sequences,
                 eos_token_id=eos or None,
                 pad_token_id=pad_id,
+                return_dict_in_generate=False,
                 stopping_criteria=criteria,
                 **generate_kwargs,
             )
@@ -187,10 +196,20 @@ def generate(
     return results[0] if isinstance(prompts, str) else results
 
 
-def _encode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], spec: EmbeddingSpec, room: int
+def encode_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    spec: EmbeddingSpec,
+    chat: bool,
+    room: int,
 ) -> list[list[int]]:
-    """Token ids of the prompts, all checked before the first of them is used."""
+    """Token ids of the prompts, all checked before the first of them is used.
+
+    Raises:
+        ValueError: no prompts, an empty one, or one that leaves no `room` in the context window; it is named by its index.
+    """
+    spec = replace(spec, template="chat" if chat else "none")
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to complete")
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -232,8 +251,13 @@ def _margins(
         return [None] * len(rows)
     texts = [[*prompt, *(t for t in row if t not in eos)] for prompt, row in zip(prompts, rows, strict=True)]
     response = boundary.embedding.span == "response"
-    vectors = embed_ids(model, texts, [len(p) if response else 0 for p in prompts], boundary.embedding)
-    return [float(m) for m in boundary.to(model.device).margin(vectors)]
+    starts = [len(p) if response else 0 for p in prompts]
+    margins: list[float | None] = [None] * len(texts)
+    for batch in length_batches([len(text) for text in texts], 64, 4096):
+        vectors = embed_ids(model, [texts[i] for i in batch], [starts[i] for i in batch], boundary.embedding)
+        for i, margin in zip(batch, boundary.to(model.device).margin(vectors).tolist(), strict=True):
+            margins[i] = margin
+    return margins
 
 
 @contextlib.contextmanager

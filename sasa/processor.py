@@ -17,7 +17,7 @@ from sasa.boundary import Boundary
 from sasa.candidates import Candidates, check_truncation, select
 from sasa.lookahead import Lookahead
 
-DEFAULT_TOP_K = 50
+DEFAULT_TOP_K = 20
 
 
 class SASALogitsProcessor(LogitsProcessor):
@@ -27,6 +27,9 @@ class SASALogitsProcessor(LogitsProcessor):
 
         model.generate(**inputs, do_sample=True, logits_processor=[SASALogitsProcessor(model, boundary, beta=1.0)])
 
+    Beam search is followed, at the price of reading the texts again where beams move. Modes that take tokens back (assisted
+    decoding, prompt lookup) are not.
+
     `generate()` applies temperature, top-k and top-p after its custom processors. To truncate before reweighting, as
     the method has it, give top_k and top_p here; `sasa.generate` also puts the temperature first.
 
@@ -34,7 +37,7 @@ class SASALogitsProcessor(LogitsProcessor):
         model: the model that generates, in eval mode.
         boundary: fitted on that model.
         beta: strength, >= 0. At 0 the scores are returned untouched.
-        top_k: the candidates are at most the k likeliest; 0 for no limit; None for 50, or for no limit where top_p is given.
+        top_k: the candidates are at most the k likeliest; 0 for no limit; None for 20, or for no limit where top_p is given.
         top_p: the candidates are the likeliest with this total probability, in (0, 1].
         attention_mask: (B, T) of the prompts, or of the distinct prompts where `num_return_sequences` repeats them.
             Where None, leading pad tokens are padding.
@@ -66,7 +69,8 @@ class SASALogitsProcessor(LogitsProcessor):
         self.top_p = top_p
         self.attention_mask = attention_mask
         self.eos = torch.tensor(token_ids(model, "eos_token_id", eos_token_id), dtype=torch.long, device=model.device)
-        self.pad = token_ids(model, "pad_token_id", pad_token_id)
+        # generate() pads with EOS where there is no pad token, and so do most tokenizers
+        self.pad = token_ids(model, "pad_token_id", pad_token_id) or self.eos.tolist()
         self.bos = token_ids(model, "bos_token_id", None)
         self._look: Lookahead | None = None
 

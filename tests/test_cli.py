@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,33 @@ def test_bad_input_is_one_line_not_a_traceback(arguments, message, fitted, tiny_
     assert done.stdout == ""
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_late_bad_prompt_fails_before_the_first_is_used(fitted, tiny_folder, tmp_path):
+    (tmp_path / "p.txt").write_text("short\n" * 20 + "x" * 300)
+    command = ("generate", "-p", tmp_path / "p.txt", "-m", tiny_folder, "-b", fitted[0], "--batch-size", 1, "--json")
+    done = sasa(*command, status=1)
+    assert done.stdout == ""
+    assert "prompt 20 has 300 tokens" in done.stderr
+    assert sasa("generate", "x", "--batch-size", 0, status=2).stdout == ""
+
+
+def test_what_json_wrote_can_be_read_back(fitted, tiny_folder, tmp_path):
+    prompt = "a\u2028b"
+    command = ("generate", "--model", tiny_folder, "-b", fitted[0], "--json", "-n", 2)
+    (tmp_path / "p.jsonl").write_text(sasa(*command, prompt).stdout)
+    assert json.loads(sasa(*command, "-p", tmp_path / "p.jsonl").stdout)["prompt"] == prompt
+
+
+def test_a_renamed_model_needs_no_strict(fitted, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "renamed")
+    command = ("inspect", "calm", "--model", tmp_path / "renamed", "-b", fitted[0], "--json")
+    assert "strict=False" in sasa(*command, status=1).stderr
+    sasa(*command, "--no-strict")
+
+
+def test_version():
+    assert sasa("--version").stdout.strip() == "0.1.0"
 
 
 def test_a_bad_prompts_file_names_its_line(tmp_path):

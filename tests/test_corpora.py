@@ -23,7 +23,7 @@ def write(tmp_path, name, rows=ROWS, columns=("comment", "score")):
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.v2.jsonl.gz", "a.parquet"])
 def test_every_kind_of_file(tmp_path, name):
     corpus = Corpus(write(tmp_path, name), text="comment", label="score")
     assert [(e.text, e.score) for e in corpus.examples()] == ROWS
@@ -36,6 +36,27 @@ def test_nested_columns_and_prompts(tmp_path):
     assert [(e.text, e.score) for e in corpus.examples()] == [(("ok?", "yes"), 1.0)]
 
 
+def test_responses_to_one_prompt_stay_together(tmp_path):
+    rows = [{"q": "same?", "a": f"answer {i}", "bad": i % 2} for i in range(9)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = Corpus(str(tmp_path / "p.jsonl"), text="a", prompt="q", label="bad")
+    assert len({e.group for e in corpus.examples()}) == 1
+
+
+def test_scores_out_of_range_in_real_toxicity_prompts(tmp_path):
+    part = {"text": "x", "toxicity": 73.0}
+    (tmp_path / "r.jsonl").write_text(json.dumps({"prompt": part, "continuation": part}))
+    with pytest.raises(ValueError, match=r"corpus rtp, row 0: label 73.0 is not in \[0, 1\]"):
+        list(Corpus("rtp", path=str(tmp_path / "r.jsonl")).examples())
+
+
+def test_rows_keep_their_numbers_when_some_are_drawn(tmp_path):
+    path = write(tmp_path, "n.csv", [(f"t{i}", 9.0) for i in range(50)])
+    with pytest.raises(ValueError, match="row ") as error:
+        list(Corpus(path, text="comment", label="score", rows="20:50", limit=5).examples())
+    assert 20 <= int(str(error.value).split("row ")[1].split(":")[0]) < 50
+
+
 @pytest.mark.parametrize(
     ("labels", "settings", "scores"),
     [
@@ -44,6 +65,7 @@ def test_nested_columns_and_prompts(tmp_path):
         (["BAD", "NOT_BAD"], {"positive": ["BAD"]}, [1.0, 0.0]),
         ([0, 1, 2], {"positive": ["0", "1"]}, [1.0, 1.0, 0.0]),
         ([1, 3, 5], {"low": 1, "high": 5}, [0.0, 0.5, 1.0]),
+        (["1", "0"], {}, [1.0, 0.0]),
     ],
 )
 def test_labels_as_people_write_them(tmp_path, labels, settings, scores):

@@ -234,6 +234,23 @@ def test_a_head_that_the_config_does_not_tell_of_is_found_out(monkeypatch, caplo
     assert "does more to its logits than its config tells" in caplog.text
 
 
+def test_an_unknown_logit_cap_is_found_out_in_half_precision(monkeypatch):
+    from sasa.decoding import has_plain_head
+
+    model = tiny.model("llama", torch.bfloat16)
+    assert has_plain_head(model)
+    model, forward = tiny.model("llama", torch.bfloat16), type(model).forward
+
+    def capped(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        cap = out.logits.abs().mean()
+        out.logits = torch.tanh(out.logits / cap) * cap
+        return out
+
+    monkeypatch.setattr(type(model), "forward", capped)
+    assert not has_plain_head(model)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -161,6 +161,24 @@ def test_another_recipe_does_not_take_over_an_unfinished_fit(model, tokenizer, r
     assert not work.exists()
 
 
+def test_an_unfinished_fit_on_other_texts_is_not_taken_up(model, tokenizer, tmp_path, monkeypatch):
+    """The labels in the same file were mended in between."""
+    path = write_corpus(tmp_path / "c.csv")
+    recipe = Recipe((Corpus(str(path), text="comment", label="toxic"),))
+    with monkeypatch.context() as patch:
+        patch.setattr("sasa.fitting.fit.calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fit_boundary(model, tokenizer, recipe, tmp_path / "out", save_every=0)
+    text = path.read_text()
+    path.write_text(text.replace("True,0.9", "False,0.1", 1))
+    with pytest.raises(ValueError, match=r"unfinished fit with other settings .*texts"):
+        fit_boundary(model, tokenizer, recipe, tmp_path / "out")
+    path.write_text(text)
+    (tmp_path / "out" / ".fit" / "test.f32").write_bytes(b"")
+    with pytest.raises(ValueError, match="has lost rows"):
+        fit_boundary(model, tokenizer, recipe, tmp_path / "out")
+
+
 def test_scikit_learn_classifiers_come_through_the_same_door(model, tokenizer, recipe):
     boundary = fit_boundary(model, tokenizer, recipe, classifier=LogisticRegression(max_iter=1000))
     assert boundary.report["test"]["auc"] > 0.95
@@ -178,6 +196,9 @@ def test_one_class_or_too_few_texts_fail_before_anything_is_embedded(model, toke
     bad = replace(one, shrinkage=2.0)
     with pytest.raises(ValueError, match="shrinkage must be"):
         fit_boundary(model, tokenizer, bad)
+    plain = Recipe((Corpus(str(write_corpus(tmp_path / "c.csv")), text="comment", label="toxic"),))
+    with pytest.raises(ValueError, match=r"template='chat' needs .* has plain texts"):
+        fit_boundary(model, tokenizer, replace(plain, embedding=EmbeddingSpec(template="chat")))
     with pytest.raises(ValueError, match="layer must be in"):
         fit_boundary(model, tokenizer, replace(one, embedding=EmbeddingSpec(layer=40)))
 

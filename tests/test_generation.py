@@ -157,6 +157,7 @@ def test_users_own_processors_and_settings_reach_generate(model, tokenizer):
         model, tokenizer, "x", tiny.boundary(model), max_new_tokens=8, suppress_tokens=list(range(0, 200)), seed=0
     )
     assert all(token >= 200 for token in got[0].tokens)
+    assert sasa.generate(model, tokenizer, "x", tiny.boundary(model), max_new_tokens=2, pad_token_id=5)[0].tokens
 
 
 def test_settings_come_from_the_models_generation_config(tokenizer):
@@ -185,7 +186,7 @@ def test_settings_come_from_the_models_generation_config(tokenizer):
         ("x", {"min_p": 2}, r"min_p must be in \[0, 1\]"),
         ("x", {"temperature": 0}, "temperature must be > 0, got 0"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens must be > 0"),
-        ("x", {"attention_mask": 1}, "use SASALogitsProcessor with model.generate"),
+        ("x", {"return_dict_in_generate": True}, "use SASALogitsProcessor with model.generate"),
     ],
 )
 def test_bad_input_fails_before_anything_is_generated(model, tokenizer, monkeypatch, prompts, kwargs, message):
@@ -206,6 +207,7 @@ def test_stop_strings_and_streamers_reach_the_decoder(model, tokenizer):
     got = sasa.generate(model, tokenizer, "x", boundary, do_sample=False, max_new_tokens=8, stop_strings=stop)[0]
     assert len(got.tokens) < 8
     assert (stop in got.text, got.finish_reason) == (True, "stop")
+    assert tokenizer.decode(got.tokens).endswith(stop), "no EOS that the model did not write"
 
     class Gather(BaseStreamer):
         def __init__(self):

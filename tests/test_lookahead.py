@@ -89,6 +89,15 @@ def test_a_model_that_misreads_the_mask_is_found_out(monkeypatch):
     assert not packs(model)
 
 
+def test_an_interrupted_probe_is_asked_again(monkeypatch):
+    model = tiny.model("bloom")
+    with monkeypatch.context() as patch:
+        patch.setattr("sasa.lookahead._disagreement", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            packs(model)
+    assert not packs(model)
+
+
 def test_half_precision_stays_close():
     model = tiny.model("llama", torch.bfloat16)
     assert packs(model)

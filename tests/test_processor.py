@@ -142,11 +142,21 @@ def test_leading_pads_are_padding_even_where_texts_open_with_the_same_token():
         torch.testing.assert_close(got[row], reference.margins(model, boundary, text, [1], []), atol=1e-4, rtol=1e-4)
 
 
+def test_padding_with_eos_where_the_model_knows_no_pad_token():
+    """As generate() does, for GPT-2 and Llama base models."""
+    model = tiny.model("gpt2")
+    model.generation_config.pad_token_id = model.config.pad_token_id = None
+    boundary = tiny.boundary(model, pooling="mean")
+    rows = torch.tensor([[5, 6, 7], [tiny.EOS, tiny.EOS, 9]])
+    got = SASALogitsProcessor(model, boundary).margins(rows, torch.tensor([[1], [1]]))
+    torch.testing.assert_close(got[1], reference.margins(model, boundary, [9], [1], []), atol=1e-4, rtol=1e-4)
+
+
 def test_default_truncation_is_bounded(model):
     scores = torch.randn(1, tiny.VOCABULARY)
     ids = torch.tensor([PROMPTS[0]])
     boundary = tiny.boundary(model)
-    assert SASALogitsProcessor(model, boundary)(ids, scores).isfinite().sum() == 50
+    assert SASALogitsProcessor(model, boundary)(ids, scores).isfinite().sum() == 20
     assert SASALogitsProcessor(model, boundary, top_k=0)(ids, scores).isfinite().sum() == tiny.VOCABULARY
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+import sasa
 from sasa.cli import classifiers, fit, generate, inspect
 
 app = typer.Typer(
@@ -15,6 +17,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A language model that moderates its own language while it writes (SASA, Ko et al., ICLR 2025).",
 )
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    if show_version:
+        print(sasa.__version__)
+        raise typer.Exit()
+
+
 app.command("generate")(generate.command)
 app.command("fit")(fit.command)
 app.command("inspect")(inspect.command)

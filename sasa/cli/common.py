@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
+import torch
 import typer
 from rich.color import Color
 from rich.console import Console
@@ -21,6 +21,12 @@ ModelOption = Annotated[
 BoundaryOption = Annotated[
     str, typer.Option("--boundary", "-b", help="A bundled attribute, a file, a folder, or OWNER/NAME on the Hub.")
 ]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict/--no-strict", help="Refuse a boundary for a model of another name, be it of the same shape."
+    ),
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best there is")]
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16, …", show_default="float32 on the CPU, else bfloat16")
@@ -31,8 +37,7 @@ out = Console(highlight=False)
 
 def probability(boundary: Boundary, margin: float) -> float:
     """Calibrated P(safe)."""
-    log_odds = max(-60.0, min(60.0, boundary.scale * margin + boundary.shift))
-    return 1 / (1 + math.exp(-log_odds))
+    return float(boundary.log_odds(torch.tensor(margin)).sigmoid())
 
 
 def style(boundary: Boundary, margin: float) -> Style:

@@ -26,7 +26,7 @@ def command(
         Path, typer.Option("--output", "-o", help="The folder to write; an unfinished fit in it goes on.")
     ] = ...,  # type: ignore[assignment]
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", "-r", help="A TOML file with all settings; other options override it.")
+        Path | None, typer.Option("--recipe", "-r", help="A TOML file with all settings; other options add to it.")
     ] = None,
     model: ModelOption = None,
     attribute: Annotated[
@@ -34,7 +34,7 @@ def command(
     ] = None,
     text: Annotated[str | None, typer.Option(help="Text column of all corpora that do not name their own.")] = None,
     label: Annotated[str | None, typer.Option(help="Label column, likewise.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many rows a corpus, drawn at random.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows a corpus, drawn at random, likewise.")] = None,
     unsafe_from: Annotated[
         float | None, typer.Option(help="Scores at or above are unsafe.", show_default="0.5")
     ] = None,
@@ -79,9 +79,8 @@ def command(
         "safe_below": safe_below,
     }
     shared = {name: value for name, value in shared.items() if value is not None}
-    named = ("text", "label")  # a corpus that names its own columns keeps them
-    used = tuple(
-        replace(corpus, **{k: v for k, v in shared.items() if k not in named or getattr(corpus, k) is None})
+    used = tuple(  # what a corpus says of itself stands
+        replace(corpus, **{k: v for k, v in shared.items() if k not in corpus.to_dict()})
         for corpus in (given or base.corpora)
     )
     spec: dict[str, Any] = {"layer": layer, "pooling": pooling, "span": span, "template": template}
@@ -93,6 +92,8 @@ def command(
         **{k: v for k, v in settings.items() if v is not None},
     )
     estimator = _classifier(classifier)
+    for corpus in used:  # a wrong path or column shows before the model is loaded
+        next(corpus.examples(full.seed), None)
     loaded, tokenizer = sasa.load(full.model, device, dtype)
     boundary = fit_boundary(loaded, tokenizer, full, output, classifier=estimator, batch_size=batch_size, progress=True)
     table = Table("held-out texts", "safe", "unsafe", "AUC", "avg. precision", "accuracy", "ECE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +16,18 @@ from rich.text import Text
 
 import sasa
 from sasa.boundary import Boundary
-from sasa.cli.common import BoundaryOption, DeviceOption, DtypeOption, ModelOption, out, probability, style
-from sasa.generation import Completion
+from sasa.candidates import check_truncation
+from sasa.cli.common import (
+    BoundaryOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    StrictOption,
+    out,
+    probability,
+    style,
+)
+from sasa.generation import Completion, encode_prompts
 from sasa.processor import check_beta
 
 
@@ -44,10 +55,12 @@ def command(
     temperature: Annotated[
         float | None, typer.Option(help="Below 1 sharper, above 1 flatter.", show_default="the model's, else 1")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Tokens a completion, at most.")] = 50,
-    num_return_sequences: Annotated[int, typer.Option(help="Completions a prompt.")] = 1,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a completion, at most.")
+    ] = 50,
+    num_return_sequences: Annotated[int, typer.Option(min=1, help="Completions a prompt.")] = 1,
     seed: Annotated[int | None, typer.Option(help="For the same completions again.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 8,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Plain and steered side by side, from the same seed.")
@@ -55,6 +68,7 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON line a prompt on stdout, and nothing else.")
     ] = False,
+    strict: StrictOption = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -70,11 +84,10 @@ def command(
     texts = [*(prompts or []), *(read_prompts(file) if file else [])]
     if not texts:
         raise ValueError("no prompts: give them as arguments, or a file with --prompts")
-    for number, text in enumerate(texts):
-        if not text.strip():
-            raise ValueError(f"prompt {number} is empty: a completion needs something to complete")
+    check_truncation(top_k, top_p)
     loaded, tokenizer = sasa.load(model, device, dtype)
-    line = Boundary.load(boundary, model=loaded)
+    line = Boundary.load(boundary, model=loaded, strict=strict)
+    encode_prompts(loaded, tokenizer, texts, line.embedding, chat, max_new_tokens)  # all, before the first is used
     settings = dict(
         chat=chat,
         batch_size=batch_size,
@@ -112,7 +125,7 @@ def read_prompts(file: Path) -> list[str]:
     if file.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{file}: prompts come as .txt or .jsonl")
     found = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         if file.suffix == ".txt":
@@ -135,7 +148,8 @@ def read_prompts(file: Path) -> list[str]:
 
 def _coloured(boundary: Boundary, completion: Completion) -> Text:
     assert completion.margin is not None
-    text = Text(completion.text, style(boundary, completion.margin))
+    # Blank lines take room and say nothing here; --json has the text as it is.
+    text = Text(re.sub(r"\s*\n\s*", "\n", completion.text).strip("\n"), style(boundary, completion.margin))
     return text.append(f"  ⟨{completion.margin:+.1f}, P(safe) {probability(boundary, completion.margin):.2f}⟩", "dim")
 
 

@@ -10,7 +10,16 @@ from rich.text import Text
 
 import sasa
 from sasa.boundary import Boundary
-from sasa.cli.common import BoundaryOption, DeviceOption, DtypeOption, ModelOption, out, probability, style
+from sasa.cli.common import (
+    BoundaryOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    StrictOption,
+    out,
+    probability,
+    style,
+)
 
 
 def command(
@@ -19,6 +28,7 @@ def command(
     model: ModelOption = None,
     boundary: BoundaryOption = "toxicity",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    strict: StrictOption = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -26,7 +36,7 @@ def command(
     if not text.strip():
         raise ValueError("the text is empty")
     loaded, tokenizer = sasa.load(model, device, dtype)
-    line = Boundary.load(boundary, model=loaded)
+    line = Boundary.load(boundary, model=loaded, strict=strict)
     tokens, margins = line.trace(loaded, tokenizer, (prompt, text) if prompt else text)
     values = margins.tolist()
     p = probability(line, values[-1])

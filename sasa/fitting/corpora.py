@@ -6,8 +6,9 @@ It knows columns and labels; it knows nothing about models.
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sasa.embedding import Text
 
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 SEGMENTS = ("prompt", "continuation", "pair")
-TRUE, FALSE = {"true", "yes", "toxic", "1", "1.0"}, {"false", "no", "safe", "non-toxic", "0", "0.0"}
+TRUE, FALSE = {"true", "yes", "toxic"}, {"false", "no", "safe", "non-toxic"}
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,9 @@ class Corpus:
                 the message names the source, the row and what is allowed.
         """
         skipped = Counter() if skipped is None else skipped
-        table, offset = self._open(seed)
+        table, numbers = self._open(seed)
         read = self._rtp if self.source == "rtp" else self._plain(table)
-        for number, row in enumerate(_rows(table), offset):
+        for number, row in zip(numbers, _rows(table), strict=True):
             for example in read(row, number):
                 if isinstance(example, Example):
                     yield example
@@ -144,21 +145,22 @@ class Corpus:
 
     # --- readers ---------------------------------------------------------------------------------------------
 
-    def _open(self, seed: int) -> tuple[datasets.Dataset, int]:
+    def _open(self, seed: int) -> tuple[datasets.Dataset, Sequence[int]]:
+        """The rows to read, and their numbers in the source."""
         hub = {
             "jigsaw": ("google/civil_comments", None),
             "rtp": ("allenai/real-toxicity-prompts", None),
             "toxigen": ("toxigen/toxigen-data", "annotated"),
         }
         file = self.path if self.source in hub else self.source
-        suffix = Path(str(file)).suffixes[:1] if str(file).endswith((".gz", ".zst")) else [Path(str(file)).suffix]
-        kind = FILE_KINDS.get(suffix[0] if suffix else "")
+        plain_name = str(file).removesuffix(".gz").removesuffix(".zst")
+        kind = FILE_KINDS.get(Path(plain_name).suffix)
         if file is not None and (kind or Path(file).exists()):
             if not Path(file).expanduser().is_file():
                 raise FileNotFoundError(f"corpus {self.source}: no file at {file}")
             if kind is None:
                 raise ValueError(f"corpus {file}: expected one of {', '.join(FILE_KINDS)}")
-            options = {"sep": "\t"} if str(file).endswith(".tsv") else {}
+            options = {"sep": "\t"} if plain_name.endswith(".tsv") else {}
             try:
                 table = datasets.load_dataset(kind, data_files=str(Path(file).expanduser()), split="train", **options)
             except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
@@ -176,21 +178,20 @@ class Corpus:
                     if self.source in hub
                     else f"corpus {self.source}: not a file here, and the Hub has no data set of that name ({error})"
                 ) from error
-        offset = 0
+        numbers: Sequence[int] = range(len(table))
         if self.rows:
             start, _, stop = self.rows.partition(":")
             try:
-                offset, end = int(start or 0), int(stop or len(table))
+                numbers = range(int(start or 0), min(int(stop or len(table)), len(table)))
             except ValueError:
                 raise ValueError(f"corpus {self.source}: rows must be START:STOP, got {self.rows!r}") from None
-            if not 0 <= offset < min(end, len(table)):
+            if not len(numbers) or numbers[0] < 0:
                 raise ValueError(f"corpus {self.source}: rows {self.rows} is empty, there are {len(table)} rows")
-            table = table.select(range(offset, min(end, len(table))))
-        if self.limit and self.limit < len(table):
-            table = table.shuffle(seed=seed).select(range(self.limit))
-        if not len(table):
+        if self.limit and self.limit < len(numbers):
+            numbers = sorted(random.Random(seed).sample(numbers, self.limit))
+        if not len(numbers):
             raise ValueError(f"corpus {self.source} is empty")
-        return table, offset
+        return table.select(numbers), numbers
 
     def _plain(self, table: datasets.Dataset) -> Callable[[dict[str, Any], int], Iterator[Example | str]]:
         """A reader of one row: examples, or the reason why there is none."""
@@ -216,8 +217,8 @@ class Corpus:
             if not content.strip():
                 yield "empty text"
                 return
-            example: Text = (str(_get(row, self.prompt) or ""), content) if self.prompt else content
-            yield Example(example, score, content)
+            prompt = str(_get(row, self.prompt) or "")
+            yield Example((prompt, content) if self.prompt else content, score, prompt or content)
 
         return read
 
@@ -259,7 +260,7 @@ class Corpus:
                 yield "no score or text"
                 continue
             text: Text = (opening["text"] or "", part["text"]) if segment == "pair" else part["text"]
-            yield Example(text, float(part["toxicity"]), opening["text"] or part["text"])
+            yield Example(text, self._score(part["toxicity"], 0.0, 1.0, number), opening["text"] or part["text"])
 
 
 def _rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:

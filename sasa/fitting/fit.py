@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -157,10 +158,10 @@ def fit_boundary(
     check_ready(model, recipe.embedding.layer)
     if classifier is None:
         linear_discriminant_check(recipe.shrinkage)
-    counts, skipped = survey(recipe)
+    counts, skipped, content = survey(recipe)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(output) if output is not None else Path(scratch)
-        work = Workspace.open(folder / ".fit", recipe, model, classifier)
+        work = Workspace.open(folder / ".fit", recipe, content, model, classifier)
         _embed_all(model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
         weight, bias, settings = _separate(work, recipe, classifier)
         held_out = {part: work.spilled(part) for part in ("calibration", "test")}
@@ -204,7 +205,7 @@ def fit_boundary(
             plotted = plot(folder / "margins.png", margins["test"], labels, scale, shift)
             write_atomically(folder / "README.md", card(boundary, plotted))
             boundary.save(folder / FILE_NAME)  # last: where it is, the rest is
-            shutil.rmtree(work.folder)
+            work.remove()
     return boundary.to(model.device)
 
 
@@ -213,16 +214,21 @@ def linear_discriminant_check(shrinkage: float | str) -> None:
     linear_discriminant(GaussianStatistics(np.full(2, 2.0), np.zeros((2, 1)), np.eye(1)), shrinkage)
 
 
-def survey(recipe: Recipe) -> tuple[Counter[tuple[str, int]], Counter[str]]:
-    """Counts the texts by (part, label), and what is skipped by reason, without a model.
+def survey(recipe: Recipe) -> tuple[Counter[tuple[str, int]], Counter[str], str]:
+    """Counts the texts by (part, label), and what is skipped by reason, without a model; last, a hash of it all.
 
     Raises:
-        ValueError: a bad label, or a part that lacks a class.
+        ValueError: a bad label, a plain text where the chat template needs a pair, or a part that lacks a class.
     """
     counts: Counter[tuple[str, int]] = Counter()
     skipped: Counter[str] = Counter()
-    for _, example, label in recipe.examples(skipped):
+    content = hashlib.blake2b(digest_size=8)
+    for index, example, label in recipe.examples(skipped):
+        if recipe.embedding.template == "chat" and isinstance(example.text, str):
+            source = recipe.corpora[index].source
+            raise ValueError(f"template='chat' needs (prompt, response) pairs, and corpus {source} has plain texts")
         counts[recipe.part(example.group), label] += 1
+        content.update(repr((index, example.text, label)).encode(errors="replace"))
     for part in PARTS:
         safe, unsafe = counts[part, 1], counts[part, 0]
         if min(safe, unsafe) < 2:
@@ -232,7 +238,7 @@ def survey(recipe: Recipe) -> tuple[Counter[tuple[str, int]], Counter[str]]:
                 f"{part} part: each part needs two of either class. Give more texts of both classes"
                 + (f" (left out: {dict(skipped)})" if skipped else "")
             )
-    return counts, skipped
+    return counts, skipped, content.hexdigest()
 
 
 class Workspace:
@@ -252,12 +258,13 @@ class Workspace:
 
     @classmethod
     def open(
-        cls, folder: Path, recipe: Recipe, model: PreTrainedModel, classifier: ClassifierMixin | None
+        cls, folder: Path, recipe: Recipe, content: str, model: PreTrainedModel, classifier: ClassifierMixin | None
     ) -> Workspace:
         """A new workspace, or the one that an earlier call with the same settings has left."""
         spills: tuple[Part, ...] = ("calibration", "test") if classifier is None else PARTS
         settings = {
             "recipe": recipe.to_dict() | {"shrinkage": None, "attribute": None},  # what these say comes after the texts
+            "texts": content,
             "model": ModelInfo.of(model).id,
             "dtype": str(model.dtype),
             "spills": list(spills),
@@ -281,6 +288,8 @@ class Workspace:
                 work.statistics = GaussianStatistics.load(folder / f"statistics-{work.done}.safetensors")
             for part in spills:  # rows that were written after the last save are read again
                 with open(work._file(part), "ab") as file:
+                    if file.tell() < work.rows[part] * work._row_bytes:
+                        raise ValueError(f"{work._file(part)} has lost rows: delete {folder} to begin anew")
                     file.truncate(work.rows[part] * work._row_bytes)
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -310,12 +319,20 @@ class Workspace:
 
     def save(self, done: int) -> None:
         """Makes all that was added so far count, at `done` texts of the stream."""
+        for part in self.spills:
+            with open(self._file(part), "ab") as file:
+                os.fsync(file.fileno())
         write_atomically(self.folder / f"statistics-{done}.safetensors", self.statistics.to_bytes())
         state = {"settings": self.settings, "done": done, "rows": self.rows}
         write_atomically(self.folder / "state.json", json.dumps(state))
         if self.done < done:
             (self.folder / f"statistics-{self.done}.safetensors").unlink(missing_ok=True)
         self.done = done
+
+    def remove(self) -> None:
+        """Removes the workspace: first what makes the rest count."""
+        (self.folder / "state.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
 
     def spilled(self, part: Part) -> np.ndarray:
         """Rows (N, 2 + d) of label, corpus and embedding, float32, mapped from disk."""
