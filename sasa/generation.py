@@ -139,13 +139,9 @@ def generate(
     spec = boundary.embedding if boundary is not None else EmbeddingSpec()
     encoded = encode_prompts(model, tokenizer, texts, spec, chat, max_new_tokens)
     eos = token_ids(model, "eos_token_id", generate_kwargs.pop("eos_token_id", None))
-    # What fills up ended rows must not look like an EOS that the model wrote.
-    fill = (
-        generate_kwargs.pop("pad_token_id", None),
-        tokenizer.pad_token_id,
-        tokenizer.unk_token_id,
-        *range(len(eos) + 1),
-    )
+    # What fills up ended rows must not look like an EOS that the model wrote; the last of a vocabulary are rare.
+    rare = range(model.config.get_text_config().vocab_size - 1, -1, -1)
+    fill = (generate_kwargs.pop("pad_token_id", None), tokenizer.pad_token_id, tokenizer.unk_token_id, *rare)
     pad_id = next(i for i in fill if i is not None and i not in eos)
     truncation: dict[str, Any] = {
         "temperature": float(temperature),
@@ -181,7 +177,7 @@ def generate(
                 stopping_criteria=criteria,
                 **generate_kwargs,
             )
-            rows = [_cut(row, eos, pad_id) for row in written[:, ids.shape[1] :].tolist()]
+            rows = [_cut(row, eos, pad_id if criteria else None) for row in written[:, ids.shape[1] :].tolist()]
             prompts_of = [encoded[i] for i in batch for _ in range(num_return_sequences)]
             margins = _margins(model, boundary, prompts_of, rows, eos)
             made = [
@@ -227,13 +223,13 @@ def encode_prompts(
     return encoded
 
 
-def _cut(row: list[int], eos: list[int], pad_id: int) -> list[int]:
-    """A row of tokens without what stands behind its end."""
+def _cut(row: list[int], eos: list[int], fill: int | None) -> list[int]:
+    """A row of tokens without what stands behind its end; `fill` where a criterion may have ended it without an EOS."""
     for place, token in enumerate(row):
         if token in eos:
             return row[: place + 1]
     end = len(row)
-    while end and row[end - 1] == pad_id:  # ended by a stop string or criterion, and filled up since
+    while end and row[end - 1] == fill:
         end -= 1
     return row[:end]
 

@@ -120,6 +120,8 @@ def test_finish_reasons(model, tokenizer, monkeypatch):
     assert (ended.tokens, ended.finish_reason) == ([1, 2, tiny.EOS], "stop")
     assert write([1, 2, 3, 4]).finish_reason == "length"
     assert write([1, 2, 3, tiny.EOS]).finish_reason == "stop"
+    # a token like the one that fills up ended rows is a token like any other
+    assert write([1, 2, 3, tiny.PAD]).tokens == [1, 2, 3, tiny.PAD]
     at_once = write([tiny.EOS])
     assert (at_once.text, at_once.finish_reason) == ("", "stop")
 
