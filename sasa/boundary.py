@@ -206,19 +206,19 @@ class Boundary:
         shipped = bundled()
         if name in shipped:
             return shipped[name]
-        of_attribute = {key: file for key, file in shipped.items() if cls._read(file).attribute == name}
+        of_attribute = {key: made for key, file in shipped.items() if (made := cls._read(file)).attribute == name}
         if of_attribute:
             if model is None:
                 raise ValueError(f"which {name!r} boundary? Give model=, or one of: {', '.join(of_attribute)}")
-            for file in of_attribute.values():
-                if not cls._read(file).model.differences(ModelInfo.of(model), strict):
-                    return file
-            reasons = "; ".join(
-                cls._read(file).model.differences(ModelInfo.of(model), strict)[0] for file in of_attribute.values()
-            )
+            info, reasons = ModelInfo.of(model), []
+            for key, made in of_attribute.items():
+                different = made.model.differences(info, strict)
+                if not different:
+                    return shipped[key]
+                reasons.append(different[0])
             hint = "If it is one of these under another name, give strict=False (--no-strict). " if strict else ""
             raise FileNotFoundError(
-                f"no bundled {name!r} boundary for this model ({reasons}). "
+                f"no bundled {name!r} boundary for this model ({'; '.join(reasons)}). "
                 f"{hint}Fit one: sasa fit CORPUS --model MODEL --output DIR"
             )
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
