@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint fit-bundled
+.PHONY: help setup demo test lint fit-bundled bench-speed
 
 help:
 	@echo "make demo   a real model's plain and self-detoxified continuations, side by side"
 	@echo "make test   lint, types and tests"
+	@echo "make bench-speed   what a token costs, against plain generate(), with a profile"
 	@echo "make setup  only the environment, in .venv"
 
 setup: $(STAMP)
@@ -40,3 +41,6 @@ lint: setup
 # The bundled boundary again, from the data that its recipe names (see classifiers/README.md)
 fit-bundled: setup
 	$(BIN)/sasa fit --recipe classifiers/toxicity-smollm2-135m-instruct/recipe.toml --output classifiers/toxicity-smollm2-135m-instruct
+
+bench-speed: setup
+	$(BIN)/python benchmarks/speed.py --profile

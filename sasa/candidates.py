@@ -31,26 +31,27 @@ def check_truncation(top_k: int | None, top_p: float | None, min_p: float | None
         raise ValueError(f"min_p must be in [0, 1], got {min_p!r}")
 
 
-def select(scores: Tensor, top_k: int | None = None, top_p: float | None = None) -> Candidates:
+def select(scores: Tensor, top_k: int | None = None, top_p: float | None = None, most: int | None = None) -> Candidates:
     """Survivors of top-k, then top-p.
 
     Args:
         scores: logits float (B, V); -inf marks a token that is already out.
         top_k, top_p: as in `GenerationConfig`; None (and 0 for top_k, 1.0 for top_p) sets no limit.
+        most: at most how many tokens of a row are not out, where the host knows it; else the device is asked.
 
     Returns:
         exactly the tokens that transformers' warpers keep, ties at the k-th place included.
     """
     check_truncation(top_k, top_p)
-    alive = scores > -torch.inf
-    if top_k and top_k < scores.shape[-1]:
+    if top_k and top_k < scores.shape[-1] and (most is None or top_k < most):
         # Only the k likeliest go on, so that top-p sorts k values and not the vocabulary; ties with the k-th stay in.
-        alive = alive & (scores >= scores.topk(top_k).values[:, -1:])
-    values, ids = scores.masked_fill(~alive, -torch.inf).topk(max(1, int(alive.sum(-1).max())))
-    if top_p is not None and top_p < 1.0:
-        values = TopPLogitsWarper(top_p)(cast(torch.LongTensor, ids), values)
-    mask = values > -torch.inf
-    # The rows are sorted, so that survivors come first; K is the step's one number that the host must know.
-    rank = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    width = max(1, int((mask * rank).max()))
+        scores = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -torch.inf)
+        most = None
+    if most is None:
+        most = max(1, int((scores > -torch.inf).sum(-1).max()))
+    values, ids = scores.topk(most)
+    if top_p is None or top_p >= 1.0:
+        return Candidates(ids, values > -torch.inf)
+    mask = TopPLogitsWarper(top_p)(cast(torch.LongTensor, ids), values) > -torch.inf
+    width = max(1, int(mask.sum(-1).max()))  # the rows are sorted: survivors come first
     return Candidates(ids[:, :width], mask[:, :width])

@@ -21,10 +21,14 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from sasa.boundary import Boundary
 from sasa.candidates import check_truncation, select
 from sasa.embedding import hidden_states
-from sasa.lookahead import Lookahead
+from sasa.lookahead import CHUNK, Lookahead
 from sasa.processor import DEFAULT_TOP_K, candidate_margins, check_beta, reweight, token_ids
+from sasa.skinny import skinny_linears
 
 logger = logging.getLogger(__name__)
+
+RESERVED_TOKENS = 1024
+"""Up to so many new tokens, memory for all of them is taken at once; longer texts may end early, and grow by and by."""
 
 _heads: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
@@ -107,17 +111,31 @@ class SASADecoder:
         top_k = DEFAULT_TOP_K if self.top_k is None and self.top_p is None and not sampling else self.top_k
         steps: list[Step] = []
 
-        look = self._read_prompts(model, input_ids, model_kwargs.get("attention_mask"))
+        room = self._room(generation_config, input_ids.shape[1], top_k)
+        look = self._read_prompts(model, input_ids, model_kwargs.get("attention_mask"), room)
         rows = torch.arange(len(input_ids), device=input_ids.device)  # of the batch, that the look-ahead still follows
         unfinished = torch.ones_like(rows)
         logits = next_logits(model, look)
         while True:
             scores = logits_processor(cast(torch.LongTensor, input_ids), cast(torch.FloatTensor, logits.clone()))
+            # The one time in a step that the host waits for the device: how many rows go on, and with how many tokens to
+            # choose from at most.
+            alive = (scores > -torch.inf).sum(-1) * unfinished
+            left, most = torch.stack([unfinished.sum(), alive.max()]).tolist()
+            if not left:
+                break
+            if left <= 0.75 * len(rows):  # moving the cache costs something: not for every single row
+                going = unfinished[rows].bool()
+                look.select(going.nonzero()[:, 0])
+                rows = rows[going]
+            everyone = len(rows) == len(scores)
             nothing = input_ids[rows, :0]
             if self.beta:
-                candidates = select(scores[rows], top_k, self.top_p)
+                followed = scores if everyone else scores[rows]
+                candidates = select(followed, top_k, self.top_p, max(1, most))
                 ids, margins = candidates.ids, candidate_margins(look, boundary, eos, nothing, candidates.ids)
-                scores = scores.index_copy(0, rows, reweight(scores[rows], candidates, margins, self.beta))
+                followed = reweight(followed, candidates, margins, self.beta)
+                scores = followed if everyone else scores.index_copy(0, rows, followed)
             # Drawn over all rows and the whole vocabulary, as plain generate() draws: equal seeds, equal tokens.
             tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0] if sampling else scores.argmax(-1)
             if not self.beta:
@@ -138,14 +156,10 @@ class SASADecoder:
                 streamer.put(tokens.cpu())
             so_far = tuple(step.scores for step in steps) if generation_config.output_scores else None
             unfinished = unfinished & ~stopping_criteria(cast(torch.LongTensor, input_ids), cast(Any, so_far))
-            going = unfinished[rows].bool()
-            left = int(going.sum())
-            if not left:
+            if input_ids.shape[1] >= generation_config.max_length:
                 break
-            if left <= 0.75 * len(rows):  # moving the caches costs something: not for every single row
-                look.select(going.nonzero()[:, 0])
-                rows = rows[going]
-            logits = logits.index_copy(0, rows, next_logits(model, look))
+            following = next_logits(model, look)
+            logits = following if everyone else logits.index_copy(0, rows, following)
         if streamer is not None:
             streamer.end()
         return self._output(input_ids, steps, generation_config) if steps else input_ids
@@ -167,12 +181,21 @@ class SASADecoder:
         if found := [name for name, does in why.items() if does]:
             raise ValueError(f"SASADecoder cannot be used with {', '.join(found)}")
 
-    def _read_prompts(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Lookahead:
+    @staticmethod
+    def _room(config: GenerationConfig, prompt: int, top_k: int | None) -> int:
+        """Positions of cache that the longest text and its candidates take; 0 where nobody can tell how long it gets."""
+        length = config.max_length or 0
+        limits = [k for k in (top_k, config.top_k if config.do_sample else None) if k]
+        return length + min([*limits, CHUNK]) if length - prompt <= RESERVED_TOKENS else 0
+
+    def _read_prompts(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, room: int
+    ) -> Lookahead:
         """Reads each run of equal neighbours once, and goes on with as many copies of it as there are rows."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         new = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         new[1:] = (input_ids[1:] != input_ids[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
-        look = Lookahead(model, self.boundary.embedding, mask[new])
+        look = Lookahead(model, self.boundary.embedding, mask[new], rows=len(input_ids), positions=room)
         look.look(input_ids[new], input_ids[new][:, :0])
         if not bool(new.all()):
             look.select(new.cumsum(0) - 1)
@@ -215,7 +238,8 @@ def next_logits(model: PreTrainedModel, look: Lookahead) -> Tensor:
     its config tells reads the texts once more.
     """
     if has_plain_head(model):
-        return _head(model, look.last)
+        with skinny_linears(model):
+            return _head(model, look.last)
     length = look.ids.shape[1]
     inputs = {"attention_mask": look.mask(length), "use_cache": False}
     return model(input_ids=look.ids, **inputs).logits[:, -1].float()

@@ -7,9 +7,9 @@ This file knows nothing about boundaries or sampling: tokens go in, embeddings c
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, positions
+from sasa.skinny import skinny_linears
 
 logger = logging.getLogger(__name__)
 
@@ -30,70 +31,109 @@ _packs: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictio
 
 
 class TextLayer(DynamicLayer):
-    """One layer's keys and values of the text so far, (B, heads, length, head_dim), in a buffer with room behind them.
+    """One layer's keys and values, (B, heads, length, head_dim): the text so far, and room behind it for what a pass writes.
 
-    What a pass writes stands behind the text until `LookaheadCache.commit` says how much of it belongs to the text; the
+    What a pass wrote stands behind the text until `LookaheadCache.commit` says how much of it belongs to the text; the
     next pass writes over the rest. Layers with a sliding window keep the whole text, too: the mask cuts their view.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.length = 0
+    is_compileable = True  # that masks are always made, and no device is asked whether they are needed
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
-        self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
-        self.is_initialized = True
+    def __init__(self, cache: LookaheadCache) -> None:
+        super().__init__()
+        self.cache = cache
+        self.index = len(cache.layers)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        end = self.length + key_states.shape[2]
-        self.keys = self._with_room(self.keys, end)
-        self.values = self._with_room(self.values, end)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def _with_room(self, buffer: Tensor, end: int) -> Tensor:
-        if end <= buffer.shape[2]:
-            return buffer
-        batch, heads, _, width = buffer.shape
-        room = end + max(64, end // 4)  # by a quarter: few copies, little waste
-        larger = buffer.new_empty(batch, heads, room, width)
-        larger[:, :, : self.length] = buffer[:, :, : self.length]
-        return larger
+        self.is_initialized = True
+        start, end = self.cache.length, self.cache.length + key_states.shape[2]
+        keys, values = (
+            self.cache.room(side, self.index, states)[:, :, :end]
+            for side, states in ((0, key_states), (1, value_states))
+        )
+        keys[:, :, start:] = key_states
+        values[:, :, start:] = value_states
+        return keys, values
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self.cache.length
 
 
 class LookaheadCache(Cache):
-    """Keys and values of the text so far, into which candidates are written only for the length of a pass."""
+    """Keys and values of the text so far, into which candidates are written only for the length of a pass.
 
-    def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=TextLayer)
+    Layers of one shape, which in most models is all of them, share two tensors, (layers, rows, heads, positions, head_dim) for
+    keys and for values: what happens to all layers alike is one operation and not one a layer.
+
+    Args:
+        layers: how many layers have keys and values of their own.
+        rows, positions: for how many there will be room at once; more are made as they are needed.
+    """
+
+    def __init__(self, layers: int, rows: int = 0, positions: int = 0) -> None:
+        super().__init__(layer_class_to_replicate=functools.partial(TextLayer, self))  # type: ignore[arg-type]
+        self.depth = layers
+        self.rows, self.positions = rows, positions
+        self.batch = 0
+        self.length = 0
+        self._pools: dict[tuple[int, ...], Tensor] = {}  # by side, and by layer where its shape is its own
+        self._slots: dict[tuple[int, int], tuple[tuple[int, ...], int]] = {}  # (side, layer) -> pool, place in it
+
+    def room(self, side: int, layer: int, states: Tensor) -> Tensor:
+        """A layer's buffer (B, heads, positions, head_dim) of keys (side 0) or values (1), and room behind the text."""
+        self.batch, heads, new, width = states.shape
+        if (side, layer) not in self._slots:
+            shared = self._pools.get((side,))
+            alike = shared is None or (
+                layer < len(shared)
+                and (heads, width, states.dtype, states.device)
+                == (shared.shape[2], shared.shape[4], shared.dtype, shared.device)
+            )
+            self._slots[side, layer] = ((side,), layer) if alike and layer < self.depth else ((side, layer), 0)
+        key, place = self._slots[side, layer]
+        pool = self._pools.get(key)
+        if pool is None or pool.shape[3] < self.length + new:
+            # By a quarter: few copies, little waste. Where `positions` was told, this is once.
+            positions = max(self.positions, self.length + new) if pool is None else (self.length + new) * 5 // 4 + 64
+            rows = max(self.rows, self.batch) if pool is None else pool.shape[1]
+            larger = states.new_empty(self.depth if len(key) == 1 else 1, rows, heads, positions, width)
+            if pool is not None:
+                larger[:, :, :, : self.length] = pool[:, :, :, : self.length]
+            self._pools[key] = pool = larger
+        return pool[place, : self.batch]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all buffers, in bytes."""
+        return sum(pool.nbytes for pool in self._pools.values())
 
     def commit(self, tokens: int) -> None:
         """Makes the first `tokens` entries of the last pass part of the text."""
-        for layer in self.layers:
-            cast(TextLayer, layer).length += tokens
+        self.length += tokens
 
     def keep(self, choice: Tensor) -> None:
         """Makes one entry of the last pass, at offset `choice` (B,) behind the text, the text's next."""
         row = torch.arange(len(choice), device=choice.device)
-        for layer in self.layers:
-            text = cast(TextLayer, layer)
-            assert text.keys is not None
-            assert text.values is not None
-            for buffer in (text.keys, text.values):
-                buffer[:, :, text.length] = buffer[row, :, text.length + choice]
-            text.length += 1
+        for pool in self._pools.values():
+            # Of the row and the position, (B, layers, heads, head_dim): indices apart from each other come first.
+            pool[:, : self.batch, :, self.length] = pool[:, row, :, self.length + choice].transpose(0, 1)
+        self.length += 1
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows, int64 (B',), in place where they move one way only, as they do when some leave."""
+        order = rows.tolist()
+        down = all(row >= i for i, row in enumerate(order))
+        up = all(row <= i for i, row in enumerate(order))
+        for key, pool in self._pools.items():
+            if len(order) > pool.shape[1] or not (down or up):
+                self._pools[key] = pool[:, rows]
+                continue
+            moves = [(i, row) for i, row in enumerate(order) if i != row]
+            for i, row in moves if down else reversed(moves):
+                pool[:, i, :, : self.length] = pool[:, row, :, : self.length]
+        self.batch = len(order)
 
 
 class Lookahead:
@@ -104,6 +144,8 @@ class Lookahead:
         spec: layer, pooling and span of the embeddings.
         attention_mask: (B, T) of the prompts, 0 at padding.
         packed: whether candidates stand side by side; None asks `packs`.
+        rows, positions: how many rows and how many positions, with the candidates', the cache is going to need where that is
+            known: it is then made once.
 
     Attributes:
         ids: int64 (B, T), the texts so far.
@@ -114,7 +156,14 @@ class Lookahead:
     """
 
     def __init__(
-        self, model: PreTrainedModel, spec: EmbeddingSpec, attention_mask: Tensor, packed: bool | None = None
+        self,
+        model: PreTrainedModel,
+        spec: EmbeddingSpec,
+        attention_mask: Tensor,
+        packed: bool | None = None,
+        *,
+        rows: int = 0,
+        positions: int = 0,
     ) -> None:
         check_ready(model, spec.layer)
         self.model = model
@@ -122,12 +171,14 @@ class Lookahead:
         self.packed = packs(model) if packed is None else packed
         self.prompt_mask = attention_mask.to(model.device)
         self.prompt_length = attention_mask.shape[1]
-        rows, width = len(attention_mask), model.config.get_text_config().hidden_size
-        self.ids = torch.empty(rows, 0, dtype=torch.long, device=model.device)
-        self.cache = LookaheadCache()
-        self.last = torch.empty(rows, width, dtype=model.dtype, device=model.device)
+        config = model.config.get_text_config()
+        batch, width = len(attention_mask), config.hidden_size
+        self.ids = torch.empty(batch, 0, dtype=torch.long, device=model.device)
+        layers = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
+        self.cache = LookaheadCache(layers, rows, positions)
+        self.last = torch.empty(batch, width, dtype=model.dtype, device=model.device)
         self._end = self.last  # states of the spec's layer at the texts' ends, (B, d)
-        self._total = torch.zeros(rows, width, device=model.device)  # sum of the span's states, float32 (B, d)
+        self._total = torch.zeros(batch, width, device=model.device)  # sum of the span's states, float32 (B, d)
         self._ahead: tuple[Tensor, Tensor, Tensor]  # of the last look: candidates, their states and last states
 
     def mask(self, length: int) -> Tensor:
@@ -151,7 +202,8 @@ class Lookahead:
         self.ids = torch.cat([self.ids, new], 1)
         read = self._read_packed if self.packed else self._reread
         first, *rest = candidates.split(CHUNK, 1)
-        parts = [read(new, first), *(read(new[:, :0], chunk) for chunk in rest)]
+        with skinny_linears(self.model):
+            parts = [read(new, first), *(read(new[:, :0], chunk) for chunk in rest)]
         states, last = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         self._ahead = candidates, states[:, n:], last[:, n:]
         if n:
@@ -183,7 +235,7 @@ class Lookahead:
         """Goes on with these rows only, int64 (B',), in this order; a row may come more than once."""
         for name in ("ids", "prompt_mask", "last", "_end", "_total"):
             setattr(self, name, getattr(self, name)[rows])
-        self.cache.batch_select_indices(rows)
+        self.cache.select(rows)
 
     def _append(self, states: Tensor, last: Tensor) -> None:
         """Takes the states (B, n, d) of the texts' newest tokens, which `ids` holds already."""
@@ -201,7 +253,7 @@ class Lookahead:
     def _read_packed(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, n + K, d) at the new tokens and the candidates, from one pass behind the cached text."""
         n, k = new.shape[1], candidates.shape[1]
-        length = self.cache.get_seq_length()
+        length = self.cache.length
         mask = self.mask(length + n + 1)
         place = positions(mask)[:, length:]
         states = hidden_states(

@@ -129,7 +129,7 @@ def candidate_margins(look: Lookahead, boundary: Boundary, eos: Tensor, new: Ten
     EOS is a candidate but not a text: it gets the margin of the text that it would end.
     """
     text, ahead = look.look(new, candidates)
-    ends = torch.isin(candidates, eos)
+    ends = (candidates[..., None] == eos).any(-1)
     return torch.where(ends, boundary.margin(text)[:, None], boundary.margin(ahead))
 
 

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from sasa import SASALogitsProcessor
-from sasa.lookahead import Lookahead, packs
+from sasa.lookahead import Lookahead, LookaheadCache, packs
 
 SPECS = [
     {},
@@ -126,11 +126,46 @@ def test_many_candidates_take_several_passes(model, monkeypatch):
 
 
 def test_the_text_is_kept_once_whatever_k_is(model):
-    """No copies of the cache: B rows, and room for the text and one pass of candidates."""
+    """Memory: keys and values (2) of B rows, layers and heads, for the text and one pass of candidates."""
     ids, mask = left_padded(PROMPTS)
-    look = Lookahead(model, tiny.boundary(model).embedding, mask)
+    room = ids.shape[1] + 4 + 40
+    look = Lookahead(model, tiny.boundary(model).embedding, mask, rows=3, positions=room)
     look.look(ids, torch.randint(250, (3, 40)))
-    assert look.cache.get_seq_length() == ids.shape[1]
-    for layer in look.cache.layers:
-        assert layer.keys.shape[0] == 3
-        assert layer.keys.shape[2] <= ids.shape[1] + 40 + 64
+    config = model.config
+    bytes_each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    for _ in range(4):
+        look.keep(torch.tensor([0, 17, 39]))
+        look.look(ids[:, :0], torch.randint(250, (3, 40)))
+        assert look.cache.nbytes == 3 * room * bytes_each
+    assert look.cache.get_seq_length() == ids.shape[1] + 4
+
+
+@pytest.mark.parametrize("rows", [[0, 2], [0, 0, 0, 1, 1, 2], [2, 0, 1], [1]])
+@pytest.mark.parametrize("reserved", [0, 6])
+def test_rows_leave_multiply_and_move(model, rows, reserved):
+    boundary = tiny.boundary(model, pooling="mean")
+    ids, mask = left_padded(PROMPTS)
+    candidates = torch.tensor([[5, 6]] * 3)
+    look = Lookahead(model, boundary.embedding, mask, rows=reserved)
+    look.look(ids, candidates)
+    look.keep(torch.tensor([0, 1, 0]))
+    expected = look.look(ids[:, :0], candidates)[1][rows]
+    look.select(torch.tensor(rows))
+    torch.testing.assert_close(
+        look.look(ids[: len(rows), :0].repeat(2, 1)[: len(rows)], candidates[:1].repeat(len(rows), 1))[1], expected
+    )
+
+
+def test_layers_of_different_shapes(model):
+    """Heads may differ from layer to layer, and keys may be wider than values."""
+    cache = LookaheadCache(3)
+    shapes = [(2, 8, 8), (4, 8, 4), (2, 8, 8)]
+    states = [(torch.randn(1, h, 5, k), torch.randn(1, h, 5, v)) for h, k, v in shapes]
+    for layer, (keys, values) in enumerate(states):
+        cache.update(keys, values, layer)
+    cache.commit(2)
+    cache.keep(torch.tensor([1]))
+    for layer, (keys, values) in enumerate(states):
+        new = keys[:, :, :1], values[:, :, :1]
+        for before, after, own in zip((keys, values), cache.update(*new, layer), new, strict=True):
+            torch.testing.assert_close(after, torch.cat([before[:, :, [0, 1, 3]], own], 2))
