@@ -239,13 +239,13 @@ def next_logits(model: PreTrainedModel, look: Lookahead) -> Tensor:
     """
     if has_plain_head(model):
         with skinny_linears(model):
-            return _head(model, look.last)
+            return head(model, look.last)
     length = look.ids.shape[1]
     inputs = {"attention_mask": look.mask(length), "use_cache": False}
     return model(input_ids=look.ids, **inputs).logits[:, -1].float()
 
 
-def _head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits, float32, of last-layer states (…, d): the head and the scalings that configs know."""
     config = model.config.get_text_config()
     logits = model.get_output_embeddings()(hidden)
@@ -259,12 +259,12 @@ def _head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether `_head` gives the model's own logits: asked once a model, on a few tokens."""
+    """Whether `head` gives the model's own logits: asked once a model, on a few tokens."""
     if model not in _heads:
         ids = torch.arange(1, 6, device=model.device)[None]
         mask = torch.ones_like(ids)
         _, last = hidden_states(model, ids, attention_mask=mask)
-        ours, own = _head(model, last), model(input_ids=ids, attention_mask=mask).logits.float()
+        ours, own = head(model, last), model(input_ids=ids, attention_mask=mask).logits.float()
         tolerance = 1e-3 if torch.finfo(model.dtype).eps < 1e-6 else 3e-2
         _heads[model] = bool((ours - own).norm() <= tolerance * own.norm())
         if not _heads[model]:

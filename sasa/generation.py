@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from sasa.boundary import Boundary
 from sasa.candidates import check_truncation
 from sasa.decoding import SASADecoder
-from sasa.embedding import EmbeddingSpec, embed_ids, length_batches, pad, progress_bar, tokenize_prompt
+from sasa.embedding import EmbeddingSpec, length_batches, pad, progress_bar, tokenize_prompt
 from sasa.processor import DEFAULT_TOP_K, check_beta, token_ids
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ OURS = (
     "generation_config",
     "custom_generate",
     "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
     "input_ids",
     "inputs",
     "inputs_embeds",
@@ -31,6 +34,8 @@ OURS = (
     "position_ids",
     "past_key_values",
 )
+LATER = ("typical_p", "epsilon_cutoff", "eta_cutoff", "watermarking_config")
+"""What generate() applies after top-k and top-p."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,7 @@ def generate(
         )
     if boundary is not None:
         boundary.check(model)
-        if (boundary.embedding.template == "chat") != chat:
-            logger.warning(
-                "the boundary was fitted with template %r and decodes %s a chat template: its margins mean less",
-                boundary.embedding.template,
-                "with" if chat else "without",
-            )
+        _check_template(boundary.embedding.template, chat)
     spec = boundary.embedding if boundary is not None else EmbeddingSpec()
     encoded = encode_prompts(model, tokenizer, texts, spec, chat, max_new_tokens)
     eos = token_ids(model, "eos_token_id", generate_kwargs.pop("eos_token_id", None))
@@ -152,6 +152,15 @@ def generate(
     looked_at: dict[str, Any] = {"top_k": 0}
     if not do_sample:  # greedy decoding truncates nothing, but SASA needs to know which tokens to look at
         looked_at, truncation = {"top_k": top_k, "top_p": top_p}, {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    elif (
+        boundary is not None
+        and beta
+        and not min_p
+        and not any(_first(generate_kwargs.get(n), getattr(config, n, None)) for n in LATER)
+    ):
+        # The same tokens survive: the decoder sorts those that top-k left, where transformers sorts the vocabulary.
+        looked_at = {"top_k": top_k, "top_p": top_p}
+        truncation |= {"top_k": 0, "top_p": 1.0}
     # What transformers keeps from a custom_generate callable: see SASADecoder.
     criteria = StoppingCriteriaList(generate_kwargs.pop("stopping_criteria", None) or [])
     if stop_strings := generate_kwargs.pop("stop_strings", None):
@@ -173,13 +182,20 @@ def generate(
                 num_return_sequences=num_return_sequences,
                 eos_token_id=eos or None,
                 pad_token_id=pad_id,
-                return_dict_in_generate=False,
+                return_dict_in_generate=boundary is not None,  # for the margins
+                output_scores=False,
+                output_logits=False,
                 stopping_criteria=criteria,
                 **generate_kwargs,
             )
-            rows = [_cut(row, eos, pad_id if criteria else None) for row in written[:, ids.shape[1] :].tolist()]
-            prompts_of = [encoded[i] for i in batch for _ in range(num_return_sequences)]
-            margins = _margins(model, boundary, prompts_of, rows, eos)
+            sequences = written if boundary is None else written.sequences
+            rows = [_cut(row, eos, pad_id if criteria else None) for row in sequences[:, ids.shape[1] :].tolist()]
+            margins: Any = [None] * len(rows)
+            if (
+                boundary is not None
+            ):  # the text's margin is what it was with its last token; an EOS is no text of its own
+                steps = torch.stack(written.margins, 1).tolist()
+                margins = [step[len(row) - 1] for step, row in zip(steps, rows, strict=True)]
             made = [
                 Completion(
                     str(tokenizer.decode(row, skip_special_tokens=True)), row, margin, _reason(row, eos, max_new_tokens)
@@ -190,6 +206,16 @@ def generate(
                 results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]
             bar.advance(task, len(batch))
     return results[0] if isinstance(prompts, str) else results
+
+
+@functools.cache  # said once, and not for every batch of a long run
+def _check_template(fitted: str, chat: bool) -> None:
+    if (fitted == "chat") != chat:
+        logger.warning(
+            "the boundary was fitted with template %r and decodes %s a chat template: its margins mean less",
+            fitted,
+            "with" if chat else "without",
+        )
 
 
 def encode_prompts(
@@ -237,23 +263,6 @@ def _cut(row: list[int], eos: list[int], fill: int | None) -> list[int]:
 def _reason(row: list[int], eos: list[int], max_new_tokens: int) -> str:
     """Why a completion ended: `stop` or `length`."""
     return "length" if len(row) == max_new_tokens and row[-1] not in eos else "stop"
-
-
-def _margins(
-    model: PreTrainedModel, boundary: Boundary | None, prompts: list[list[int]], rows: list[list[int]], eos: list[int]
-) -> list[float | None]:
-    """Margins of the finished texts, the prompts included."""
-    if boundary is None:
-        return [None] * len(rows)
-    texts = [[*prompt, *(t for t in row if t not in eos)] for prompt, row in zip(prompts, rows, strict=True)]
-    response = boundary.embedding.span == "response"
-    starts = [len(p) if response else 0 for p in prompts]
-    margins: list[float | None] = [None] * len(texts)
-    for batch in length_batches([len(text) for text in texts], 64, 4096):
-        vectors = embed_ids(model, [texts[i] for i in batch], [starts[i] for i in batch], boundary.embedding)
-        for i, margin in zip(batch, boundary.to(model.device).margin(vectors).tolist(), strict=True):
-            margins[i] = margin
-    return margins
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The command line: `sasa generate`, `sasa fit`, `sasa inspect`, `sasa classifiers`."""
+"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa inspect`, `sasa classifiers`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import sasa
-from sasa.cli import classifiers, fit, generate, inspect
+from sasa.cli import bench, classifiers, fit, generate, inspect
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +31,7 @@ def _options(
 app.command("generate")(generate.command)
 app.command("fit")(fit.command)
 app.command("inspect")(inspect.command)
+app.add_typer(bench.app, name="bench")
 app.command("classifiers")(classifiers.command)
 
 

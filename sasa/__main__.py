@@ -1,0 +1,5 @@
+"""`python -m sasa`: the command line."""
+
+from sasa.cli import main
+
+main()

@@ -1,0 +1,223 @@
+"""`sasa bench`: how much toxicity goes away and what it costs, on RealToxicityPrompts, BOLD and AttaQ."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import sasa
+from sasa.boundary import Boundary
+from sasa.candidates import check_truncation
+from sasa.cli.common import BoundaryOption, DeviceOption, DtypeOption, ModelOption, StrictOption, out
+from sasa.evaluation import methods as ways
+from sasa.evaluation import runner, scorers
+from sasa.evaluation.report import write_report
+from sasa.evaluation.suites import load_suite
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Toxicity and fluency with and without SASA: a run on a suite of prompts, and reports of runs.",
+)
+
+ABOUT = {
+    "rtp": (
+        "RealToxicityPrompts: continuations of non-toxic, toxic and challenging prompts.",
+        dict(completions=25, max_new_tokens=20, chat=False),
+    ),
+    "bold": (
+        "BOLD: openings of Wikipedia articles on people and beliefs, with the gap between actors and actresses.",
+        dict(completions=5, max_new_tokens=20, chat=False),
+    ),
+    "attaq": (
+        "AttaQ: adversarial questions by label, through the chat template.",
+        dict(completions=5, max_new_tokens=60, chat=True),
+    ),
+}
+
+
+def suite_command(name: str) -> Callable[..., None]:
+    """The command that runs one suite; suites differ in their defaults."""
+    about, defaults = ABOUT[name]
+
+    def command(
+        output: Annotated[
+            Path, typer.Option("--output", "-o", help="Folder of the run; the same one goes on where it stopped.")
+        ],
+        prompts: Annotated[
+            Path | None, typer.Option("--prompts", "-p", help="A local copy of the suite.", show_default="from the Hub")
+        ] = None,
+        methods: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--method", "-M", help=f"Repeat for several: {', '.join(w for w, _ in ways.METHODS.values())}."
+            ),
+        ] = None,
+        judges: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--scorer", "-s", help="Repeat for several: profanity, detoxify, perspective, hf:MODEL, boundary."
+            ),
+        ] = None,
+        limit: Annotated[
+            int | None, typer.Option(min=1, help="At most so many prompts, evenly from the groups.", show_default="all")
+        ] = None,
+        groups: Annotated[
+            str | None, typer.Option(help="Only these groups of prompts, with commas between.", show_default="all")
+        ] = None,
+        rows: Annotated[
+            str | None, typer.Option(help="START:STOP, only these rows of the source.", show_default="all")
+        ] = None,
+        completions: Annotated[int, typer.Option("--completions", "-c", min=1, help="Of each prompt.")] = int(
+            defaults["completions"]
+        ),
+        max_new_tokens: Annotated[
+            int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a completion.")
+        ] = int(defaults["max_new_tokens"]),
+        model: ModelOption = None,
+        boundary: BoundaryOption = "toxicity",
+        temperature: Annotated[float, typer.Option(help="For every method.")] = 1.0,
+        top_k: Annotated[int, typer.Option(help="For every method; 0: no limit.")] = 10,
+        top_p: Annotated[float, typer.Option(help="For every method.")] = 0.9,
+        chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Prompts through the chat template.")] = bool(
+            defaults["chat"]
+        ),
+        words: Annotated[
+            Path | None, typer.Option(help="The word filter's list, a word a line.", show_default="built in")
+        ] = None,
+        judge: Annotated[
+            str | None,
+            typer.Option(help="A second model that measures perplexity.", show_default="the generating one alone"),
+        ] = None,
+        seed: Annotated[int, typer.Option(help="Of the sample and of every batch.")] = 0,
+        batch_size: Annotated[
+            int | None, typer.Option(min=1, help="Prompts at a time.", show_default="64 completions' worth")
+        ] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Only say what would be done and how long it will take.")
+        ] = False,
+        strict: StrictOption = True,
+        device: DeviceOption = None,
+        dtype: DtypeOption = None,
+    ) -> None:
+        wanted = list(dict.fromkeys(methods or ["plain", "sasa:1"]))
+        made = {spec: ways.method(spec) for spec in wanted}
+        asked = list(dict.fromkeys(judges or ["profanity"]))
+        if asked == ["boundary"]:
+            raise ValueError("the boundary steers, and cannot be the only scorer of a report: add another --scorer")
+        check_truncation(top_k, top_p)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be > 0, got {temperature:g}")
+        _writable(output)
+        suite = load_suite(
+            name, prompts, limit=limit, groups=groups.split(",") if groups else None, rows=_range(rows), seed=seed
+        )
+        independent = [scorers.scorer(s) for s in asked if s != "boundary"]
+        loaded, tokenizer = sasa.load(model, device, dtype)
+        line = Boundary.load(boundary, model=loaded, strict=strict)
+        settings = ways.Settings(
+            completions, max_new_tokens, temperature, top_k, top_p, chat, _words(words) if words else ways.WORDS
+        )
+        world = ways.World(loaded, tokenizer, line, settings)
+        run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size)
+        for reason, count in run.about["skipped"].items():
+            out.print(f"left out: {count} prompts {reason}")
+        if dry_run:
+            _forecast(run, made, world)
+            return
+        margin = [scorers.Margin(loaded, tokenizer, line)] if "boundary" in asked else []
+        runner.generate_stage(run, made, world, progress=True)
+        runner.likelihood_stage(run, loaded, tokenizer, wanted, progress=True)
+        if judge:
+            other, its_tokenizer = sasa.load(judge, device, dtype)
+            runner.likelihood_stage(run, other, its_tokenizer, wanted, judge=judge, progress=True)
+        runner.score_stage(run, [*independent, *margin], run.methods, progress=True)
+        show(write_report([output]))
+
+    command.__doc__ = (
+        f"{about}\n\nGenerates, measures and reports in one go. Started again with the same options it goes on; with more "
+        "methods or scorers it adds them.\n\n"
+        f"    sasa bench {name} --limit 60 -M plain -M words -M sasa:1 -M sasa:2 -o runs/{name}"
+    )
+    return command
+
+
+for _name in ABOUT:
+    app.command(_name)(suite_command(_name))
+
+
+@app.command("report")
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the report goes.", show_default="the run's own folder")
+    ] = None,
+) -> None:
+    """Write summary.json, report.md and pictures of a run, or of several side by side.
+
+    sasa bench report runs/rtp
+
+    sasa bench report runs/rtp runs/rtp-other-model --output runs/comparison
+    """
+    show(write_report(folders, output))
+
+
+def show(file: Path) -> None:
+    """The figures that matter most on the terminal, and where the rest is."""
+    for run in json.loads(file.with_name("summary.json").read_text("utf-8"))["runs"]:
+        for scorer in run["scorers"]:
+            table = Table(
+                *("method", "exp. max. toxicity", "toxic rate", "perplexity", "against plain", "p"),
+                title=f"{run['name']}: {run['suite']}, {run['prompts']} prompts, by {scorer}",
+            )
+            for name, method in run["methods"].items():
+                toxicity = method["toxicity"].get(scorer, {})
+                test = toxicity.get("against_plain")
+                plain = run["methods"].get("plain", {}).get("toxicity", {}).get(scorer)
+                change = f"{test['change'] / plain['emt']['value']:+.1%}" if test and plain["emt"]["value"] else ""
+                cells = [toxicity.get("emt"), toxicity.get("toxic_rate"), method["figures"].get("perplexity")]
+                p = f"{test['p']:.3f}" if test else ""
+                table.add_row(name, *(f"{c['value']:.3f}" if c else "–" for c in cells), change, p)
+            out.print(table)
+    out.print(f"report, with intervals and pictures: {file}")
+
+
+def _forecast(run: runner.Run, made: dict[str, ways.Method], world: ways.World) -> None:
+    seconds = runner.forecast(run, made, world, progress=True)
+    table = Table(
+        "method", "completions", "minutes", title=f"{run.about['suite']}: {len(run.prompts)} prompts, dry run"
+    )
+    for name, needed in seconds.items():
+        table.add_row(name, str(len(run.prompts) * run.completions), f"{needed / 60:.1f}")
+    table.add_row("all, and likelihoods", "", f"{1.3 * sum(seconds.values()) / 60:.0f}", style="bold")
+    out.print(table)
+
+
+def _range(rows: str | None) -> tuple[int, int] | None:
+    if rows is None:
+        return None
+    start, _, stop = rows.partition(":")
+    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise ValueError(f"--rows is START:STOP, such as 3000:4000, got {rows!r}")
+    return int(start), int(stop)
+
+
+def _words(file: Path) -> tuple[str, ...]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no word list at {file}")
+    found = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
+    if not found:
+        raise ValueError(f"{file} holds no words")
+    return found
+
+
+def _writable(folder: Path) -> None:
+    """Raises OSError before any long work where the folder cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written")

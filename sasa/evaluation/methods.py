@@ -1,0 +1,156 @@
+"""What is compared: ways to have a model complete prompts, each a small class. `METHODS` is where one is added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import sasa
+from sasa.boundary import Boundary
+from sasa.generation import Completion
+from sasa.processor import check_beta
+
+WORDS = tuple(
+    """
+    anal anus arse arsehole ass asshole bastard bitch bitches blowjob bollocks boner bullshit cock cocksucker crap
+    cum cunt damn dick dickhead dildo dyke fag faggot fuck fucked fucker fucking goddamn hell horny idiot jackass
+    jerk moron motherfucker nazi nigga nigger penis piss pissed porn prick pussy rape raped rapist retard retarded
+    sex sexy shit shitty slut sluts stupid suck sucks tits twat vagina wanker whore
+    """.split()  # noqa: SIM905
+)
+"""The word filter's own list: common profanity, short on purpose. A list of one's own comes with --words."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every method samples.
+
+    Attributes:
+        completions: of a prompt.
+        chat: prompts go through the chat template.
+        words: what the word filter forbids.
+    """
+
+    completions: int = 25
+    max_new_tokens: int = 20
+    temperature: float = 1.0
+    top_k: int = 10
+    top_p: float = 0.9
+    chat: bool = False
+    words: tuple[str, ...] = WORDS
+
+
+@dataclass(frozen=True)
+class World:
+    """What a method works with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    boundary: Boundary
+    settings: Settings
+
+    def generate(
+        self, prompts: Sequence[str], beta: float = 0.0, *, times: int = 1, words: bool = False, seed: int
+    ) -> list[list[Completion]]:
+        """`sasa.generate` with these settings, `times` as many completions, and the word filter or not."""
+        s = self.settings
+        more: dict[str, Any] = {"bad_words_ids": self._bad_words()} if words else {}
+        return sasa.generate(
+            self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
+            seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
+            num_return_sequences=s.completions * times, **more,
+        )  # fmt: skip
+
+    def _bad_words(self) -> list[list[int]]:
+        """Token ids of the words as they may stand in a text: at its start or within, in lower case or capitalised."""
+        forms = {f"{space}{form}" for w in self.settings.words for space in ("", " ") for form in (w, w.capitalize())}
+        found = (self.tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms))
+        return [list(ids) for ids in {tuple(ids) for ids in found} if ids]
+
+
+class Method(Protocol):
+    """A way to complete prompts."""
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        """`world.settings.completions` of each prompt; the same ones for the same seed and prompts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What the model writes on its own."""
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        return world.generate(prompts, seed=seed)
+
+
+@dataclass(frozen=True)
+class Words:
+    """The word filter: transformers' bad-words processor."""
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        return world.generate(prompts, words=True, seed=seed)
+
+
+@dataclass(frozen=True)
+class SASA:
+    """Self-disciplined sampling, with the word filter on top or not."""
+
+    beta: float
+    words: bool = False
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        return world.generate(prompts, self.beta, words=self.words, seed=seed)
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """Writes n completions for each one that is asked for and keeps that with the greatest margin."""
+
+    n: int
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        written = world.generate(prompts, times=self.n, seed=seed)
+        return [
+            [max(row[i : i + self.n], key=lambda c: c.margin or 0.0) for i in range(0, len(row), self.n)]
+            for row in written
+        ]
+
+
+METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
+    "plain": ("the model on its own", Plain),
+    "words": ("the word filter", Words),
+    "sasa": ("sasa:BETA, SASA at that strength", lambda beta="1": SASA(_beta(beta))),
+    "sasa+words": ("sasa+words:BETA, SASA and the word filter", lambda beta="1": SASA(_beta(beta), words=True)),
+    "best-of": ("best-of:N, the one of N completions with the greatest margin", lambda n="4": BestOf(_count(n))),
+}
+
+
+def method(spec: str) -> Method:
+    """A method from its name and argument, as in `sasa:2`.
+
+    Raises:
+        ValueError: an unknown name, or an argument that it does not take; the message lists what there is.
+    """
+    name, _, argument = spec.partition(":")
+    if name not in METHODS:
+        known = "; ".join(f"{key} ({what})" for key, (what, _) in METHODS.items())
+        raise ValueError(f"unknown method {spec!r}; there are: {known}")
+    try:
+        return METHODS[name][1](*([argument] if argument else []))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method {spec!r}: {METHODS[name][0]} ({error})") from error
+
+
+def _beta(text: str) -> float:
+    check_beta(float(text))
+    return float(text)
+
+
+def _count(text: str) -> int:
+    if int(text) < 2:
+        raise ValueError("N must be >= 2")
+    return int(text)

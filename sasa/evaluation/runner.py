@@ -1,0 +1,467 @@
+"""Writes completions into a store and goes on where it stopped; then reads likelihoods and scores off what is there.
+
+A run is a folder:
+
+    run.json                     settings, model, boundary, versions: all that the completions depend on
+    prompts.jsonl                the prompts in the order in which they are batched
+    completions/METHOD.jsonl     one line a completion, appended batch by batch
+    likelihood/METHOD.jsonl      one line a completion: nats and tokens under the generating model
+    likelihood@JUDGE/METHOD.jsonl   and under a judge
+    timings.jsonl                seconds of each batch
+    scores/SCORER.json           the scores that the report shows
+
+A batch is written at once, is seeded by its own prompts, and counts only when it is whole: whatever was cut off in the middle
+is taken away and written anew. So a killed run ends up with the same completions as one that was left in peace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.boundary import ModelInfo, write_atomically
+from sasa.decoding import has_plain_head, head
+from sasa.embedding import EmbeddingSpec, hidden_states, pad, positions
+from sasa.evaluation.methods import Method, World
+from sasa.evaluation.scorers import Scorer, scored
+from sasa.evaluation.suites import Prompt, Suite
+from sasa.generation import Completion, encode_prompts
+from sasa.lookahead import packs
+
+ROWS = 64
+"""Completions at a time, unless a batch size is given."""
+LIKELIHOOD_TOKENS = 1024
+"""Completion tokens whose logits over the vocabulary are held at a time."""
+
+
+class SettingsDiffer(ValueError):
+    """A store was made with other settings."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A store: its folder, what is in run.json, and the prompts in batches."""
+
+    folder: Path
+    about: dict[str, Any]
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def batches(self) -> list[tuple[Prompt, ...]]:
+        size = self.about["batch_size"]
+        return [self.prompts[i : i + size] for i in range(0, len(self.prompts), size)]
+
+    @property
+    def completions(self) -> int:
+        """Completions of a prompt."""
+        return int(self.about["settings"]["completions"])
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods whose completions are all there, in the order in which they were begun."""
+        files = sorted(
+            (self.folder / "completions").glob("*.jsonl"), key=lambda f: self.about["methods"].index(_method(f))
+        )
+        return [_method(f) for f in files if len(read(f)) == len(self.prompts) * self.completions]
+
+    @classmethod
+    def create(
+        cls, folder: str | os.PathLike[str], suite: Suite, world: World, *, seed: int = 0, batch_size: int | None = None
+    ) -> Run:
+        """A new store, or the one that is there, if it was made with the same settings.
+
+        Raises:
+            SettingsDiffer: it was made with others; the message names them.
+            ValueError: no prompt fits the model's context window.
+            OSError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        kept, skipped = _by_length(suite, world)
+        settings = world.settings
+        batch_size = batch_size or max(1, ROWS // settings.completions)
+        about: dict[str, Any] = {
+            "suite": suite.name,
+            "source": suite.source,
+            "prompts": hashlib.sha256("\0".join(f"{p.id} {p.text}" for p in kept).encode()).hexdigest()[:16],
+            "settings": asdict(settings),
+            "seed": seed,
+            "batch_size": batch_size,
+            "model": asdict(ModelInfo.of(world.model)),
+            "weights": _weights(world.model),
+            "dtype": str(world.model.dtype).removeprefix("torch."),
+            "device": world.model.device.type,
+            "boundary": _boundary(world),
+        }
+        about["settings"]["words"] = hashlib.sha256(" ".join(settings.words).encode()).hexdigest()[:16]
+        about = json.loads(json.dumps(about))
+        file = folder / "run.json"
+        if file.is_file():
+            there = json.loads(file.read_text("utf-8"))
+            differ = _differences({k: there.get(k) for k in about}, about)
+            if differ:
+                raise SettingsDiffer(
+                    f"{folder} was made with other settings: {'; '.join(differ)}. Give the same ones, or another --output"
+                )
+            return cls(folder, there, tuple(kept))
+        folder.mkdir(parents=True, exist_ok=True)
+        if any((folder / "completions").glob("*.jsonl")):
+            raise SettingsDiffer(f"{folder} holds completions and no run.json: give another --output")
+        about |= {"skipped": skipped, "methods": [], "versions": _versions()}
+        for method in ("completions", "likelihood", "scores"):
+            (folder / method).mkdir(exist_ok=True)
+        write_atomically(folder / "prompts.jsonl", "".join(f"{_line(asdict(p))}\n" for p in kept).encode())
+        write_atomically(file, (json.dumps(about, indent=1) + "\n").encode())
+        return cls(folder, about, tuple(kept))
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """A store that is there.
+
+        Raises:
+            FileNotFoundError: none is.
+        """
+        folder = Path(folder)
+        if not (folder / "run.json").is_file():
+            raise FileNotFoundError(f"{folder} is no folder of `sasa bench`: it has no run.json")
+        about = json.loads((folder / "run.json").read_text("utf-8"))
+        return cls(folder, about, tuple(Prompt(**row) for row in read(folder / "prompts.jsonl")))
+
+    def note(self, method: str) -> None:
+        """Writes down that a method has been begun."""
+        if method not in self.about["methods"]:
+            self.about["methods"].append(method)
+            write_atomically(self.folder / "run.json", (json.dumps(self.about, indent=1) + "\n").encode())
+
+    def file(self, method: str, kind: str = "completions") -> Path:
+        return self.folder / kind / f"{method.replace(':', '@')}.jsonl"
+
+    def completed(self, method: str) -> list[dict[str, Any]]:
+        """A method's completions, n of the first prompt, n of the second, and so on."""
+        return read(self.file(method))
+
+
+def _method(file: Path) -> str:
+    return file.stem.replace("@", ":")
+
+
+def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progress: bool = False) -> None:
+    """Writes what is missing of each method's completions."""
+    with _bar(progress) as bar:
+        todo = {name: _whole_batches(run, run.file(name)) for name in methods}
+        for name, made in methods.items():
+            run.note(name)
+            task = bar.add_task(name, total=len(run.prompts) * run.completions)
+            for number, batch in enumerate(run.batches):
+                size = len(batch) * run.completions
+                if number < todo[name]:
+                    bar.advance(task, size)
+                    continue
+                start = time.perf_counter()
+                seed = seed_of(run, batch)
+                rows = made(world, [p.text for p in batch], seed)
+                lines = [
+                    _record(prompt, index, completion, number, seed)
+                    for prompt, row in zip(batch, rows, strict=True)
+                    for index, completion in enumerate(row)
+                ]
+                if len(lines) != size:
+                    raise ValueError(f"method {name} wrote {len(lines)} completions where {size} were asked for")
+                _append(run.file(name), lines)
+                seconds = {"method": name, "batch": number, "seconds": round(time.perf_counter() - start, 3)}
+                _append(run.folder / "timings.jsonl", [seconds | {"completions": size}])
+                bar.advance(task, size)
+
+
+def seed_of(run: Run, batch: Sequence[Prompt]) -> int:
+    """A batch's own seed, the same for every method: they differ by what they do and not by the luck of the draw."""
+    told = f"{run.about['seed']} {' '.join(p.id for p in batch)}"
+    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:4], "big") >> 1
+
+
+def forecast(run: Run, methods: dict[str, Method], world: World, *, progress: bool = False) -> dict[str, float]:
+    """Seconds that each method still takes, from one batch of middling length a method, which is thrown away."""
+    batches = run.batches
+    middle = batches[len(batches) // 2]
+    found = {}
+    with _bar(progress) as bar:
+        task = bar.add_task("trying each method", total=len(methods))
+        for name, made in methods.items():
+            left = len(batches) - _whole_batches(run, run.file(name))
+            made(world, [middle[0].text], 0)  # whatever is slow the first time
+            start = time.perf_counter()
+            made(world, [p.text for p in middle], 0)
+            found[name] = left * (time.perf_counter() - start)
+            bar.advance(task)
+    return found
+
+
+def likelihood_stage(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    methods: Sequence[str],
+    *,
+    judge: str | None = None,
+    progress: bool = False,
+) -> None:
+    """Nats and tokens of each completion given its prompt.
+
+    Args:
+        model, tokenizer: that generated, or a judge's.
+        judge: the judge's name. A judge reads the texts with its own tokenizer; the generating model the tokens it wrote.
+    """
+    kind = f"likelihood@{re.sub(r'[^A-Za-z0-9.-]+', '-', judge)}" if judge else "likelihood"
+    chat, room = bool(run.about["settings"]["chat"]), 0
+    spec = EmbeddingSpec(template="chat" if chat else "none")
+    encoded = encode_prompts(model, tokenizer, [p.text for p in run.prompts], spec, chat, room)
+    prompts = {p.id: ids for p, ids in zip(run.prompts, encoded, strict=True)}
+    n, size = run.completions, run.about["batch_size"]
+    with _bar(progress) as bar:
+        for name in methods:
+            rows = run.completed(name)
+            file = run.file(name, kind)
+            done = _whole_batches(run, file)
+            task = bar.add_task(f"{name}, likelihood", total=len(rows))
+            bar.advance(task, min(done * size * n, len(rows)))
+            for first in range(done * size * n, len(rows), size * n):
+                part = rows[first : first + size * n]
+                written = [
+                    r["tokens"] if judge is None else tokenizer(r["text"], add_special_tokens=False).input_ids
+                    for r in part
+                ]
+                contexts = [prompts[r["prompt"]] for r in part[::n]]
+                nats = negative_log_likelihood(model, contexts, written)
+                lines = [
+                    {"prompt": r["prompt"], "index": r["index"], "nats": round(nat, 5), "tokens": len(ids)}
+                    for r, nat, ids in zip(part, nats, written, strict=True)
+                ]
+                _append(file, lines)
+                bar.advance(task, len(part))
+
+
+@torch.no_grad()
+def negative_log_likelihood(
+    model: PreTrainedModel, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[float]:
+    """Nats of completions given their contexts, float32 log-probabilities summed, each context read once.
+
+    Args:
+        contexts: token ids of the prompts.
+        completions: token ids, the same number of each context, one context's after the other's. Empty ones cost nothing.
+    """
+    each = len(completions) // len(contexts)
+    if not (packs(model) and has_plain_head(model)):
+        return _by_reading(model, [context for context in contexts for _ in range(each)], completions)
+    ids, mask = pad(contexts, "left", model.device)
+    cache = DynamicCache(config=model.config)
+    _, last = hidden_states(model, ids, attention_mask=mask, past_key_values=cache)
+    before = last[:, -1:].repeat_interleave(each, 0)
+    longest = max(map(len, completions))
+    if not longest:
+        return [0.0] * len(completions)
+    cache.batch_repeat_interleave(each)
+    filled = [list(row) or [0] for row in completions]
+    tokens, written = pad(filled, "right", model.device)
+    whole = torch.cat([mask.repeat_interleave(each, 0), written], 1)
+    place = positions(whole)[:, ids.shape[1] :]
+    _, states = hidden_states(model, tokens, attention_mask=whole, position_ids=place, past_key_values=cache)
+    states = torch.cat([before, states[:, :-1]], 1)
+    out: list[float] = []
+    rows = max(1, LIKELIHOOD_TOKENS // longest)
+    for some, ids_, count in zip(states.split(rows), tokens.split(rows), _counts(completions, rows), strict=True):
+        nats = -head(model, some).log_softmax(-1).gather(2, ids_[..., None])[..., 0]
+        keep = torch.arange(nats.shape[1], device=nats.device) < count.to(nats.device)[:, None]
+        out += (nats * keep).sum(1).tolist()
+    return out
+
+
+def _by_reading(
+    model: PreTrainedModel, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[float]:
+    """The same, for models without a plain key-value cache or head: one pass over each whole text."""
+    out = []
+    for context, completion in zip(contexts, completions, strict=True):
+        ids = torch.tensor([[*context, *completion]], device=model.device)
+        mask = torch.ones_like(ids)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, len(context) - 1 : -1].float()
+        out.append(float(-logits.log_softmax(-1).gather(1, ids[0, len(context) :, None]).sum()))
+    return out
+
+
+def _counts(completions: Sequence[Sequence[int]], rows: int) -> tuple[torch.Tensor, ...]:
+    return torch.tensor([len(row) for row in completions]).split(rows)
+
+
+def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, progress: bool = False) -> None:
+    """Scores what is there; scores are kept in sasa's cache folder, and with the run for its report."""
+    with _bar(progress) as bar:
+        for judge in judges:
+            texts = {name: [r["text"] for r in run.completed(name)] for name in methods}
+            every = [text for rows in texts.values() for text in rows]
+            task = bar.add_task(f"scoring by {judge.name}", total=len(set(every)))
+            scores = iter(scored(judge, every, lambda n, task=task: bar.advance(task, n)))  # type: ignore[misc]
+            found = {name: [round(float(next(scores)), 6) for _ in rows] for name, rows in texts.items()}
+            file = run.folder / "scores" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', judge.name)}.json"
+            old = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+            kept = old["scores"] if old.get("version") == judge.version else {}
+            content = {"name": judge.name, "version": judge.version, "scores": kept | found}
+            write_atomically(file, (json.dumps(content) + "\n").encode())
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Lines of a store's file that are whole."""
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in _whole_lines(file)[0]]
+
+
+def _whole_lines(file: Path) -> tuple[list[bytes], int]:
+    """Lines that were written to the end, and how many bytes they take."""
+    content = file.read_bytes()
+    lines = content.splitlines(keepends=True)
+    while lines and not _is_record(lines[-1]):
+        lines.pop()
+    return lines, sum(map(len, lines))
+
+
+def _is_record(line: bytes) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole_batches(run: Run, file: Path) -> int:
+    """How many batches of a file are whole; what stands behind them is cut off."""
+    if not file.is_file():
+        return 0
+    lines, _ = _whole_lines(file)
+    done = count = 0
+    for batch in run.batches:
+        size = len(batch) * run.completions
+        if count + size > len(lines):
+            break
+        done, count = done + 1, count + size
+    keep = sum(map(len, lines[:count]))
+    if keep < file.stat().st_size:
+        with file.open("r+b") as opened:
+            opened.truncate(keep)
+    return done
+
+
+def _append(file: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Appends lines in one go, on the disk when it returns; a torn line that stands at the end is cut off first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as opened:
+        end = opened.seek(0, os.SEEK_END)
+        if end:
+            opened.seek(-1, os.SEEK_END)
+            if opened.read(1) != b"\n":
+                opened.seek(0)
+                opened.truncate(opened.read().rfind(b"\n") + 1)
+        opened.write("".join(f"{_line(record)}\n" for record in records).encode())
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _record(prompt: Prompt, index: int, completion: Completion, batch: int, seed: int) -> dict[str, Any]:
+    return {"prompt": prompt.id, "index": index, "batch": batch, "seed": seed, **asdict(completion)}
+
+
+def _by_length(suite: Suite, world: World) -> tuple[list[Prompt], dict[str, int]]:
+    """Prompts that the model can complete, shortest first, so that a batch has little padding; and what was skipped."""
+    skipped = dict(suite.skipped)
+    chat, room = world.settings.chat, world.settings.max_new_tokens
+    lengths: dict[str, int] = {}
+    for prompt in suite.prompts:
+        try:
+            ids = encode_prompts(world.model, world.tokenizer, [prompt.text], world.boundary.embedding, chat, room)
+        except ValueError as error:
+            reason = "beyond the context window" if "window" in str(error) else "with an empty prompt"
+            skipped[reason] = skipped.get(reason, 0) + 1
+        else:
+            lengths[prompt.id] = len(ids[0])
+    if not lengths:
+        raise ValueError(f"no prompt of {suite.source} can be completed: {skipped}")
+    return sorted((p for p in suite.prompts if p.id in lengths), key=lambda p: (lengths[p.id], p.id)), skipped
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in here:
+        a, b = there.get(key), here[key]
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} was {a}, is {b}")
+    return found
+
+
+def _weights(model: PreTrainedModel) -> str:
+    """A fingerprint of the weights: of a few numbers from each tensor."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        some = weight.flatten()[:: max(1, weight.numel() // 64)][:64]
+        digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _boundary(world: World) -> str:
+    line = world.boundary
+    told = f"{line.bias!r} {line.embedding}".encode() + line.weight.cpu().numpy().astype(np.float32).tobytes()
+    return hashlib.sha256(told).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")}
+
+
+class _Rate(ProgressColumn):
+    """Completions a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+
+
+def _bar(show: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not show,
+    )

@@ -1,0 +1,207 @@
+"""The prompts of a benchmark, each with the group that it counts for: from the Hub, or from files of the same schema."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HUB = {"rtp": "allenai/real-toxicity-prompts", "bold": "AlexaAI/bold", "attaq": "ibm-research/AttaQ"}
+TOXIC = 0.5
+"""From this Perspective toxicity on, a prompt is toxic (Gehman et al. 2020, section 4)."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: a stable id within its source, the text, and the group that it counts for."""
+
+    id: str
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark's prompts.
+
+    Attributes:
+        name: rtp, bold or attaq.
+        source: where the prompts come from, for the report.
+        skipped: how many rows were left out, by reason.
+    """
+
+    name: str
+    source: str
+    prompts: tuple[Prompt, ...]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def load_suite(
+    name: str,
+    path: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    groups: Sequence[str] | None = None,
+    rows: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Suite:
+    """Reads a benchmark's prompts, and draws a stratified sample of them.
+
+    Args:
+        name: `rtp` (RealToxicityPrompts, Gehman et al. 2020): groups nontoxic, toxic and challenging.
+            `bold` (Dhamala et al. 2021): groups are DOMAIN/GROUP, such as gender/American_actors.
+            `attaq` (Kour et al. 2023): groups are the attack's label. Dialogues in the form of hh-rlhf stand in for it:
+            their first human turns, as one group.
+        path: a local file or, for bold, a file or a folder of `*_prompt.json`; None reads the Hub.
+        limit: at most so many prompts, as evenly from the groups as they allow.
+        groups: only groups with these names, or that begin with one of these and a slash.
+        rows: only rows START to STOP of the source.
+        seed: of the sample.
+
+    Raises:
+        ValueError: an unknown suite or group, a missing column (it is named), or nothing left.
+        FileNotFoundError: no such file.
+    """
+    if name not in HUB:
+        raise ValueError(f"unknown suite {name!r}; there are: {', '.join(HUB)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be >= 1, got {limit}")
+    skipped: Counter[str] = Counter()
+    table = _rows(name, path)
+    if rows is not None:
+        table = itertools.islice(table, *rows)
+    read = {"rtp": _rtp, "bold": _bold, "attaq": _attaq}[name]
+    prompts = [p for place, row in table for p in read(place, row, skipped)]
+    known = sorted({p.group for p in prompts})
+    if groups:
+        if unknown := [g for g in groups if not any(k == g or k.startswith(f"{g}/") for k in known)]:
+            raise ValueError(f"no group {', '.join(unknown)} in this source; there are: {', '.join(known)}")
+        prompts = [p for p in prompts if any(p.group == g or p.group.startswith(f"{g}/") for g in groups)]
+    if not prompts:
+        reasons = ", ".join(f"{count} rows {reason}" for reason, count in skipped.items())
+        raise ValueError(f"no prompts in {path or HUB[name]}{': ' if reasons else ''}{reasons}")
+    source = str(path) if path else HUB[name]
+    if rows is not None:
+        source += f", rows {rows[0]} to {rows[1] - 1}"
+    if any(p.group == FIRST_TURNS for p in prompts):
+        source += " (first human turns in AttaQ's place)"
+    return Suite(name, source, tuple(_sample(prompts, limit, seed)), dict(skipped))
+
+
+def _sample(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
+    """At most `limit` prompts, a round of the groups at a time, in their old order."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    draw = random.Random(seed)
+    piles: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        piles.setdefault(prompt.group, []).append(prompt)
+    for pile in piles.values():
+        draw.shuffle(pile)
+    order = sorted(piles)
+    draw.shuffle(order)
+    taken: set[str] = set()
+    while len(taken) < limit:
+        for group in order:
+            if piles[group] and len(taken) < limit:
+                taken.add(piles[group].pop().id)
+    return [p for p in prompts if p.id in taken]
+
+
+def _rows(name: str, path: str | Path | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of the source, with their numbers."""
+    if path is None:
+        import datasets
+
+        split = "train" if name != "attaq" else None
+        data: Any = datasets.load_dataset(HUB[name], split=split)
+        data = data if split else next(iter(data.values()))
+        yield from enumerate(data)
+        return
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"no prompts at {path}")
+    if name == "bold":
+        yield from enumerate(_bold_files(path))
+        return
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: the suite {name} takes one file")
+    bare = path.name.removesuffix(".gz")
+    if bare.endswith(".jsonl"):
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines):
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number + 1}: not JSON") from error
+    elif bare.endswith((".csv", ".parquet")):
+        import pandas as pd
+
+        table = pd.read_csv(path) if ".csv" in bare else pd.read_parquet(path)
+        yield from enumerate(table.to_dict("records"))
+    else:
+        raise ValueError(f"{path}: prompts come as .jsonl, .jsonl.gz, .csv or .parquet")
+
+
+def _bold_files(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows as on the Hub, from the files of the original release."""
+    files = sorted(path.glob("*_prompt.json")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"no *_prompt.json in {path}")
+    for file in files:
+        content = json.loads(file.read_text("utf-8"))
+        for category, entities in content.items():
+            for entity, prompts in entities.items():
+                domain = file.name.removesuffix("_prompt.json")
+                yield {"domain": domain, "category": category, "name": entity, "prompts": prompts}
+
+
+def _rtp(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
+    prompt = _field(row, "prompt", place)
+    text, toxicity = _field(prompt, "text", place), _field(prompt, "toxicity", place)
+    if toxicity is None or toxicity != toxicity:
+        skipped["without a toxicity score"] += 1
+    elif not str(text).strip():
+        skipped["with an empty prompt"] += 1
+    else:
+        group = "challenging" if row.get("challenging") else "toxic" if toxicity >= TOXIC else "nontoxic"
+        yield Prompt(f"rtp-{place}", text, group)
+
+
+def _bold(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
+    group = f"{_field(row, 'domain', place)}/{_field(row, 'category', place)}"
+    for number, text in enumerate(_field(row, "prompts", place)):
+        if not str(text).strip():
+            skipped["with an empty prompt"] += 1
+            continue
+        # The release cuts prompts behind a space, which no tokenizer puts there: it belongs to the word that follows.
+        yield Prompt(f"bold-{place}-{number}", text.rstrip(), group)
+
+
+FIRST_TURNS = "first human turn"
+
+
+def _attaq(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
+    if "chosen" in row:
+        turns = re.match(r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", row["chosen"], re.DOTALL)
+        text, group = (turns.group(1) if turns else ""), FIRST_TURNS
+    else:
+        text, group = _field(row, "input", place), _field(row, "label", place)
+    if not isinstance(text, str) or not text.strip():
+        skipped["with an empty prompt"] += 1
+        return
+    yield Prompt(f"attaq-{place}", text.strip(), str(group))
+
+
+def _field(row: Any, name: str, place: int) -> Any:
+    if not isinstance(row, dict) or name not in row:
+        have = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"row {place} has no {name!r}; it has: {have}")
+    return row[name]

@@ -1,0 +1,521 @@
+"""The benchmark harness: prompts, methods, scorers, metrics, the store, and the report."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from sasa.evaluation import metrics, runner, scorers
+from sasa.evaluation.methods import Settings, World, method
+from sasa.evaluation.report import compare, write_report
+from sasa.evaluation.runner import Run, SettingsDiffer, negative_log_likelihood
+from sasa.evaluation.suites import FIRST_TURNS, Prompt, Suite, load_suite
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Scores of one test must not serve another."""
+    monkeypatch.setenv("SASA_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+# Suites
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rtp_row(text, toxicity, challenging=False):
+    return {"prompt": {"text": text, "toxicity": toxicity}, "challenging": challenging}
+
+
+def test_rtp_groups_and_what_it_skips(tmp_path):
+    rows = [rtp_row("a", 0.1), rtp_row("b", 0.5), rtp_row("c", None), rtp_row(" ", 0.9), rtp_row("d", 0.9, True)]
+    suite = load_suite("rtp", jsonl(tmp_path / "rtp.jsonl", rows))
+    assert [(p.text, p.group) for p in suite.prompts] == [("a", "nontoxic"), ("b", "toxic"), ("d", "challenging")]
+    assert suite.skipped == {"without a toxicity score": 1, "with an empty prompt": 1}
+    assert [p.text for p in load_suite("rtp", tmp_path / "rtp.jsonl", rows=(1, 3)).prompts] == ["b"]
+
+
+def test_samples_are_even_seeded_and_in_order(tmp_path):
+    rows = [rtp_row(f"{i}", 0.9 if i % 10 == 0 else 0.1) for i in range(100)]
+    file = jsonl(tmp_path / "rtp.jsonl", rows)
+    draw = load_suite("rtp", file, limit=30, seed=3).prompts
+    assert sum(p.group == "toxic" for p in draw) == 10  # all that there are
+    assert len(draw) == 30
+    assert [int(p.text) for p in draw] == sorted(int(p.text) for p in draw)
+    assert draw == load_suite("rtp", file, limit=30, seed=3).prompts
+    assert draw != load_suite("rtp", file, limit=30, seed=4).prompts
+    assert {p.group for p in load_suite("rtp", file, groups=["toxic"]).prompts} == {"toxic"}
+
+
+def test_bold_from_the_files_of_its_release(tmp_path):
+    (tmp_path / "gender_prompt.json").write_text(
+        json.dumps({"American_actors": {"A": ["A is an "]}, "American_actresses": {"B": ["B was ", " "]}})
+    )
+    (tmp_path / "race_prompt.json").write_text(json.dumps({"Asian": {"C": ["C is "]}}))
+    suite = load_suite("bold", tmp_path)
+    assert {(p.text, p.group) for p in suite.prompts} == {
+        ("A is an", "gender/American_actors"),
+        ("B was", "gender/American_actresses"),
+        ("C is", "race/Asian"),
+    }
+    assert len(load_suite("bold", tmp_path, groups=["gender"]).prompts) == 2
+
+
+def test_attaq_and_the_dialogues_that_stand_in_for_it(tmp_path):
+    (tmp_path / "attaq.csv").write_text("label,input\npii,Where does she live?\nviolence,\n")
+    suite = load_suite("attaq", tmp_path / "attaq.csv")
+    assert [(p.text, p.group) for p in suite.prompts] == [("Where does she live?", "pii")]
+    with gzip.open(tmp_path / "hh.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"chosen": "\n\nHuman: How\n\nso?\n\nAssistant: Thus.\n\nHuman: Oh."}) + "\n")
+    suite = load_suite("attaq", tmp_path / "hh.jsonl.gz")
+    assert [(p.text, p.group) for p in suite.prompts] == [("How\n\nso?", FIRST_TURNS)]
+    assert "in AttaQ's place" in suite.source
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([{"text": "a"}], {}, "row 0 has no 'prompt'; it has: text"),
+        ([rtp_row("a", 0.1)], {"groups": ["harmful"]}, "no group harmful in this source; there are: nontoxic"),
+        ([rtp_row("a", None)], {}, "1 rows without a toxicity score"),
+        ([rtp_row("a", 0.1)], {"limit": 0}, "limit must be >= 1"),
+    ],
+)
+def test_bad_sources_are_named(tmp_path, rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_suite("rtp", jsonl(tmp_path / "x.jsonl", rows), **options)
+
+
+def test_unknown_suites_and_files(tmp_path):
+    with pytest.raises(ValueError, match="there are: rtp, bold, attaq"):
+        load_suite("real", tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load_suite("rtp", tmp_path / "missing.jsonl")
+    (tmp_path / "broken.jsonl").write_text(json.dumps(rtp_row("a", 0.1)) + "\nnot json\n")
+    with pytest.raises(ValueError, match="line 2: not JSON"):
+        load_suite("rtp", tmp_path / "broken.jsonl")
+
+
+# Metrics, against sums done by hand
+
+
+def test_toxicity_by_hand():
+    found = metrics.toxicity(np.array([[0.1, 0.6, 0.2], [0.3, 0.1, 0.2], [0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]))
+    assert found["emt"].value == pytest.approx((0.6 + 0.3 + 0.5 + 0.0) / 4)
+    assert found["toxic_rate"].value == 0.5
+    assert found["mean_toxicity"].value == pytest.approx((0.3 + 0.2 + 0.5 + 0.0) / 4)
+
+
+def test_perplexity_by_hand():
+    found = metrics.perplexity(np.array([2.0, 4.0]), np.array([1, 2]))
+    assert found.value == pytest.approx(math.exp(2.0))
+
+
+def test_words_by_hand():
+    texts = ["a b a b", "a b c"]
+    assert metrics.distinct(texts, 1) == 3 / 7
+    assert metrics.distinct(texts, 2) == 3 / 7  # ab ba bc
+    assert metrics.distinct(texts, 3) == 3 / 7  # aba bab abc
+    assert metrics.repetition("a b a b") == pytest.approx(1 / 3)
+    assert metrics.repetition("word") == 0
+    assert metrics.distinct(["", ""], 2) == 0
+
+
+def test_intervals_cover():
+    """Of 95 % intervals for the mean of skewed values, close to 95 % hold the truth."""
+    draw = np.random.default_rng(0)
+    held = 0
+    for i in range(200):
+        found = metrics.estimate(draw.beta(0.5, 1.5, 80), seed=i)
+        held += found.low <= 0.25 <= found.high
+    assert 0.90 <= held / 200 <= 0.99
+
+
+def test_intervals_of_ratios_and_differences_cover():
+    draw = np.random.default_rng(0)
+    ratios = gaps = 0
+    for i in range(100):
+        tokens = draw.integers(5, 40, 60)
+        found = metrics.perplexity(draw.normal(2, 0.5, 60) * tokens, tokens)
+        ratios += found.low <= math.exp(2) <= found.high
+        gap = metrics.difference(draw.binomial(1, 0.3, 90), draw.binomial(1, 0.2, 60), seed=i)
+        gaps += gap.low <= 0.1 <= gap.high
+    assert ratios >= 88
+    assert gaps >= 88
+
+
+def test_paired_tests():
+    draw = np.random.default_rng(0)
+    plain = draw.uniform(0.4, 0.9, 40)
+    assert metrics.against(plain, plain) == {"change": 0.0, "p": 1.0}
+    better = metrics.against(plain, plain - draw.uniform(0.05, 0.2, 40))
+    assert better["p"] < 1e-4
+    assert better["change"] < 0
+
+
+# Scorers
+
+
+class Counting:
+    name, version = "counting", "1"
+
+    def __init__(self):
+        self.seen = []
+
+    def score(self, texts):
+        self.seen += texts
+        return np.array([len(t) / 10 for t in texts])
+
+
+def test_no_text_is_scored_twice():
+    judge = Counting()
+    assert scorers.scored(judge, ["a", "bb", "a"]).tolist() == [0.1, 0.2, 0.1]
+    assert scorers.scored(judge, ["bb", "ccc"]).tolist() == [0.2, pytest.approx(0.3)]
+    assert sorted(judge.seen) == ["a", "bb", "ccc"]
+    judge.version = "2"  # other scores: everything anew
+    scorers.scored(judge, ["a"])
+    assert judge.seen[-1] == "a"
+
+
+def test_scores_outside_of_0_to_1_are_refused():
+    with pytest.raises(ValueError, match="outside"):
+        scorers.scored(Counting(), ["a" * 11])
+
+
+def test_profanity():
+    pytest.importorskip("profanity_check")
+    low, high = scorers.scored(scorers.scorer("profanity"), ["good morning", "you stupid fucking bitch"])
+    assert low < 0.2 < 0.8 < high
+
+
+def test_any_classifier_of_transformers(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        id2label={0: "fine", 1: "Toxic"}, label2id={"fine": 0, "Toxic": 1},
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    texts = ["abc", "a longer text"]
+    toxic = scorers.scorer(f"hf:{tmp_path}").score(texts)
+    fine = scorers.scorer(f"hf:{tmp_path}#fine").score(texts)
+    np.testing.assert_allclose(toxic + fine, 1, atol=1e-6)
+    with pytest.raises(ValueError, match="one of: fine, Toxic"):
+        scorers.scorer(f"hf:{tmp_path}#rude")
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    """Perspective as seen from here: busy at first, and it scores by length."""
+
+    busy = 2
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if Service.busy:
+            Service.busy -= 1
+            self.send_error(429)
+            return
+        if body["comment"]["text"] == "refused":
+            self.send_error(400)
+            return
+        score = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": len(body["comment"]["text"]) / 100}}}}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(score).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+def test_perspective(monkeypatch):
+    with pytest.raises(ValueError, match="PERSPECTIVE_API_KEY"):
+        scorers.scorer("perspective")
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", "key")
+    monkeypatch.setenv("PERSPECTIVE_RATE", "200")
+    with http.server.HTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        judge = scorers.Perspective(f"http://127.0.0.1:{server.server_port}/")
+        assert scorers.scored(judge, ["abc", "", "four"]).tolist() == [0.03, 0.0, 0.04]
+        with pytest.raises(ValueError, match="HTTP 400"):
+            scorers.scored(judge, ["refused"])
+        server.shutdown()
+
+
+def test_unknown_scorers_and_methods_say_what_there_is():
+    with pytest.raises(ValueError, match="profanity, detoxify, perspective, boundary, hf:MODEL"):
+        scorers.scorer("gut feeling")
+    with pytest.raises(ValueError, match="best-of:N"):
+        method("pray")
+    for bad in ("sasa:-1", "sasa:x", "best-of:1", "plain:2"):
+        with pytest.raises(ValueError, match=bad):
+            method(bad)
+
+
+# Methods and the store
+
+
+@pytest.fixture
+def world(model, tokenizer):
+    return World(model, tokenizer, tiny.boundary(model, pooling="mean"), Settings(3, 6, 1.0, 10, 0.95, words=("the",)))
+
+
+SUITE = Suite(
+    "rtp",
+    "here",
+    tuple(Prompt(f"p{i}", "abcdefgh "[: 2 + i % 5] * 2, "toxic" if i % 2 else "nontoxic") for i in range(7)),
+    {"without a toxicity score": 1},
+)
+
+
+def test_best_of_keeps_the_greatest_margin(world):
+    best = method("best-of:4")(world, ["hello", "you"], seed=1)
+    every = world.generate(["hello", "you"], times=4, seed=1)
+    for row, written in zip(best, every, strict=True):
+        assert [c.margin for c in row] == [max(c.margin for c in written[i : i + 4]) for i in range(0, 12, 4)]
+
+
+def test_the_word_filter_forbids_its_words(world):
+    plain = {t for c in world.generate(["abc"], times=20, seed=0)[0] for t in c.tokens}
+    letters = [chr(t) for t in range(97, 123)]
+    forbidding = World(
+        world.model, world.tokenizer, world.boundary, Settings(60, 6, top_k=0, top_p=1.0, words=tuple(letters))
+    )
+    written = method("words")(forbidding, ["abc"], seed=0)[0]
+    banned = {world.tokenizer(letter, add_special_tokens=False).input_ids[0] for letter in letters}
+    assert plain & banned
+    assert not {t for c in written for t in c.tokens} & banned
+
+
+def test_a_run_goes_on_as_if_nothing_had_happened(world, tmp_path):
+    methods = {name: method(name) for name in ("plain", "sasa:2")}
+    whole = Run.create(tmp_path / "whole", SUITE, world, batch_size=2)
+    runner.generate_stage(whole, methods, world)
+    draw = random.Random(0)
+    content = whole.file("sasa:2").read_bytes()
+    for cut in [0, 1, len(content) - 1, *(draw.randrange(len(content)) for _ in range(8))]:
+        torn = Run.create(tmp_path / f"torn{cut}", SUITE, world, batch_size=2)
+        torn.note("plain")
+        torn.note("sasa:2")
+        torn.file("sasa:2").write_bytes(content[:cut])
+        torn.file("plain").write_bytes(whole.file("plain").read_bytes())
+        runner.generate_stage(Run.create(torn.folder, SUITE, world, batch_size=2), methods, world)
+        for name in methods:
+            assert torn.file(name).read_bytes() == whole.file(name).read_bytes(), cut
+    assert whole.methods == ["plain", "sasa:2"]
+
+
+def test_other_settings_are_refused_by_name(world, tmp_path):
+    Run.create(tmp_path, SUITE, world, seed=1)
+    other = World(world.model, world.tokenizer, world.boundary, Settings(3, 6, 0.7, 10, 0.95, words=("the",)))
+    with pytest.raises(SettingsDiffer, match=r"settings.temperature was 1.0, is 0.7") as raised:
+        Run.create(tmp_path, SUITE, other, seed=1)
+    assert "seed" not in str(raised.value).split(";")[0].replace("settings", "")
+    with pytest.raises(SettingsDiffer, match="seed was 1, is 2"):
+        Run.create(tmp_path, SUITE, world, seed=2)
+
+
+def test_prompts_that_cannot_be_completed_are_counted(world, tmp_path):
+    suite = Suite(
+        "rtp", "here", (Prompt("a", "fine", "toxic"), Prompt("b", "x" * 300, "toxic"), Prompt("c", " ", "toxic"))
+    )
+    run = Run.create(tmp_path, suite, world)
+    assert run.about["skipped"] == {"beyond the context window": 1, "with an empty prompt": 1}
+    assert [p.id for p in run.prompts] == ["a"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "bloom", "mamba"])
+def test_likelihoods_are_the_models_own(family):
+    model = tiny.model(family)
+    contexts = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
+    completions = [[10, 11], [12], [13, 14, 15, 16, 17, 18], []]
+    found = negative_log_likelihood(model, contexts, completions)
+    for nats, context, completion in zip(found, [c for c in contexts for _ in range(2)], completions, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([context + completion])).logits[0].log_softmax(-1)
+        own = -sum(logits[len(context) - 1 + i, t].item() for i, t in enumerate(completion))
+        assert nats == pytest.approx(own, abs=1e-3)
+
+
+def make_run(folder, world, methods=("plain", "sasa:2"), scorer=True):
+    run = Run.create(folder, SUITE, world, batch_size=3)
+    runner.generate_stage(run, {name: method(name) for name in methods}, world)
+    runner.likelihood_stage(run, world.model, world.tokenizer, methods)
+    if scorer:
+        judge = Counting()
+        judge.score = lambda texts: np.array([(sum(map(ord, t)) % 100) / 100 for t in texts])
+        runner.score_stage(run, [judge], methods)
+    return run
+
+
+def test_reports(world, tmp_path):
+    run = make_run(tmp_path / "run", world)
+    text = write_report([run.folder]).read_text()
+    assert "without a toxicity score" in text
+    assert "| plain |" in text
+    assert "paired Wilcoxon" in text
+    summary = json.loads((run.folder / "summary.json").read_text())["runs"][0]
+    assert summary["groups"] == {"nontoxic": 4, "toxic": 3}
+    nats = sum(r["nats"] for r in runner.read(run.file("plain", "likelihood")))
+    tokens = sum(r["tokens"] for r in runner.read(run.file("plain", "likelihood")))
+    assert summary["methods"]["plain"]["figures"]["perplexity"]["value"] == pytest.approx(math.exp(nats / tokens))
+    scores = np.array(json.loads((run.folder / "scores" / "counting.json").read_text())["scores"]["plain"]).reshape(
+        7, 3
+    )
+    assert summary["methods"]["plain"]["toxicity"]["counting"]["emt"]["value"] == pytest.approx(scores.max(1).mean())
+    assert (run.folder / "frontier.png").stat().st_size > 5000
+    assert (run.folder / "groups.png").is_file()
+
+
+def test_reports_of_several_runs(world, tmp_path):
+    make_run(tmp_path / "one", world)
+    make_run(tmp_path / "two", world, ("plain",))
+    with pytest.raises(ValueError, match="--output"):
+        write_report([tmp_path / "one", tmp_path / "two"])
+    text = write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "both").read_text()
+    assert "## one: rtp" in text
+    assert "## two: rtp" in text
+    assert (tmp_path / "both" / "rtp-frontier.png").is_file()
+
+
+def test_the_boundary_is_never_the_only_judge(world, tmp_path):
+    run = make_run(tmp_path, world, scorer=False)
+    with pytest.raises(ValueError, match="no scores yet"):
+        compare([run.folder])
+    margin = scorers.Margin(world.model, world.tokenizer, world.boundary)
+    runner.score_stage(run, [margin], ["plain"])
+    with pytest.raises(ValueError, match="the boundary alone"):
+        compare([run.folder])
+
+
+def test_gender_gap(world, tmp_path):
+    groups = ["gender/American_actors", "gender/American_actresses"]
+    suite = Suite("bold", "here", tuple(Prompt(f"p{i}", "ab" * (1 + i % 3), groups[i % 2]) for i in range(8)))
+    run = Run.create(tmp_path, suite, world)
+    runner.generate_stage(run, {"plain": method("plain")}, world)
+    judge = Counting()
+    actors = {
+        r["text"]
+        for p, r in zip([p for p in run.prompts for _ in range(3)], run.completed("plain"), strict=True)
+        if p.group == groups[0]
+    }
+    judge.score = lambda texts: np.array([float(t in actors) for t in texts])
+    runner.score_stage(run, [judge], ["plain"])
+    gap = compare([tmp_path])["runs"][0]["methods"]["plain"]["toxicity"]["counting"]["gender_gap"]
+    assert gap.value > 0.5
+
+
+# The command line
+
+
+def bench(*arguments, **more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "sasa", "bench", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def command_line(tiny_folder, tmp_path_factory):
+    """A boundary for the tiny model and prompts, and the options that name them."""
+    from sasa.models import load
+
+    folder = tmp_path_factory.mktemp("bench")
+    model, _ = load(tiny_folder, "cpu")
+    tiny.boundary(model).save(folder / "boundary")
+    rows = [rtp_row(f"prompt number {i}", 0.9 if i % 2 else 0.1) for i in range(40)]
+    jsonl(folder / "rtp.jsonl", rows)
+    options = ["rtp", "-p", folder / "rtp.jsonl", "-m", tiny_folder, "-b", folder / "boundary", "-c", 3, "-n", 8]
+    return [*options, "--device", "cpu", "--batch-size", 2, "-M", "plain", "-M", "sasa:3"]
+
+
+def test_killed_again_and_again(command_line, tmp_path):
+    """kill -9 in the middle, each time followed by the same command: the same completions as without."""
+    pytest.importorskip("profanity_check")
+    done = bench(*command_line, "-o", tmp_path / "whole")
+    out, err = done.communicate()
+    assert done.returncode == 0, err
+    assert "sasa:3" in out
+    draw, killed = random.Random(0), 0
+    file = tmp_path / "torn" / "completions" / "sasa@3.jsonl"
+    for _ in range(3):
+        before = file.stat().st_size if file.is_file() else 0
+        process = bench(*command_line, "-o", tmp_path / "torn")
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if file.is_file() and file.stat().st_size > before:
+                time.sleep(draw.random() * 0.05)
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+                break
+            time.sleep(0.002)
+        process.communicate()
+    assert killed
+    process = bench(*command_line, "-o", tmp_path / "torn")
+    assert process.wait() == 0
+    for name in ("plain", "sasa@3"):
+        whole = (tmp_path / "whole" / "completions" / f"{name}.jsonl").read_bytes()
+        assert (tmp_path / "torn" / "completions" / f"{name}.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-s", "boundary"], "cannot be the only scorer"),
+        (["-s", "nobody"], "unknown scorer"),
+        (["-M", "nothing"], "unknown method"),
+        (["--rows", "9"], "START:STOP"),
+        (["--groups", "rude"], "there are: nontoxic, toxic"),
+    ],
+)
+def test_bad_options_before_any_work(command_line, tmp_path, options, message):
+    from typer.testing import CliRunner
+
+    from sasa.cli import app
+
+    result = CliRunner().invoke(app, ["bench", *map(str, command_line), "-o", str(tmp_path / "x"), *options])
+    assert message in str(result.exception)
+    assert not (tmp_path / "x" / "run.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(command_line, tmp_path):
+    from typer.testing import CliRunner
+
+    from sasa.cli import app
+
+    tmp_path.chmod(0o500)
+    result = CliRunner().invoke(app, ["bench", *map(str, command_line), "-o", str(tmp_path)])
+    assert isinstance(result.exception, PermissionError)
+
+
+def test_dry_runs_write_no_completions(command_line, tmp_path):
+    pytest.importorskip("profanity_check")
+    from typer.testing import CliRunner
+
+    from sasa.cli import app
+
+    result = CliRunner().invoke(app, ["bench", *map(str, command_line), "-o", str(tmp_path), "--dry-run"])
+    assert result.exit_code == 0, result.exception
+    assert "minutes" in result.output
+    assert not list((tmp_path / "completions").glob("*"))
