@@ -130,10 +130,13 @@ class SASADecoder:
                 rows = rows[going]
             everyone = len(rows) == len(scores)
             nothing = input_ids[rows, :0]
-            if self.beta:
-                followed = scores if everyone else scores[rows]
+            followed = scores if everyone else scores[rows]
+            if self.beta or self.top_k or self.top_p:
                 candidates = select(followed, top_k, self.top_p, max(1, most))
-                ids, margins = candidates.ids, candidate_margins(look, boundary, eos, nothing, candidates.ids)
+                ids = candidates.ids
+                margins = (
+                    candidate_margins(look, boundary, eos, nothing, ids) if self.beta else ids.new_zeros(ids.shape)
+                )
                 followed = reweight(followed, candidates, margins, self.beta)
                 scores = followed if everyone else scores.index_copy(0, rows, followed)
             # Drawn over all rows and the whole vocabulary, as plain generate() draws: equal seeds, equal tokens.

@@ -32,13 +32,5 @@ def test_speed_of_a_model_without_weights(tiny_folder, tmp_path):
     assert (tmp_path / "speed.png").is_file()
 
 
-def test_detoxification_and_auc(real, shared_data, tmp_path):
-    prompts = shared_data / "rtp" / "prompts.jsonl"
-    run(
-        *("detox.py", "--prompts", prompts, "--count", 2, "--completions", 2, "--tokens", 3, "--betas", 1),
-        *("--output", tmp_path / "detox.json"),
-    )
-    results = json.loads((tmp_path / "detox.json").read_text())["results"]
-    assert [r["beta"] for r in results] == [0, 1]
-    assert all(0 <= r["emt"] <= 1 and r["perplexity"] > 1 for r in results)
-    assert "AUC" in run("auc.py", "--prompts", prompts, "--rows", "3000:3030")
+def test_auc(real, shared_data):
+    assert "AUC" in run("auc.py", "--prompts", shared_data / "rtp" / "prompts.jsonl", "--rows", "3000:3030")

@@ -279,3 +279,17 @@ def test_bad_arguments(model, kwargs, message):
         SASADecoder(tiny.boundary(model), **kwargs)
     with pytest.raises(ValueError, match="hidden_size: fitted on 48"):
         generate(model, PROMPTS, SASADecoder(tiny.boundary(tiny.model("llama", hidden_size=48))))
+
+
+def test_its_own_limits_are_those_of_generate():
+    """top_k and top_p given to the decoder leave what generate() leaves, at beta 0 as well."""
+    model = tiny.model("llama")
+    ids = torch.tensor([[5, 6, 7]] * 8)
+    for beta in (0.0, 2.0):
+        written = []
+        for own, limits in (({}, {"top_k": 7, "top_p": 0.8}), ({"top_k": 7, "top_p": 0.8}, {"top_k": 0, "top_p": 1.0})):
+            torch.manual_seed(0)
+            decoder = SASADecoder(tiny.boundary(model), beta, **own)
+            settings = dict(attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=12, pad_token_id=0)
+            written.append(model.generate(ids, custom_generate=decoder, **limits, **settings))
+        assert torch.equal(*written)
