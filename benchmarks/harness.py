@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 import sasa
-from sasa.evaluation import Run, Settings, generate_stage, load_suite, method
-from sasa.evaluation.methods import World
+from sasa.evaluation import Run, Settings, World, generate_stage, load_suite, method
 from sasa.evaluation.runner import seed_of
 
 

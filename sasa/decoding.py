@@ -21,12 +21,13 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from sasa.boundary import Boundary
 from sasa.candidates import check_truncation, select
 from sasa.embedding import hidden_states
-from sasa.lookahead import CHUNK, Lookahead
+from sasa.lookahead import Lookahead
 from sasa.processor import DEFAULT_TOP_K, candidate_margins, check_beta, reweight, token_ids
 from sasa.skinny import skinny_linears
 
 logger = logging.getLogger(__name__)
 
+RESERVED_CANDIDATES = 64
 RESERVED_TOKENS = 1024
 """Up to so many new tokens, memory for all of them is taken at once; longer texts may end early, and grow by and by."""
 
@@ -110,6 +111,7 @@ class SASADecoder:
         sampling = bool(generation_config.do_sample)
         top_k = DEFAULT_TOP_K if self.top_k is None and self.top_p is None and not sampling else self.top_k
         steps: list[Step] = []
+        on_cpu = model.device.type == "cpu"
 
         room = self._room(generation_config, input_ids.shape[1], top_k)
         look = self._read_prompts(model, input_ids, model_kwargs.get("attention_mask"), room)
@@ -159,7 +161,8 @@ class SASADecoder:
                 streamer.put(tokens.cpu())
             so_far = tuple(step.scores for step in steps) if generation_config.output_scores else None
             unfinished = unfinished & ~stopping_criteria(cast(torch.LongTensor, input_ids), cast(Any, so_far))
-            if input_ids.shape[1] >= generation_config.max_length:
+            # On a GPU the host does not wait for this here: processors may see texts that have all ended once more.
+            if input_ids.shape[1] >= generation_config.max_length or (on_cpu and not unfinished.any()):
                 break
             following = next_logits(model, look)
             logits = following if everyone else logits.index_copy(0, rows, following)
@@ -184,12 +187,11 @@ class SASADecoder:
         if found := [name for name, does in why.items() if does]:
             raise ValueError(f"SASADecoder cannot be used with {', '.join(found)}")
 
-    @staticmethod
-    def _room(config: GenerationConfig, prompt: int, top_k: int | None) -> int:
+    def _room(self, config: GenerationConfig, prompt: int, top_k: int | None) -> int:
         """Positions of cache that the longest text and its candidates take; 0 where nobody can tell how long it gets."""
-        length = config.max_length or 0
         limits = [k for k in (top_k, config.top_k if config.do_sample else None) if k]
-        return length + min([*limits, CHUNK]) if length - prompt <= RESERVED_TOKENS else 0
+        candidates = min([*limits, RESERVED_CANDIDATES]) if self.beta else 1
+        return config.max_length + candidates if config.max_length - prompt <= RESERVED_TOKENS else 0
 
     def _read_prompts(
         self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, room: int

@@ -118,7 +118,7 @@ def generate(
     config = model.generation_config
     temperature = _first(temperature, config.temperature, 1.0)
     top_k, top_p = _first(top_k, config.top_k, DEFAULT_TOP_K), _first(top_p, config.top_p, TOP_P)
-    min_p = _first(min_p, config.min_p, None)
+    min_p = _first(min_p, config.min_p)
     check_beta(beta)
     check_truncation(top_k, top_p, min_p)
     for name, value in (
@@ -154,11 +154,12 @@ def generate(
         looked_at, truncation = {"top_k": top_k, "top_p": top_p}, {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     elif (
         boundary is not None
-        and beta
+        and model.device.type == "cpu"
         and not min_p
         and not any(_first(generate_kwargs.get(n), getattr(config, n, None)) for n in LATER)
     ):
-        # The same tokens survive: the decoder sorts those that top-k left, where transformers sorts the vocabulary.
+        # The same tokens survive: the decoder sorts those that top-k left, where transformers sorts the vocabulary. On a
+        # GPU that is quick, and it is the decoder's waiting for the device that takes time.
         looked_at = {"top_k": top_k, "top_p": top_p}
         truncation |= {"top_k": 0, "top_p": 1.0}
     # What transformers keeps from a custom_generate callable: see SASADecoder.
@@ -196,11 +197,10 @@ def generate(
             ):  # the text's margin is what it was with its last token; an EOS is no text of its own
                 steps = torch.stack(written.margins, 1).tolist()
                 margins = [step[len(row) - 1] for step, row in zip(steps, rows, strict=True)]
+            prompts_of = [encoded[i] for i in batch for _ in range(num_return_sequences)]
             made = [
-                Completion(
-                    str(tokenizer.decode(row, skip_special_tokens=True)), row, margin, _reason(row, eos, max_new_tokens)
-                )
-                for row, margin in zip(rows, margins, strict=True)
+                Completion(_text(tokenizer, prompt, row), row, margin, _reason(row, eos, max_new_tokens))
+                for prompt, row, margin in zip(prompts_of, rows, margins, strict=True)
             ]
             for place, i in enumerate(batch):
                 results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]
@@ -234,7 +234,7 @@ def encode_prompts(
     spec = replace(spec, template="chat" if chat else "none")
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to complete")
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = context_window(model)
     encoded = []
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
@@ -247,6 +247,19 @@ def encode_prompts(
             )
         encoded.append(ids)
     return encoded
+
+
+def context_window(model: PreTrainedModel) -> int | None:
+    """Tokens that the model can read; None where its config sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], row: list[int]) -> str:
+    """What a row of tokens adds to its prompt: alone, SentencePiece would drop the space that it begins with."""
+    before, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, [*prompt, *row]))
+    if whole.startswith(before):
+        return whole[len(before) :]
+    return str(tokenizer.decode(row, skip_special_tokens=True))
 
 
 def _cut(row: list[int], eos: list[int], fill: int | None) -> list[int]:

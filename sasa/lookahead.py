@@ -73,7 +73,8 @@ class LookaheadCache(Cache):
     """
 
     def __init__(self, layers: int, rows: int = 0, positions: int = 0) -> None:
-        super().__init__(layer_class_to_replicate=functools.partial(TextLayer, self))  # type: ignore[arg-type]
+        # Weakly, or the tensors would wait for the garbage collector.
+        super().__init__(layer_class_to_replicate=functools.partial(TextLayer, weakref.proxy(self)))  # type: ignore[arg-type]
         self.depth = layers
         self.rows, self.positions = rows, positions
         self.batch = 0

@@ -36,6 +36,9 @@ SOURCE = Path(__file__).with_suffix(".c")
 MAX_ROWS = 64
 """From here on PyTorch's own product is the faster one (benchmarks/skinny.py)."""
 
+PLAIN = (Tensor, nn.Parameter)
+"""Subclasses (quantised, distributed, traced) may have no memory of their own."""
+
 _forwards: weakref.WeakKeyDictionary[nn.Module, list[tuple[nn.Linear, Callable[[Tensor], Tensor]]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -45,7 +48,7 @@ _forwards: weakref.WeakKeyDictionary[nn.Module, list[tuple[nn.Linear, Callable[[
 def skinny_linears(model: nn.Module) -> Iterator[None]:
     """Inside, the model's `nn.Linear` layers are `skinny_linear`: 2 to 64 rows in float32 on the CPU go to the kernel.
 
-    For passes without gradients. Layers that anyone has changed (quantised, adapted, hooked, compiled) stay as they are. It
+    For passes without gradients. Layers of another class, or with a forward or weights of another kind, stay as they are. It
     does nothing for models on other devices, on systems other than Linux, or with the environment's SASA_SKINNY=0.
     """
     parameter = next(model.parameters(), None)
@@ -61,7 +64,7 @@ def skinny_linears(model: nn.Module) -> Iterator[None]:
     changed = [
         (layer, forward)
         for layer, forward in _forwards[model]
-        if "forward" not in layer.__dict__ and layer._compiled_call_impl is None
+        if type(layer) is nn.Linear and "forward" not in layer.__dict__
     ]
     # On the instances, and by their dictionaries: nn.Module's own bookkeeping costs more than the whole rest.
     for layer, forward in changed:
@@ -96,9 +99,16 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         or n % 4
         or k != width
         or any(
-            part is not None and (part.dtype is not torch.float32 or not part.is_cpu or not part.is_contiguous())
+            part is not None
+            and (
+                type(part) not in PLAIN
+                or part.dtype is not torch.float32
+                or not part.is_cpu
+                or not part.is_contiguous()
+            )
             for part in (weight, bias)
         )
+        or type(x) not in PLAIN
         or x.dtype is not torch.float32
         or not x.is_cpu
         or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
@@ -120,7 +130,9 @@ def kernel() -> Callable[..., None] | None:
         library = ctypes.CDLL(str(_compiled()))
     except (OSError, subprocess.SubprocessError, StopIteration) as error:
         output = getattr(error, "stderr", "") or ""
-        logger.info("sasa/skinny.c could not be compiled, decoding on the CPU is slower: %s %s", error, output)
+        logger.warning(
+            "no C compiler for sasa/skinny.c: decoding on the CPU is slower than it could be (%s %s)", error, output
+        )
         return None
     function = library.skinny_linear
     function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 3 + [ctypes.c_int]
@@ -130,7 +142,8 @@ def kernel() -> Callable[..., None] | None:
 
 def _compiled() -> Path:
     """Path of the shared library, made where it does not exist. Each kind of processor has its own."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang", "cc"))))
+    # gcc, for its threads are PyTorch's on Linux.
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "gcc", "cc"))))
     # The threads must be PyTorch's: a second pool would wait, spinning, on the same cores.
     threads = next((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), None)
     about = [SOURCE.read_text(), compiler, str(threads), platform.machine(), sysconfig.get_platform(), _processor()]

@@ -6,7 +6,6 @@ import gzip
 import http.server
 import json
 import math
-import os
 import random
 import signal
 import subprocess
@@ -314,6 +313,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(world, tmp_path):
         torn = Run.create(tmp_path / f"torn{cut}", SUITE, world, batch_size=2)
         torn.note("plain")
         torn.note("sasa:2")
+        torn.file("sasa:2").parent.mkdir()
         torn.file("sasa:2").write_bytes(content[:cut])
         torn.file("plain").write_bytes(whole.file("plain").read_bytes())
         runner.generate_stage(Run.create(torn.folder, SUITE, world, batch_size=2), methods, world)
@@ -325,11 +325,28 @@ def test_a_run_goes_on_as_if_nothing_had_happened(world, tmp_path):
 def test_other_settings_are_refused_by_name(world, tmp_path):
     Run.create(tmp_path, SUITE, world, seed=1)
     other = World(world.model, world.tokenizer, world.boundary, Settings(3, 6, 0.7, 10, 0.95, words=("the",)))
-    with pytest.raises(SettingsDiffer, match=r"settings.temperature was 1.0, is 0.7") as raised:
+    with pytest.raises(SettingsDiffer, match=r"other settings: settings.temperature was 1.0, is 0.7\. "):
         Run.create(tmp_path, SUITE, other, seed=1)
-    assert "seed" not in str(raised.value).split(";")[0].replace("settings", "")
     with pytest.raises(SettingsDiffer, match="seed was 1, is 2"):
         Run.create(tmp_path, SUITE, world, seed=2)
+
+
+def test_two_processes_in_one_store(world, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    run = Run.create(tmp_path, SUITE, world)
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="another process"):
+            runner.generate_stage(run, {"plain": method("plain")}, world)
+
+
+def test_batches_count_only_where_they_belong(world, tmp_path):
+    run = Run.create(tmp_path, SUITE, world, batch_size=2)
+    runner.generate_stage(run, {"plain": method("plain")}, world)
+    whole = run.file("plain").read_bytes()
+    run.file("plain").write_bytes(b"".join(whole.splitlines(keepends=True)[:6]) * 2)  # the first batch twice
+    runner.generate_stage(run, {"plain": method("plain")}, world)
+    assert run.file("plain").read_bytes() == whole
 
 
 def test_prompts_that_cannot_be_completed_are_counted(world, tmp_path):
@@ -382,6 +399,23 @@ def test_reports(world, tmp_path):
     assert summary["methods"]["plain"]["toxicity"]["counting"]["emt"]["value"] == pytest.approx(scores.max(1).mean())
     assert (run.folder / "frontier.png").stat().st_size > 5000
     assert (run.folder / "groups.png").is_file()
+
+
+def test_plain_may_come_last_and_be_read_by_a_judge(world, tmp_path):
+    run = make_run(tmp_path / "run", world, ("sasa:2", "plain"))
+    judge = tiny.model("qwen3")
+    runner.likelihood_stage(run, judge, world.tokenizer, ["plain"], judge="own/judge")
+    text = write_report([run.folder]).read_text()
+    assert "- sasa:2 against plain" in text
+    found = compare([run.folder])["runs"][0]["methods"]
+    assert found["plain"]["figures"]["perplexity@own-judge"].value != found["plain"]["figures"]["perplexity"].value
+    assert "perplexity@own-judge" not in found["sasa:2"]["figures"]
+
+
+def test_a_judge_with_too_short_a_window(world, tmp_path):
+    run = make_run(tmp_path, world, ("plain",))
+    with pytest.raises(ValueError, match="context window of 16"):
+        runner.contexts(run, tiny.model("llama", max_position_embeddings=16), world.tokenizer, judging=True)
 
 
 def test_reports_of_several_runs(world, tmp_path):
@@ -458,7 +492,7 @@ def test_killed_again_and_again(command_line, tmp_path):
     assert "sasa:3" in out
     draw, killed = random.Random(0), 0
     file = tmp_path / "torn" / "completions" / "sasa@3.jsonl"
-    for _ in range(3):
+    for _ in range(5):
         before = file.stat().st_size if file.is_file() else 0
         process = bench(*command_line, "-o", tmp_path / "torn")
         deadline = time.monotonic() + 120
@@ -470,7 +504,7 @@ def test_killed_again_and_again(command_line, tmp_path):
                 break
             time.sleep(0.002)
         process.communicate()
-    assert killed
+    assert killed > 1
     process = bench(*command_line, "-o", tmp_path / "torn")
     assert process.wait() == 0
     for name in ("plain", "sasa@3"):
@@ -498,18 +532,17 @@ def test_bad_options_before_any_work(command_line, tmp_path, options, message):
     assert not (tmp_path / "x" / "run.json").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written(command_line, tmp_path):
     from typer.testing import CliRunner
 
     from sasa.cli import app
 
-    tmp_path.chmod(0o500)
-    result = CliRunner().invoke(app, ["bench", *map(str, command_line), "-o", str(tmp_path)])
-    assert isinstance(result.exception, PermissionError)
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, ["bench", *map(str, command_line), "-o", str(tmp_path / "file" / "run")])
+    assert isinstance(result.exception, OSError)
 
 
-def test_dry_runs_write_no_completions(command_line, tmp_path):
+def test_dry_runs_fix_nothing(command_line, tmp_path):
     pytest.importorskip("profanity_check")
     from typer.testing import CliRunner
 
@@ -518,4 +551,4 @@ def test_dry_runs_write_no_completions(command_line, tmp_path):
     result = CliRunner().invoke(app, ["bench", *map(str, command_line), "-o", str(tmp_path), "--dry-run"])
     assert result.exit_code == 0, result.exception
     assert "minutes" in result.output
-    assert not list((tmp_path / "completions").glob("*"))
+    assert not list(tmp_path.iterdir())

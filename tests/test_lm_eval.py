@@ -48,8 +48,9 @@ def test_beta_0_is_the_model_on_its_own(written, tiny_folder, tmp_path):
     model, tokenizer = load(tiny_folder, "cpu")
     tiny.boundary(model).save(tmp_path / "boundary")
     plain, steered = (
-        written(SASALM(str(tiny_folder), str(tmp_path / "boundary"), beta, device="cpu", batch_size=2))
-        for beta in (0, 5)
+        # "cuda:0" is what the harness says where the user says nothing
+        written(SASALM(str(tiny_folder), str(tmp_path / "boundary"), beta, device=device, batch_size=2))
+        for beta, device in ((0, "cpu"), (5, "cuda:0"))
     )
     assert plain == written(HFLM(model, tokenizer=tokenizer, batch_size=2))
     assert steered != plain

@@ -1,6 +1,8 @@
 """The look-ahead against the definition in reference.py, on every family."""
 
+import gc
 import logging
+import weakref
 
 import pytest
 import reference
@@ -138,6 +140,19 @@ def test_the_text_is_kept_once_whatever_k_is(model):
         look.look(ids[:, :0], torch.randint(250, (3, 40)))
         assert look.cache.nbytes == 3 * room * bytes_each
     assert look.cache.get_seq_length() == ids.shape[1] + 4
+
+
+def test_memory_is_free_as_soon_as_nobody_needs_it(model):
+    ids, mask = left_padded(PROMPTS)
+    gc.disable()
+    try:
+        look = Lookahead(model, tiny.boundary(model).embedding, mask)
+        look.look(ids, ids[:, :3])
+        cache = weakref.ref(look.cache)
+        del look
+        assert cache() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("rows", [[0, 2], [0, 0, 0, 1, 1, 2], [2, 0, 1], [1]])

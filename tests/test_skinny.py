@@ -83,6 +83,7 @@ def test_without_a_compiler_it_is_pytorch(monkeypatch, tmp_path, caplog):
     skinny.kernel.cache_clear()
     try:
         assert skinny.kernel() is None
+        assert "no C compiler" in caplog.text
         x, weight = torch.randn(3, 8), torch.randn(4, 8)
         torch.testing.assert_close(skinny.skinny_linear(x, weight), linear(x, weight))
     finally:

@@ -124,18 +124,20 @@ def suite_command(name: str) -> Callable[..., None]:
             completions, max_new_tokens, temperature, top_k, top_p, chat, _words(words) if words else ways.WORDS
         )
         world = ways.World(loaded, tokenizer, line, settings)
-        run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size)
+        run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run)
         for reason, count in run.about["skipped"].items():
             out.print(f"left out: {count} prompts {reason}")
         if dry_run:
             _forecast(run, made, world)
             return
+        judging = sasa.load(judge, device, dtype) if judge else None
+        if judging:
+            runner.contexts(run, *judging, judging=True)  # what it cannot read shows here, before the long work
         margin = [scorers.Margin(loaded, tokenizer, line)] if "boundary" in asked else []
         runner.generate_stage(run, made, world, progress=True)
         runner.likelihood_stage(run, loaded, tokenizer, wanted, progress=True)
-        if judge:
-            other, its_tokenizer = sasa.load(judge, device, dtype)
-            runner.likelihood_stage(run, other, its_tokenizer, wanted, judge=judge, progress=True)
+        if judging:
+            runner.likelihood_stage(run, *judging, wanted, judge=judge, progress=True)
         runner.score_stage(run, [*independent, *margin], run.methods, progress=True)
         show(write_report([output]))
 
@@ -188,14 +190,15 @@ def show(file: Path) -> None:
 
 
 def _forecast(run: runner.Run, made: dict[str, ways.Method], world: ways.World) -> None:
-    seconds = runner.forecast(run, made, world, progress=True)
+    found = runner.forecast(run, made, world, progress=True)
     table = Table(
-        "method", "completions", "minutes", title=f"{run.about['suite']}: {len(run.prompts)} prompts, dry run"
+        "", "completions to go", "minutes", title=f"{run.about['suite']}: {len(run.prompts)} prompts, dry run"
     )
-    for name, needed in seconds.items():
-        table.add_row(name, str(len(run.prompts) * run.completions), f"{needed / 60:.1f}")
-    table.add_row("all, and likelihoods", "", f"{1.3 * sum(seconds.values()) / 60:.0f}", style="bold")
+    for name, (count, seconds) in found.items():
+        table.add_row(name, str(count), f"{seconds / 60:.1f}")
+    table.add_row("all", "", f"{sum(seconds for _, seconds in found.values()) / 60:.0f}", style="bold")
     out.print(table)
+    out.print("and the scorers' own time: little for profanity, a second a completion for perspective")
 
 
 def _range(rows: str | None) -> tuple[int, int] | None:

@@ -1,6 +1,6 @@
 """How much toxicity goes away, what it costs in fluency, and how sure that is: RTP, BOLD and AttaQ."""
 
-from sasa.evaluation.methods import Method, Settings, method
+from sasa.evaluation.methods import Method, Settings, World, method
 from sasa.evaluation.report import compare, write_report
 from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.scorers import Scorer, scorer
@@ -13,6 +13,7 @@ __all__ = [
     "Scorer",
     "Settings",
     "Suite",
+    "World",
     "compare",
     "generate_stage",
     "likelihood_stage",

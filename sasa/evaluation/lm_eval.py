@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 try:
@@ -51,7 +52,9 @@ class SASALM(HFLM):  # type: ignore[misc]
         dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
-        # The harness says "cuda" and "auto" where the user says nothing.
+        # The harness says "cuda:0" and "auto" where the user says nothing.
+        if (device or "").startswith("cuda") and not torch.cuda.is_available():
+            device = None
         model, tokenizer = sasa.load(pretrained, device, None if dtype == "auto" else dtype)
         line = Boundary.load(boundary, model=model)
         self.decoder = SASADecoder(line, float(beta), top_k, top_p)

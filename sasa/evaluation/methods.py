@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -115,7 +115,7 @@ class BestOf:
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         written = world.generate(prompts, times=self.n, seed=seed)
         return [
-            [max(row[i : i + self.n], key=lambda c: c.margin or 0.0) for i in range(0, len(row), self.n)]
+            [max(row[i : i + self.n], key=lambda c: cast(float, c.margin)) for i in range(0, len(row), self.n)]
             for row in written
         ]
 

@@ -19,7 +19,7 @@ from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.runner import Run, read
 
 ACTORS, ACTRESSES = "gender/American_actors", "gender/American_actresses"
-INDEPENDENT = "boundary"
+OWN = "boundary"
 COLUMNS = {
     "emt": "expected max. toxicity",
     "toxic_rate": "toxic rate",
@@ -73,7 +73,8 @@ def _names(runs: list[Run]) -> list[str]:
 
 
 def _one(run: Run) -> dict[str, Any]:
-    if not run.methods:
+    methods = run.methods
+    if not methods:
         raise ValueError(
             f"{run.folder} has no finished method yet: run the same `sasa bench` command again, it goes on"
         )
@@ -83,7 +84,7 @@ def _one(run: Run) -> dict[str, Any]:
         judges[content["name"]] = content
     if not judges:
         raise ValueError(f"{run.folder} has no scores yet: run the same `sasa bench` command again, it goes on")
-    if set(judges) == {INDEPENDENT}:
+    if set(judges) == {OWN}:
         raise ValueError(f"{run.folder} is scored by the boundary alone, which steered it: add another --scorer")
     groups = [p.group for p in run.prompts]
     n = run.completions
@@ -92,8 +93,13 @@ def _one(run: Run) -> dict[str, Any]:
     out |= {"prompts": len(run.prompts), "groups": {g: groups.count(g) for g in sorted(set(groups))}}
     out["scorers"] = {name: judge["version"] for name, judge in judges.items()}
     out["methods"] = {}
-    maxima: dict[tuple[str, str], Array] = {}
-    for method in run.methods:
+    tables = {
+        (name, method): np.array(judge["scores"][method]).reshape(-1, n)
+        for name, judge in judges.items()
+        for method in methods
+        if method in judge["scores"]
+    }
+    for method in methods:
         rows = run.completed(method)
         texts = [[r["text"] for r in rows[i : i + n]] for i in range(0, len(rows), n)]
         lengths = [[len(r["tokens"]) for r in rows[i : i + n]] for i in range(0, len(rows), n)]
@@ -103,14 +109,13 @@ def _one(run: Run) -> dict[str, Any]:
             if len(found) == len(rows):
                 table = np.array([[r["nats"], r["tokens"]] for r in found]).reshape(-1, n, 2).sum(1)
                 key = "perplexity" + folder.name.removeprefix("likelihood")
-                if table[:, 1].all():
+                if table[:, 1].sum():
                     figures[key] = metrics.perplexity(table[:, 0], table[:, 1])
         by_scorer: dict[str, Any] = {}
-        for name, judge in judges.items():
-            if method not in judge["scores"]:
+        for name in judges:
+            if (name, method) not in tables:
                 continue
-            scores = np.array(judge["scores"][method]).reshape(-1, n)
-            maxima[name, method] = scores.max(1)
+            scores = tables[name, method]
             by_scorer[name] = dict(metrics.toxicity(scores)) | {"groups": _by_group(scores, groups)}
             if any("/" in group for group in groups):
                 by_scorer[name]["domains"] = _by_group(scores, [g.partition("/")[0] for g in groups])
@@ -118,8 +123,8 @@ def _one(run: Run) -> dict[str, Any]:
                 toxic = (scores >= metrics.TOXIC).mean(1)
                 side = {g: toxic[[h == g for h in groups]] for g in (ACTORS, ACTRESSES)}
                 by_scorer[name]["gender_gap"] = metrics.difference(side[ACTORS], side[ACTRESSES])
-            if ("plain" in run.methods) and method != "plain" and (name, "plain") in maxima:
-                by_scorer[name]["against_plain"] = metrics.against(maxima[name, "plain"], maxima[name, method])
+            if method != "plain" and (name, "plain") in tables:
+                by_scorer[name]["against_plain"] = metrics.against(tables[name, "plain"].max(1), scores.max(1))
         seconds = [t for (m, _), t in timings.items() if m == method]
         written = sum(t["completions"] for t in seconds)
         figures["seconds_a_completion"] = sum(t["seconds"] for t in seconds) / written if written else None
@@ -170,7 +175,7 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
         for file, caption in pictures.get(run["name"], []):
             lines += [f"![{caption}]({file})", ""]
         for name, version in run["scorers"].items():
-            note = " (the boundary that steered: not evidence of its own)" if name == INDEPENDENT else ""
+            note = " (the boundary that steered: not evidence of its own)" if name == OWN else ""
             lines += [f"### Scored by {name} {version}{note}", ""]
             lines += [*_table(run, name), ""]
             lines += [*_tests(run, name), ""]
@@ -180,7 +185,9 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
         "Expected maximum toxicity: mean over prompts of the highest score among a prompt's completions. Toxic rate: share of "
         f"prompts with at least one completion at {metrics.TOXIC} or more. Perplexity: of the completions given their prompts, "
         "under the generating model unless a judge is named. Distinct-n: distinct word n-grams among a prompt's completions over "
-        "their words. Repetition: share of a completion's word pairs that stand in it before.",
+        "their words. Repetition: share of a completion's word pairs that stand in it before. Seconds include what every method "
+        "does here: plain, too, is decoded with the margins of its texts.",
+        *([] if any(pictures.values()) else ["", "Pictures need matplotlib: `pip install matplotlib`."]),
         "",
     ]
     return "\n".join(lines)
@@ -267,7 +274,7 @@ def _pictures(summary: dict[str, Any], target: Path) -> dict[str, list[tuple[str
     for run in summary["runs"]:
         prefix = f"{''.join(c if c.isalnum() else '-' for c in run['name'])}-" if several else ""
         found = made.setdefault(run["name"], [])
-        scorer = next(name for name in run["scorers"] if name != INDEPENDENT)
+        scorer = next(name for name in run["scorers"] if name != OWN)
         if "perplexity" in _figures(run):
             _frontier([run], scorer, target / f"{prefix}frontier.png")
             found.append((f"{prefix}frontier.png", "Toxicity against perplexity: lower left is better"))
@@ -278,7 +285,7 @@ def _pictures(summary: dict[str, Any], target: Path) -> dict[str, list[tuple[str
     for run in summary["runs"]:
         by_suite.setdefault(run["suite"], []).append(run)
     for suite, runs in by_suite.items():
-        shared = set.intersection(*(set(r["scorers"]) for r in runs)) - {INDEPENDENT}
+        shared = set.intersection(*(set(r["scorers"]) for r in runs)) - {OWN}
         if len(runs) > 1 and shared and all("perplexity" in _figures(r) for r in runs):
             _frontier(runs, min(shared), target / f"{suite}-frontier.png")
             made[runs[0]["name"]].insert(0, (f"{suite}-frontier.png", f"{suite}: all runs"))
@@ -303,16 +310,13 @@ def _frontier(runs: list[dict[str, Any]], scorer: str, path: Path) -> None:
             names.sort(key=lambda name: _argument(name))
             colour = f"C{place + 5 * number if len(runs) > 1 else place}"
             x, y = ([points[name][i].value for name in names] for i in (0, 1))
-            bars = [
-                [
-                    [points[name][i].value - points[name][i].low, points[name][i].high - points[name][i].value]
-                    for name in names
-                ]
-                for i in (0, 1)
+            ends = [
+                np.maximum([[e.value - e.low for e in row], [e.high - e.value for e in row]], 0)
+                for row in zip(*(points[name] for name in names), strict=True)
             ]
             axis.errorbar(
-                x, y, xerr=np.array(bars[0]).T, yerr=np.array(bars[1]).T, fmt="o-", color=colour, linewidth=1.5,
-                elinewidth=0.6, alpha=0.9, label=f"{run['name']}: {family}" if len(runs) > 1 else family,
+                x, y, xerr=ends[0], yerr=ends[1], fmt="o-", color=colour, linewidth=1.5, elinewidth=0.6, alpha=0.9,
+                label=f"{run['name']}: {family}" if len(runs) > 1 else family,
             )  # fmt: skip
             for name, px, py in zip(names, x, y, strict=True):
                 label = f"β={name.partition(':')[2]}" if family.startswith("sasa") else name

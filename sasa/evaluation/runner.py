@@ -22,8 +22,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,18 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import ModelInfo, write_atomically
 from sasa.decoding import has_plain_head, head
-from sasa.embedding import EmbeddingSpec, hidden_states, pad, positions
+from sasa.embedding import EmbeddingSpec, hidden_states, pad, positions, tokenize_prompt
 from sasa.evaluation.methods import Method, World
-from sasa.evaluation.scorers import Scorer, scored
+from sasa.evaluation.scorers import Scorer, fingerprint, scored
 from sasa.evaluation.suites import Prompt, Suite
-from sasa.generation import Completion, encode_prompts
+from sasa.generation import Completion, context_window, encode_prompts
 from sasa.lookahead import packs
+from sasa.skinny import kernel
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ROWS = 64
 """Completions at a time, unless a batch size is given."""
@@ -90,9 +98,20 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: str | os.PathLike[str], suite: Suite, world: World, *, seed: int = 0, batch_size: int | None = None
+        cls,
+        folder: str | os.PathLike[str],
+        suite: Suite,
+        world: World,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        write: bool = True,
     ) -> Run:
         """A new store, or the one that is there, if it was made with the same settings.
+
+        Args:
+            batch_size: prompts at a time; None for about 64 completions.
+            write: False writes nothing, to see what a run would do.
 
         Raises:
             SettingsDiffer: it was made with others; the message names them.
@@ -105,16 +124,21 @@ class Run:
         batch_size = batch_size or max(1, ROWS // settings.completions)
         about: dict[str, Any] = {
             "suite": suite.name,
-            "source": suite.source,
+            "sample": suite.sample,
+            "prompt_count": len(kept),
             "prompts": hashlib.sha256("\0".join(f"{p.id} {p.text}" for p in kept).encode()).hexdigest()[:16],
             "settings": asdict(settings),
             "seed": seed,
             "batch_size": batch_size,
             "model": asdict(ModelInfo.of(world.model)),
-            "weights": _weights(world.model),
+            "weights": fingerprint(world.model),
             "dtype": str(world.model.dtype).removeprefix("torch."),
             "device": world.model.device.type,
             "boundary": _boundary(world),
+            "special_tokens": world.boundary.embedding.special_tokens,
+            "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},
+            "threads": torch.get_num_threads(),
+            "kernel": world.model.device.type == "cpu" and kernel() is not None,
         }
         about["settings"]["words"] = hashlib.sha256(" ".join(settings.words).encode()).hexdigest()[:16]
         about = json.loads(json.dumps(about))
@@ -127,12 +151,11 @@ class Run:
                     f"{folder} was made with other settings: {'; '.join(differ)}. Give the same ones, or another --output"
                 )
             return cls(folder, there, tuple(kept))
-        folder.mkdir(parents=True, exist_ok=True)
         if any((folder / "completions").glob("*.jsonl")):
             raise SettingsDiffer(f"{folder} holds completions and no run.json: give another --output")
-        about |= {"skipped": skipped, "methods": [], "versions": _versions()}
-        for method in ("completions", "likelihood", "scores"):
-            (folder / method).mkdir(exist_ok=True)
+        about |= {"source": suite.source, "skipped": skipped, "methods": []}
+        if not write:
+            return cls(folder, about, tuple(kept))
         write_atomically(folder / "prompts.jsonl", "".join(f"{_line(asdict(p))}\n" for p in kept).encode())
         write_atomically(file, (json.dumps(about, indent=1) + "\n").encode())
         return cls(folder, about, tuple(kept))
@@ -170,7 +193,7 @@ def _method(file: Path) -> str:
 
 def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progress: bool = False) -> None:
     """Writes what is missing of each method's completions."""
-    with _bar(progress) as bar:
+    with _alone(run), _bar(progress) as bar:
         todo = {name: _whole_batches(run, run.file(name)) for name in methods}
         for name, made in methods.items():
             run.note(name)
@@ -202,21 +225,32 @@ def seed_of(run: Run, batch: Sequence[Prompt]) -> int:
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:4], "big") >> 1
 
 
-def forecast(run: Run, methods: dict[str, Method], world: World, *, progress: bool = False) -> dict[str, float]:
-    """Seconds that each method still takes, from one batch of middling length a method, which is thrown away."""
+def forecast(
+    run: Run, methods: dict[str, Method], world: World, *, progress: bool = False
+) -> dict[str, tuple[int, float]]:
+    """For each method, and for the likelihoods of all, how many completions are missing and the seconds that they take.
+
+    From one batch of middling length a method, which is thrown away.
+    """
     batches = run.batches
-    middle = batches[len(batches) // 2]
-    found = {}
+    texts = [p.text for p in batches[len(batches) // 2]]
+    prompts = encode_prompts(world.model, world.tokenizer, texts, world.boundary.embedding, world.settings.chat, 0)
+    found: dict[str, tuple[int, float]] = {}
+    reading = 0.0
     with _bar(progress) as bar:
         task = bar.add_task("trying each method", total=len(methods))
         for name, made in methods.items():
             left = len(batches) - _whole_batches(run, run.file(name))
-            made(world, [middle[0].text], 0)  # whatever is slow the first time
+            made(world, texts[:1], 0)  # whatever is slow the first time
             start = time.perf_counter()
-            made(world, [p.text for p in middle], 0)
-            found[name] = left * (time.perf_counter() - start)
+            rows = made(world, texts, 0)
+            middle = time.perf_counter()
+            negative_log_likelihood(world.model, prompts, [c.tokens for row in rows for c in row])
+            reading += left * (time.perf_counter() - middle)
+            count = min(left * run.about["batch_size"], len(run.prompts)) * run.completions
+            found[name] = count, left * (middle - start)
             bar.advance(task)
-    return found
+    return found | {"likelihoods": (sum(count for count, _ in found.values()), reading)}
 
 
 def likelihood_stage(
@@ -232,12 +266,11 @@ def likelihood_stage(
 
     Args:
         model, tokenizer: that generated, or a judge's.
-        judge: the judge's name. A judge reads the texts with its own tokenizer; the generating model the tokens it wrote.
+        judge: the judge's name. A judge reads the texts with its own tokenizer; the generating model the tokens it wrote, the
+            closing EOS among them.
     """
     kind = f"likelihood@{re.sub(r'[^A-Za-z0-9.-]+', '-', judge)}" if judge else "likelihood"
-    chat, room = bool(run.about["settings"]["chat"]), 0
-    spec = EmbeddingSpec(template="chat" if chat else "none")
-    encoded = encode_prompts(model, tokenizer, [p.text for p in run.prompts], spec, chat, room)
+    encoded = contexts(run, model, tokenizer, judge is not None)
     prompts = {p.id: ids for p, ids in zip(run.prompts, encoded, strict=True)}
     n, size = run.completions, run.about["batch_size"]
     with _bar(progress) as bar:
@@ -253,14 +286,28 @@ def likelihood_stage(
                     r["tokens"] if judge is None else tokenizer(r["text"], add_special_tokens=False).input_ids
                     for r in part
                 ]
-                contexts = [prompts[r["prompt"]] for r in part[::n]]
-                nats = negative_log_likelihood(model, contexts, written)
+                nats = negative_log_likelihood(model, [prompts[r["prompt"]] for r in part[::n]], written)
                 lines = [
                     {"prompt": r["prompt"], "index": r["index"], "nats": round(nat, 5), "tokens": len(ids)}
                     for r, nat, ids in zip(part, nats, written, strict=True)
                 ]
                 _append(file, lines)
                 bar.advance(task, len(part))
+
+
+def contexts(
+    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, judging: bool = False
+) -> list[list[int]]:
+    """Token ids of a run's prompts, as generation read them or as a judge reads them.
+
+    Raises:
+        ValueError: a judge without a chat template where one is needed, or with too short a window.
+    """
+    settings = run.about["settings"]
+    # A judge may need more tokens for the same text.
+    room = (2 if judging else 1) * settings["max_new_tokens"]
+    spec = EmbeddingSpec(special_tokens=judging or run.about["special_tokens"])
+    return encode_prompts(model, tokenizer, [p.text for p in run.prompts], spec, bool(settings["chat"]), room)
 
 
 @torch.no_grad()
@@ -336,21 +383,18 @@ def read(file: Path) -> list[dict[str, Any]]:
     """Lines of a store's file that are whole."""
     if not file.is_file():
         return []
-    return [json.loads(line) for line in _whole_lines(file)[0]]
+    return [json.loads(line) for line in _whole_lines(file)]
 
 
-def _whole_lines(file: Path) -> tuple[list[bytes], int]:
-    """Lines that were written to the end, and how many bytes they take."""
-    content = file.read_bytes()
-    lines = content.splitlines(keepends=True)
+def _whole_lines(file: Path) -> list[bytes]:
+    """Lines that were written to the end."""
+    *lines, _ = file.read_bytes().split(b"\n")  # behind the last end of a line there is nothing, or half a line
     while lines and not _is_record(lines[-1]):
         lines.pop()
-    return lines, sum(map(len, lines))
+    return [line + b"\n" for line in lines]
 
 
 def _is_record(line: bytes) -> bool:
-    if not line.endswith(b"\n"):
-        return False
     try:
         json.loads(line)
     except ValueError:
@@ -359,16 +403,17 @@ def _is_record(line: bytes) -> bool:
 
 
 def _whole_batches(run: Run, file: Path) -> int:
-    """How many batches of a file are whole; what stands behind them is cut off."""
+    """How many batches of a file are whole and stand where they belong; what stands behind them is cut off."""
     if not file.is_file():
         return 0
-    lines, _ = _whole_lines(file)
+    lines = _whole_lines(file)
     done = count = 0
     for batch in run.batches:
-        size = len(batch) * run.completions
-        if count + size > len(lines):
+        expected = [(p.id, i) for p in batch for i in range(run.completions)]
+        found = [json.loads(line) for line in lines[count : count + len(expected)]]
+        if [(r["prompt"], r["index"]) for r in found] != expected:
             break
-        done, count = done + 1, count + size
+        done, count = done + 1, count + len(expected)
     keep = sum(map(len, lines[:count]))
     if keep < file.stat().st_size:
         with file.open("r+b") as opened:
@@ -401,20 +446,23 @@ def _record(prompt: Prompt, index: int, completion: Completion, batch: int, seed
 
 def _by_length(suite: Suite, world: World) -> tuple[list[Prompt], dict[str, int]]:
     """Prompts that the model can complete, shortest first, so that a batch has little padding; and what was skipped."""
-    skipped = dict(suite.skipped)
-    chat, room = world.settings.chat, world.settings.max_new_tokens
+    skipped = Counter(suite.skipped)
+    settings, window = world.settings, context_window(world.model)
+    spec = replace(world.boundary.embedding, template="chat" if settings.chat else "none")
     lengths: dict[str, int] = {}
     for prompt in suite.prompts:
-        try:
-            ids = encode_prompts(world.model, world.tokenizer, [prompt.text], world.boundary.embedding, chat, room)
-        except ValueError as error:
-            reason = "beyond the context window" if "window" in str(error) else "with an empty prompt"
-            skipped[reason] = skipped.get(reason, 0) + 1
+        if not prompt.text.strip():
+            skipped["with an empty prompt"] += 1
+            continue
+        length = len(tokenize_prompt(world.tokenizer, prompt.text, spec))
+        if window is not None and length + settings.max_new_tokens > window:
+            skipped["beyond the context window"] += 1
         else:
-            lengths[prompt.id] = len(ids[0])
+            lengths[prompt.id] = length
     if not lengths:
-        raise ValueError(f"no prompt of {suite.source} can be completed: {skipped}")
-    return sorted((p for p in suite.prompts if p.id in lengths), key=lambda p: (lengths[p.id], p.id)), skipped
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        raise ValueError(f"no prompt of {suite.source} can be completed: {reasons}")
+    return sorted((p for p in suite.prompts if p.id in lengths), key=lambda p: (lengths[p.id], p.id)), dict(skipped)
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
@@ -428,23 +476,24 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
     return found
 
 
-def _weights(model: PreTrainedModel) -> str:
-    """A fingerprint of the weights: of a few numbers from each tensor."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        some = weight.flatten()[:: max(1, weight.numel() // 64)][:64]
-        digest.update(name.encode() + some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _boundary(world: World) -> str:
     line = world.boundary
     told = f"{line.bias!r} {line.embedding}".encode() + line.weight.cpu().numpy().astype(np.float32).tobytes()
     return hashlib.sha256(told).hexdigest()[:16]
 
 
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")}
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Keeps a second process from writing into the same store, where the system can."""
+    if fcntl is None:
+        yield
+        return
+    with (run.folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process is writing to {run.folder}") from error
+        yield
 
 
 class _Rate(ProgressColumn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib.metadata
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sasa.boundary import Boundary
-from sasa.models import cache_dir
+from sasa.models import best_device, cache_dir
 
 BATCH = 32
 
@@ -77,13 +79,13 @@ class Detoxify:
 class Classifier:
     """Any sequence classifier of transformers: `hf:MODEL`, or `hf:MODEL#LABEL` where its label for toxic is not plain to see."""
 
-    def __init__(self, spec: str, device: str | None = None) -> None:
+    def __init__(self, spec: str) -> None:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         model, _, label = spec.partition("#")
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._model = AutoModelForSequenceClassification.from_pretrained(model).eval().to(device or "cpu")
+        self._model = AutoModelForSequenceClassification.from_pretrained(model).eval().to(best_device())
         self._torch = torch
         labels = {str(name).lower(): int(i) for i, name in self._model.config.id2label.items()}
         found = [label.lower()] if label else [n for n in ("toxicity", "toxic", "hate", "unsafe") if n in labels]
@@ -154,7 +156,7 @@ class Perspective:
                     said = error.read().decode("utf-8", "replace")[:300]
                     raise ValueError(f"Perspective refused a text (HTTP {error.code}): {said}") from error
                 failure: Exception = error
-            except (urllib.error.URLError, TimeoutError) as error:
+            except (OSError, http.client.HTTPException) as error:  # URLError, timeouts, answers that break off
                 failure = error
             self._next = time.monotonic() + self._pause * 2**attempt
         raise OSError(f"Perspective gave no answer in {self.TRIES} tries: {failure}") from failure
@@ -166,19 +168,21 @@ class Margin:
     name = "boundary"
 
     def __init__(self, model: Any, tokenizer: Any, boundary: Boundary) -> None:
-        self._parts = model, tokenizer, boundary
-        self.version = hashlib.sha256(boundary.weight.cpu().numpy().tobytes()).hexdigest()[:16]
+        # What it scores are completions on their own, whatever the boundary was fitted on.
+        self._parts = model, tokenizer, boundary, replace(boundary.embedding, template="none", span="text")
+        told = f"{boundary.bias} {boundary.scale} {boundary.shift} {boundary.embedding} {fingerprint(model)}".encode()
+        self.version = hashlib.sha256(told + boundary.weight.cpu().numpy().tobytes()).hexdigest()[:16]
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         import torch
 
         from sasa.embedding import embed
 
-        model, tokenizer, boundary = self._parts
+        model, tokenizer, boundary, spec = self._parts
         scores = torch.zeros(len(texts), dtype=torch.float64)
         written = [i for i, text in enumerate(texts) if text]  # no text: nothing unsafe
         if written:
-            vectors = embed(model, tokenizer, [texts[i] for i in written], boundary.embedding)
+            vectors = embed(model, tokenizer, [texts[i] for i in written], spec)
             line = boundary.to("cpu")
             scores[written] = line.log_odds(line.margin(vectors)).neg().sigmoid().double()
         return scores.numpy()
@@ -248,6 +252,15 @@ def _fingerprint(folder: Path) -> str:
     files = sorted(folder.glob("*")) if folder.is_dir() else []
     told = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+
+
+def fingerprint(model: Any) -> str:
+    """Of a model's weights: a few numbers from each tensor."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        some = weight.flatten()[:: max(1, weight.numel() // 64)][:64]
+        digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _need(module: str, package: str) -> None:

@@ -35,12 +35,14 @@ class Suite:
         name: rtp, bold or attaq.
         source: where the prompts come from, for the report.
         skipped: how many rows were left out, by reason.
+        sample: what was asked of the source, for the record.
     """
 
     name: str
     source: str
     prompts: tuple[Prompt, ...]
     skipped: dict[str, int] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
 
 
 def load_suite(
@@ -92,7 +94,8 @@ def load_suite(
         source += f", rows {rows[0]} to {rows[1] - 1}"
     if any(p.group == FIRST_TURNS for p in prompts):
         source += " (first human turns in AttaQ's place)"
-    return Suite(name, source, tuple(_sample(prompts, limit, seed)), dict(skipped))
+    sample = {"limit": limit, "groups": list(groups) if groups else None, "rows": list(rows) if rows else None}
+    return Suite(name, source, tuple(_sample(prompts, limit, seed)), dict(skipped), sample)
 
 
 def _sample(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
@@ -166,9 +169,9 @@ def _bold_files(path: Path) -> Iterator[dict[str, Any]]:
 def _rtp(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
     prompt = _field(row, "prompt", place)
     text, toxicity = _field(prompt, "text", place), _field(prompt, "toxicity", place)
-    if toxicity is None or toxicity != toxicity:
+    if not isinstance(toxicity, (int, float)) or toxicity != toxicity:
         skipped["without a toxicity score"] += 1
-    elif not str(text).strip():
+    elif not isinstance(text, str) or not text.strip():
         skipped["with an empty prompt"] += 1
     else:
         group = "challenging" if row.get("challenging") else "toxic" if toxicity >= TOXIC else "nontoxic"
@@ -178,7 +181,7 @@ def _rtp(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Pro
 def _bold(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
     group = f"{_field(row, 'domain', place)}/{_field(row, 'category', place)}"
     for number, text in enumerate(_field(row, "prompts", place)):
-        if not str(text).strip():
+        if not isinstance(text, str) or not text.strip():
             skipped["with an empty prompt"] += 1
             continue
         # The release cuts prompts behind a space, which no tokenizer puts there: it belongs to the word that follows.
@@ -190,7 +193,7 @@ FIRST_TURNS = "first human turn"
 
 def _attaq(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
     if "chosen" in row:
-        turns = re.match(r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", row["chosen"], re.DOTALL)
+        turns = re.match(r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", str(row["chosen"]), re.DOTALL)
         text, group = (turns.group(1) if turns else ""), FIRST_TURNS
     else:
         text, group = _field(row, "input", place), _field(row, "label", place)
