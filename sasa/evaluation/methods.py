@@ -53,15 +53,15 @@ class World:
     settings: Settings
 
     def generate(
-        self, prompts: Sequence[str], beta: float = 0.0, *, times: int = 1, words: bool = False, seed: int
+        self, prompts: Sequence[str], beta: float = 0.0, *, words: bool = False, seed: int
     ) -> list[list[Completion]]:
-        """`sasa.generate` with these settings, `times` as many completions, and the word filter or not."""
+        """`sasa.generate` with these settings, and the word filter or not."""
         s = self.settings
         more: dict[str, Any] = {"bad_words_ids": self._bad_words()} if words else {}
         return sasa.generate(
             self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
             seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
-            num_return_sequences=s.completions * times, **more,
+            num_return_sequences=s.completions, **more,
         )  # fmt: skip
 
     def _bad_words(self) -> list[list[int]]:
@@ -113,10 +113,11 @@ class BestOf:
     n: int
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        written = world.generate(prompts, times=self.n, seed=seed)
+        # One after the other: n times as many rows at once take more than n times as long.
+        tries = [world.generate(prompts, seed=seed + i) for i in range(self.n)]
         return [
-            [max(row[i : i + self.n], key=lambda c: cast(float, c.margin)) for i in range(0, len(row), self.n)]
-            for row in written
+            [max(same, key=lambda c: cast(float, c.margin)) for same in zip(*rows, strict=True)]
+            for rows in zip(*tries, strict=True)
         ]
 
 

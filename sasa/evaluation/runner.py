@@ -513,4 +513,5 @@ def _bar(show: bool) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         disable=not show,
+        speed_estimate_period=600,  # a batch may take a minute
     )
