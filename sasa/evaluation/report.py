@@ -82,6 +82,7 @@ def _one(run: Run) -> dict[str, Any]:
     for file in sorted((run.folder / "scores").glob("*.json")):
         content = json.loads(file.read_text("utf-8"))
         judges[content["name"]] = content
+    judges = dict(sorted(judges.items(), key=lambda item: item[0] == OWN))  # those that count come first
     if not judges:
         raise ValueError(f"{run.folder} has no scores yet: run the same `sasa bench` command again, it goes on")
     if set(judges) == {OWN}:
