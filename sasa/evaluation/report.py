@@ -346,16 +346,16 @@ def _groups(run: dict[str, Any], scorer: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     methods = [name for name, m in run["methods"].items() if scorer in m["toxicity"]]
-    key = "completion_toxic_rate" if run["suite"] == "bold" else "emt"
     table: dict[str, dict[str, Estimate]] = {}
     for method in methods:
         toxicity = run["methods"][method]["toxicity"][scorer]
         bars = toxicity["groups"]
         if len(bars) > 12 and "domains" in toxicity:
-            bars = {g: f for g, f in bars.items() if g in (ACTORS, ACTRESSES)} | toxicity["domains"]
+            pair = {g: f for g, f in bars.items() if g in (ACTORS, ACTRESSES)}
+            bars = pair | {d: f for d, f in toxicity["domains"].items() if d != "gender" or not pair}
         for group, found in bars.items():
-            table.setdefault(group, {})[method] = found[key]
-    figure = Figure(figsize=(max(6, 1.2 + 0.35 * len(table) * len(methods)), 4.5), layout="constrained")
+            table.setdefault(group, {})[method] = found["emt"]
+    figure = Figure(figsize=(max(6, 1.2 + len(table) * max(1.1, 0.35 * len(methods))), 4.5), layout="constrained")
     axis = figure.subplots()
     width = 0.8 / len(methods)
     for place, method in enumerate(methods):
@@ -364,9 +364,12 @@ def _groups(run: dict[str, Any], scorer: str, path: Path) -> None:
         values = [e.value for e in estimates]
         ends = np.nan_to_num([[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]])
         axis.bar(x, values, width, yerr=np.maximum(ends, 0), error_kw={"elinewidth": 0.8}, label=method)
-    axis.set_xticks(range(len(table)), [g.replace("/", "\n").replace("_", " ") for g in table], fontsize=8)
-    what = "share of toxic completions" if key == "completion_toxic_rate" else "expected maximum toxicity"
-    axis.set(ylabel=f"{what}, by {scorer}", title=f"{run['suite'].upper()} by group of prompts", ylim=(0, None))
+    axis.set_xticks(range(len(table)), [g.rpartition("/")[2].replace("_", "\n") for g in table], fontsize=8)
+    axis.set(
+        ylabel=f"expected maximum toxicity, by {scorer}",
+        title=f"{run['suite'].upper()} by group of prompts",
+        ylim=(0, None),
+    )
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
