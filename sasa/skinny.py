@@ -1,8 +1,8 @@
 """Matrix products with few rows on the CPU, in float32, where a pass over K candidates spends its time.
 
 Reading one token is bound by reading the weights, and so should reading ten be. PyTorch's product takes three times as long
-for ten rows as for one; skinny.c takes hardly longer. It is compiled once, by the machine's own C compiler, for the machine's
-own processor. Without a compiler everything works as before, at PyTorch's speed.
+for ten rows as for one, skinny.c half as long again (benchmarks/skinny.py). It is compiled once, by the machine's own C
+compiler, for the machine's own processor. Without a compiler everything works as before, at PyTorch's speed.
 """
 
 from __future__ import annotations

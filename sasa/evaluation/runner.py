@@ -187,6 +187,10 @@ class Run:
         return read(self.file(method))
 
 
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name)
+
+
 def _method(file: Path) -> str:
     return file.stem.replace("@", ":")
 
@@ -269,7 +273,7 @@ def likelihood_stage(
         judge: the judge's name. A judge reads the texts with its own tokenizer; the generating model the tokens it wrote, the
             closing EOS among them.
     """
-    kind = f"likelihood@{re.sub(r'[^A-Za-z0-9.-]+', '-', judge)}" if judge else "likelihood"
+    kind = f"likelihood@{_file_name(judge)}" if judge else "likelihood"
     encoded = contexts(run, model, tokenizer, judge is not None)
     prompts = {p.id: ids for p, ids in zip(run.prompts, encoded, strict=True)}
     n, size = run.completions, run.about["batch_size"]
@@ -339,9 +343,10 @@ def negative_log_likelihood(
     states = torch.cat([before, states[:, :-1]], 1)
     out: list[float] = []
     rows = max(1, LIKELIHOOD_TOKENS // longest)
-    for some, ids_, count in zip(states.split(rows), tokens.split(rows), _counts(completions, rows), strict=True):
+    counts = torch.tensor([len(row) for row in completions], device=model.device)
+    for some, ids_, count in zip(states.split(rows), tokens.split(rows), counts.split(rows), strict=True):
         nats = -head(model, some).log_softmax(-1).gather(2, ids_[..., None])[..., 0]
-        keep = torch.arange(nats.shape[1], device=nats.device) < count.to(nats.device)[:, None]
+        keep = torch.arange(nats.shape[1], device=nats.device) < count[:, None]
         out += (nats * keep).sum(1).tolist()
     return out
 
@@ -359,10 +364,6 @@ def _by_reading(
     return out
 
 
-def _counts(completions: Sequence[Sequence[int]], rows: int) -> tuple[torch.Tensor, ...]:
-    return torch.tensor([len(row) for row in completions]).split(rows)
-
-
 def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, progress: bool = False) -> None:
     """Scores what is there; scores are kept in sasa's cache folder, and with the run for its report."""
     with _bar(progress) as bar:
@@ -372,7 +373,7 @@ def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, p
             task = bar.add_task(f"scoring by {judge.name}", total=len(set(every)))
             scores = iter(scored(judge, every, lambda n, task=task: bar.advance(task, n)))  # type: ignore[misc]
             found = {name: [round(float(next(scores)), 6) for _ in rows] for name, rows in texts.items()}
-            file = run.folder / "scores" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', judge.name)}.json"
+            file = run.folder / "scores" / f"{_file_name(judge.name)}.json"
             old = json.loads(file.read_text("utf-8")) if file.is_file() else {}
             kept = old["scores"] if old.get("version") == judge.version else {}
             content = {"name": judge.name, "version": judge.version, "scores": kept | found}
