@@ -31,7 +31,7 @@ demo: setup
 		"So I told my roommate exactly what I thought of him: he is a"
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

@@ -125,7 +125,8 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, layer: int = -1, **
     if "position_ids" not in inputs and _takes_positions(type(decoder)):  # type: ignore[arg-type]
         inputs["position_ids"] = positions(inputs["attention_mask"])
     inputs.setdefault("use_cache", "past_key_values" in inputs)
-    read = decoder(input_ids=input_ids, output_hidden_states=layer != -1, **inputs)
+    # The one layer by its index, or a pass would hold the states of all of them until its end.
+    read = decoder(input_ids=input_ids, output_hidden_states=[layer] if layer != -1 else False, **inputs)
     last = read.last_hidden_state
     return (last if layer == -1 else read.hidden_states[layer]), last
 

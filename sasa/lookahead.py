@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,6 +138,58 @@ class LookaheadCache(Cache):
         self.batch = len(order)
 
 
+class BorrowedLayer(DynamicLayer):
+    """One layer of another cache: what is new stands behind the text in what this pass attends to, and nowhere else."""
+
+    is_compileable = True  # see TextLayer
+
+    def __init__(self, cache: BorrowedCache, index: int) -> None:
+        super().__init__()
+        self.cache = cache
+        self.index = index
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        self.is_initialized = True
+        lent: Any = self.cache.lender.layers[self.index]
+        return torch.cat([lent.keys, key_states], 2), torch.cat([lent.values, value_states], 2)
+
+    def get_seq_length(self) -> int:
+        return self.cache.length
+
+
+class BorrowedCache(Cache):
+    """The keys and values that a running `generate()` keeps, to look ahead from without a copy of them.
+
+    It does not keep them alive. What can be lent holds whole texts where the model is: see `lends`.
+    """
+
+    def __init__(self, lender: Cache) -> None:
+        self._lender = weakref.ref(lender)
+        borrowed: Any = weakref.proxy(self)
+        super().__init__(layers=[BorrowedLayer(borrowed, index) for index in range(len(lender.layers))])
+
+    @staticmethod
+    def lends(cache: Cache) -> bool:
+        """Whether a cache can be borrowed from: not with sliding windows, quantized, static or offloaded layers."""
+        return not getattr(cache, "offloading", False) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+    @property
+    def lender(self) -> Cache:
+        lender = self._lender()
+        assert lender is not None, "the generation that lent its cache has ended"
+        return lender
+
+    @property
+    def length(self) -> int:
+        return self.lender.get_seq_length()
+
+    def commit(self, tokens: int) -> None:
+        """Nothing is written here: the lender's own passes make texts longer."""
+        assert not tokens
+
+
 class Lookahead:
     """Reads a batch of growing texts and looks one token ahead.
 
@@ -147,6 +200,7 @@ class Lookahead:
         packed: whether candidates stand side by side; None asks `packs`.
         rows, positions: how many rows and how many positions, with the candidates', the cache is going to need where that is
             known: it is then made once.
+        cache: one to borrow; its texts grow by `follow`.
 
     Attributes:
         ids: int64 (B, T), the texts so far.
@@ -165,6 +219,7 @@ class Lookahead:
         *,
         rows: int = 0,
         positions: int = 0,
+        cache: BorrowedCache | None = None,
     ) -> None:
         check_ready(model, spec.layer)
         self.model = model
@@ -176,7 +231,7 @@ class Lookahead:
         batch, width = len(attention_mask), config.hidden_size
         self.ids = torch.empty(batch, 0, dtype=torch.long, device=model.device)
         layers = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
-        self.cache = LookaheadCache(layers, rows, positions)
+        self.cache: Any = LookaheadCache(layers, rows, positions) if cache is None else cache
         self.last = torch.empty(batch, width, dtype=model.dtype, device=model.device)
         self._end = self.last  # states of the spec's layer at the texts' ends, (B, d)
         self._total = torch.zeros(batch, width, device=model.device)  # sum of the span's states, float32 (B, d)
@@ -216,6 +271,11 @@ class Lookahead:
         # An empty response has no mean: what the model holds before it writes stands in.
         text = torch.where(count > 0, self._total / count.clamp(min=1), self._end.float())
         return text, (self._total[:, None] + ahead) / (count[:, None] + 1)
+
+    def follow(self, new: Tensor, states: Tensor) -> None:
+        """Appends tokens (B, n) that the model has read into the borrowed cache, and its states (B, n, d) at them."""
+        self.ids = torch.cat([self.ids, new], 1)
+        self._append(states, states[:, -1])
 
     def keep(self, choice: Tensor) -> None:
         """Appends to each text the candidate of the last look at index `choice`, int64 (B,), without another pass.

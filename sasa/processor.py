@@ -1,21 +1,23 @@
 """SASA as a logits processor: a drop-in for any `generate()` (Ko et al. 2025, Algorithm 1).
 
-It sees what every processor sees, token ids and scores, and keeps its own look-ahead over the ids. It changes scores
-and nothing else.
+It sees what every processor sees, token ids and scores, and listens to what `generate()` has the model read, so as to
+look ahead from the same cache. It changes scores and nothing else.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from sasa.boundary import Boundary
 from sasa.candidates import Candidates, check_truncation, select
-from sasa.lookahead import Lookahead
+from sasa.lookahead import BorrowedCache, Lookahead, packs
 
 DEFAULT_TOP_K = 20
 
@@ -26,6 +28,9 @@ class SASALogitsProcessor(LogitsProcessor):
     This is the closest distribution to the model's own, in KL divergence, with a given expected margin.
 
         model.generate(**inputs, do_sample=True, logits_processor=[SASALogitsProcessor(model, boundary, beta=1.0)])
+
+    Where `generate()` keeps whole texts in a `DynamicCache`, as it does for most models, the look-ahead uses that cache;
+    elsewhere (sliding windows, static and quantized caches) it reads the texts into one of its own.
 
     Beam search is followed, at the price of reading the texts again where beams move. Modes that take tokens back (assisted
     decoding, prompt lookup) are not.
@@ -73,6 +78,10 @@ class SASALogitsProcessor(LogitsProcessor):
         self.pad = token_ids(model, "pad_token_id", pad_token_id) or self.eos.tolist()
         self.bos = token_ids(model, "bos_token_id", None)
         self._look: Lookahead | None = None
+        self._heard: Lookahead | None = None  # over the texts that generate() reads, from its own cache
+        self._lender: weakref.ref[Any] | None = None  # that cache
+        if beta:
+            listen(self)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Reweighted scores, float (B, V), of ids (B, T) and scores (B, V)."""
@@ -91,6 +100,9 @@ class SASALogitsProcessor(LogitsProcessor):
 
         Texts that extend those of the last call by one token go on with the same generation, all others begin a new one.
         """
+        if (heard := self._overheard(input_ids)) is not None:
+            self._look = heard
+            return heard, input_ids[:, :0]
         look = self._look
         if look is not None and len(look.ids) == len(input_ids) and 0 <= input_ids.shape[1] - look.ids.shape[1] <= 1:
             kept = input_ids[:, : look.ids.shape[1]]
@@ -103,6 +115,30 @@ class SASALogitsProcessor(LogitsProcessor):
                 return self._look, input_ids
         self._look = Lookahead(self.model, self.boundary.embedding, self._prompt_mask(input_ids))
         return self._look, input_ids
+
+    def hear(self, ids: Tensor, cache: Any, mask: Tensor | None, states: Tensor) -> None:
+        """Is told of a pass: tokens (B, n) that went into a cache, the mask of all in it, and the states (B, n, d)."""
+        if self._lender is None or self._lender() is not cache:
+            self._lender, self._heard = weakref.ref(cache), None
+            begins = cache.get_seq_length() == ids.shape[1] and BorrowedCache.lends(cache)
+            if begins and mask is not None and mask.shape == ids.shape and packs(self.model):
+                self._heard = Lookahead(self.model, self.boundary.embedding, mask, cache=BorrowedCache(cache))
+        if self._heard is not None:
+            self._heard.follow(ids, states)
+
+    def _overheard(self, input_ids: Tensor) -> Lookahead | None:
+        """What was heard, if it is just these texts; where it is not, it will not be later on."""
+        heard = self._heard
+        if heard is None or self._lender is None or self._lender() is None:
+            return None
+        same = torch.equal(heard.ids, input_ids)
+        if same and heard is not self._look:  # it begins here
+            same = heard.prompt_length == input_ids.shape[1]
+            if self.attention_mask is not None:
+                same = same and torch.equal(heard.prompt_mask, self._prompt_mask(input_ids).to(heard.prompt_mask))
+        if not same:
+            self._heard = None
+        return self._heard
 
     def _prompt_mask(self, input_ids: Tensor) -> Tensor:
         """Attention mask of the prompts, as given or read off the leading pad tokens."""
@@ -121,6 +157,34 @@ class SASALogitsProcessor(LogitsProcessor):
             leading = (place < count - count.min()).long()
         leading[:, -1] = 0
         return 1 - leading
+
+
+def listen(processor: SASALogitsProcessor) -> None:
+    """Tells the processor of every pass that its model makes into a `DynamicCache`, for as long as the processor lives."""
+    told = weakref.ref(processor)
+    layer = processor.boundary.embedding.layer
+    ours = [layer]  # known again by its identity: somebody else may have asked for states, too
+
+    def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        heard = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
+        if heard and not kwargs.get("output_hidden_states") and not torch.compiler.is_compiling():
+            kwargs = kwargs | {"output_hidden_states": ours}
+        return args, kwargs
+
+    def after(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if kwargs.get("output_hidden_states") is not ours or not isinstance(output, ModelOutput):
+            return output
+        listener = told()
+        if listener is not None:
+            states = output["hidden_states"][layer]
+            listener.hear(kwargs["input_ids"], kwargs["past_key_values"], kwargs.get("attention_mask"), states)
+        return type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
+
+    for handle in (
+        processor.model.register_forward_pre_hook(before, with_kwargs=True),
+        processor.model.register_forward_hook(after, with_kwargs=True),
+    ):
+        weakref.finalize(processor, handle.remove)
 
 
 def candidate_margins(look: Lookahead, boundary: Boundary, eos: Tensor, new: Tensor, candidates: Tensor) -> Tensor:

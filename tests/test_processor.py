@@ -3,9 +3,10 @@ import reference
 import tiny
 import torch
 from test_lookahead import PROMPTS, left_padded
-from transformers import LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessorList
 
 from sasa import SASALogitsProcessor
+from sasa.lookahead import packs
 
 ISSUE_FAMILIES = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"]
 
@@ -200,3 +201,34 @@ def test_a_mask_of_another_shape_is_refused(model):
     processor = SASALogitsProcessor(model, tiny.boundary(model), attention_mask=torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"attention_mask is \(1, 3\), the prompts are \(1, 4\)"):
         processor(torch.tensor([[1, 2, 3, 4]]), torch.zeros(1, tiny.VOCABULARY))
+
+
+@pytest.mark.parametrize(("family", "passes"), [("llama", 1), ("mistral", 2)])
+def test_the_prompt_is_read_once_where_the_cache_of_generate_can_be_seen(family, passes, monkeypatch):
+    """Whole texts in generate()'s cache serve the look-ahead, too; a sliding window's do not."""
+    model = tiny.model(family)
+    boundary = tiny.boundary(model, pooling="mean")
+    packs(model)
+    widths = []
+    decoder = model.get_decoder()
+    handle = decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    processor = SASALogitsProcessor(model, boundary, 2.0, top_k=5)
+    got = generate(model, PROMPTS, processor=processor, seed=5)
+    handle.remove()
+    assert sum(width >= len(PROMPTS[0]) for width in widths) == passes
+    plain_cache = SASALogitsProcessor(model, boundary, 2.0, top_k=5)
+    monkeypatch.setattr(plain_cache, "hear", lambda *_: None)
+    assert torch.equal(got, generate(model, PROMPTS, processor=plain_cache, seed=5))
+
+
+def test_a_model_is_as_it_was_once_its_processor_is_gone():
+    model = tiny.model("llama")
+    processor = SASALogitsProcessor(model, tiny.boundary(model), 2.0, top_k=5)
+    cached = {"input_ids": torch.tensor(PROMPTS[:1]), "past_key_values": DynamicCache(config=model.config)}
+    assert "hidden_states" not in model(**cached)
+    assert len(model(**cached, output_hidden_states=True).hidden_states) == model.config.num_hidden_layers + 1
+    del processor
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
