@@ -92,6 +92,9 @@ def sides(
     every = {
         "plain": lambda: model.generate(ids, **settings),
         "decoder": lambda: model.generate(ids, custom_generate=sasa.SASADecoder(boundary, 1.0), **settings),
+        "compiled": lambda: model.generate(
+            ids, custom_generate=sasa.SASADecoder(boundary, 1.0, compiled=True), **settings
+        ),
         "processor": processor,
         "reference": rereading,
     }
@@ -236,7 +239,9 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, nargs="+", default=[32], help="tokens")
     parser.add_argument("--tokens", type=int, default=32, help="written by each side")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sides", nargs="+", default=["plain", "decoder", "processor"], help="and: reference")
+    parser.add_argument(
+        "--sides", nargs="+", default=["plain", "decoder", "processor"], help="and: compiled, reference"
+    )
     parser.add_argument("--model")
     parser.add_argument(
         "--random-weights",

@@ -21,7 +21,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from sasa.boundary import Boundary
 from sasa.candidates import check_truncation, select
 from sasa.embedding import hidden_states
-from sasa.lookahead import Lookahead
+from sasa.lookahead import Lookahead, packs
 from sasa.processor import DEFAULT_TOP_K, candidate_margins, check_beta, reweight, token_ids
 from sasa.skinny import skinny_linears
 
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 RESERVED_CANDIDATES = 64
 RESERVED_TOKENS = 1024
 """Up to so many new tokens, memory for all of them is taken at once; longer texts may end early, and grow by and by."""
+
+ROUNDED_ROOM = 256
+"""Room for a compiled pass comes in steps of so many positions, so that few lengths are compiled."""
 
 _heads: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
@@ -63,6 +66,9 @@ class SASADecoder:
         beta: strength, >= 0. At 0 it writes what plain `generate()` writes from the same seed.
         top_k, top_p: a further limit to the candidates, after those of `generate()`. In greedy decoding, where `generate()`
             sets none, 20 candidates are looked at unless top_k (0: no limit) or top_p is given.
+        compiled: compiles the forward pass over the candidates, at its first call for each model, batch and number of candidates,
+            and has it replayed: on a GPU one launch a step instead of hundreds. Rows that have ended stay in the pass, and
+            attention goes over the whole room for the text, in steps of 256 tokens.
         streamer: the one that is given to `generate()`, too: transformers (5.23) hands a callable neither its streamer nor
             its tokenizer. For the same reason stop strings come as a `StopStringCriteria`. `sasa.generate` sees to both.
 
@@ -78,6 +84,7 @@ class SASADecoder:
         top_k: int | None = None,
         top_p: float | None = None,
         *,
+        compiled: bool = False,
         streamer: BaseStreamer | None = None,
     ) -> None:
         check_beta(beta)
@@ -86,6 +93,7 @@ class SASADecoder:
         self.beta = float(beta)
         self.top_k = top_k
         self.top_p = top_p
+        self.compiled = compiled
         self.streamer = streamer
 
     @torch.no_grad()
@@ -113,8 +121,14 @@ class SASADecoder:
         steps: list[Step] = []
         on_cpu = model.device.type == "cpu"
 
-        room = self._room(generation_config, input_ids.shape[1], top_k)
-        look = self._read_prompts(model, input_ids, model_kwargs.get("attention_mask"), room)
+        limits = [k for k in (top_k, generation_config.top_k if sampling else None) if k]
+        widest = min([*limits, RESERVED_CANDIDATES]) if self.beta else 1
+        room = generation_config.max_length + widest
+        if self.compiled:
+            room = -(-room // ROUNDED_ROOM) * ROUNDED_ROOM
+        elif generation_config.max_length - input_ids.shape[1] > RESERVED_TOKENS:
+            room = 0
+        look = self._read_prompts(model, input_ids, model_kwargs.get("attention_mask"), room, widest)
         rows = torch.arange(len(input_ids), device=input_ids.device)  # of the batch, that the look-ahead still follows
         unfinished = torch.ones_like(rows)
         logits = next_logits(model, look)
@@ -126,7 +140,9 @@ class SASADecoder:
             left, most = torch.stack([unfinished.sum(), alive.max()]).tolist()
             if not left:
                 break
-            if left <= 0.75 * len(rows):  # moving the cache costs something: not for every single row
+            if (
+                left <= 0.75 * len(rows) and not self.compiled
+            ):  # moving the cache costs something: not for every single row
                 going = unfinished[rows].bool()
                 look.select(going.nonzero()[:, 0])
                 rows = rows[going]
@@ -166,6 +182,7 @@ class SASADecoder:
                 break
             following = next_logits(model, look)
             logits = following if everyone else logits.index_copy(0, rows, following)
+        look.release()
         if streamer is not None:
             streamer.end()
         return self._output(input_ids, steps, generation_config) if steps else input_ids
@@ -184,23 +201,25 @@ class SASADecoder:
             "output_attentions and output_hidden_states": config.output_attentions or config.output_hidden_states,
             "a cache that is already filled": cache is not None and cache.get_seq_length() > 0,
         }
+        if self.compiled and not packs(model):
+            raise ValueError(f"compiled=True needs candidates side by side, which {type(model).__name__} does not take")
         if found := [name for name, does in why.items() if does]:
             raise ValueError(f"SASADecoder cannot be used with {', '.join(found)}")
 
-    def _room(self, config: GenerationConfig, prompt: int, top_k: int | None) -> int:
-        """Positions of cache that the longest text and its candidates take; 0 where nobody can tell how long it gets."""
-        limits = [k for k in (top_k, config.top_k if config.do_sample else None) if k]
-        candidates = min([*limits, RESERVED_CANDIDATES]) if self.beta else 1
-        return config.max_length + candidates if config.max_length - prompt <= RESERVED_TOKENS else 0
-
     def _read_prompts(
-        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, room: int
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, room: int, widest: int
     ) -> Lookahead:
-        """Reads each run of equal neighbours once, and goes on with as many copies of it as there are rows."""
+        """Reads each run of equal neighbours once, and goes on with as many copies of it as there are rows.
+
+        Args:
+            room: positions of cache that the longest text and its candidates take; 0 where nobody can tell.
+            widest: candidates of a row in one pass.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         new = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         new[1:] = (input_ids[1:] != input_ids[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
-        look = Lookahead(model, self.boundary.embedding, mask[new], rows=len(input_ids), positions=room)
+        replay = widest if self.compiled else 0
+        look = Lookahead(model, self.boundary.embedding, mask[new], rows=len(input_ids), positions=room, replay=replay)
         look.look(input_ids[new], input_ids[new][:, :0])
         if not bool(new.all()):
             look.select(new.cumsum(0) - 1)

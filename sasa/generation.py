@@ -91,6 +91,7 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     num_return_sequences: int = 1,
+    compiled: bool = False,
     **generate_kwargs: Any,
 ) -> list[Completion] | list[list[Completion]]:
     """Completes prompts under SASA: temperature, top-k, top-p and min-p as usual, then what survives is reweighted.
@@ -105,6 +106,7 @@ def generate(
             left as it was.
         temperature, top_k, top_p, min_p: None takes the model's generation config, and where that has none, 1.0, 20, 0.9 and
             no limit; top_k=0 and top_p=1.0 set none.
+        compiled: see `SASADecoder`: on a GPU, for many tokens in batches of one size.
         generate_kwargs: passed on to `model.generate`.
 
     Returns:
@@ -168,7 +170,9 @@ def generate(
         criteria.append(StopStringCriteria(tokenizer, stop_strings))
     if boundary is not None:
         streamer = generate_kwargs.get("streamer")
-        generate_kwargs["custom_generate"] = SASADecoder(boundary, beta, **looked_at, streamer=streamer)
+        generate_kwargs["custom_generate"] = SASADecoder(
+            boundary, beta, **looked_at, compiled=compiled, streamer=streamer
+        )
     results: list[list[Completion]] = [[] for _ in texts]
     with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
         task = bar.add_task("generating", total=len(texts))

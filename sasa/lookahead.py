@@ -7,6 +7,7 @@ This file knows nothing about boundaries or sampling: tokens go in, embeddings c
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import weakref
@@ -19,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, positions
+from sasa.replay import Replay
 from sasa.skinny import skinny_linears
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ REREAD_TOKENS = 8192
 """Padded tokens in one forward pass of the re-reading path."""
 
 _packs: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_spare: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, Any, Replay]] = weakref.WeakKeyDictionary()
 
 
 class TextLayer(DynamicLayer):
@@ -71,13 +74,14 @@ class LookaheadCache(Cache):
     Args:
         layers: how many layers have keys and values of their own.
         rows, positions: for how many there will be room at once; more are made as they are needed.
+        apart: gives each layer tensors of its own, filled with zeros, as `Replay` wants them.
     """
 
-    def __init__(self, layers: int, rows: int = 0, positions: int = 0) -> None:
+    def __init__(self, layers: int, rows: int = 0, positions: int = 0, apart: bool = False) -> None:
         # Weakly, or the tensors would wait for the garbage collector.
         super().__init__(layer_class_to_replicate=functools.partial(TextLayer, weakref.proxy(self)))  # type: ignore[arg-type]
         self.depth = layers
-        self.rows, self.positions = rows, positions
+        self.rows, self.positions, self.apart = rows, positions, apart
         self.batch = 0
         self.length = 0
         self._pools: dict[tuple[int, ...], Tensor] = {}  # by side, and by layer where its shape is its own
@@ -88,10 +92,13 @@ class LookaheadCache(Cache):
         self.batch, heads, new, width = states.shape
         if (side, layer) not in self._slots:
             shared = self._pools.get((side,))
-            alike = shared is None or (
-                layer < len(shared)
-                and (heads, width, states.dtype, states.device)
-                == (shared.shape[2], shared.shape[4], shared.dtype, shared.device)
+            alike = not self.apart and (
+                shared is None
+                or (
+                    layer < len(shared)
+                    and (heads, width, states.dtype, states.device)
+                    == (shared.shape[2], shared.shape[4], shared.dtype, shared.device)
+                )
             )
             self._slots[side, layer] = ((side,), layer) if alike and layer < self.depth else ((side, layer), 0)
         key, place = self._slots[side, layer]
@@ -100,11 +107,20 @@ class LookaheadCache(Cache):
             # By a quarter: few copies, little waste. Where `positions` was told, this is once.
             positions = max(self.positions, self.length + new) if pool is None else (self.length + new) * 5 // 4 + 64
             rows = max(self.rows, self.batch) if pool is None else pool.shape[1]
-            larger = states.new_empty(self.depth if len(key) == 1 else 1, rows, heads, positions, width)
+            larger = (states.new_zeros if self.apart else states.new_empty)(
+                self.depth if len(key) == 1 else 1, rows, heads, positions, width
+            )
             if pool is not None:
                 larger[:, :, :, : self.length] = pool[:, :, :, : self.length]
             self._pools[key] = pool = larger
         return pool[place, : self.batch]
+
+    def buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer with all their room, (B, heads, positions, head_dim)."""
+        return [
+            (self._pools[key][i, : self.batch], self._pools[value][j, : self.batch])
+            for (key, i), (value, j) in ((self._slots[0, n], self._slots[1, n]) for n in range(self.depth))
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -201,6 +217,8 @@ class Lookahead:
         rows, positions: how many rows and how many positions, with the candidates', the cache is going to need where that is
             known: it is then made once.
         cache: one to borrow; its texts grow by `follow`.
+        replay: how many candidates of a row to read in one pass that is compiled once and replayed; 0 compiles nothing.
+            Needs `positions`, and rows that stay.
 
     Attributes:
         ids: int64 (B, T), the texts so far.
@@ -220,6 +238,7 @@ class Lookahead:
         rows: int = 0,
         positions: int = 0,
         cache: BorrowedCache | None = None,
+        replay: int = 0,
     ) -> None:
         check_ready(model, spec.layer)
         self.model = model
@@ -231,7 +250,15 @@ class Lookahead:
         batch, width = len(attention_mask), config.hidden_size
         self.ids = torch.empty(batch, 0, dtype=torch.long, device=model.device)
         layers = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
-        self.cache: Any = LookaheadCache(layers, rows, positions) if cache is None else cache
+        self.cache: Any = LookaheadCache(layers, rows, positions, bool(replay)) if cache is None else cache
+        self.chunk = replay or CHUNK
+        self._replays = bool(replay)
+        self._replay: Replay | None = None
+        self._shape = (rows, positions, replay)
+        if replay and (spare := _spare.pop(model, None)) and spare[0] == self._shape:
+            _, self.cache, self._replay = spare
+            self.cache.length = 0
+            self._replay.settle()
         self.last = torch.empty(batch, width, dtype=model.dtype, device=model.device)
         self._end = self.last  # states of the spec's layer at the texts' ends, (B, d)
         self._total = torch.zeros(batch, width, device=model.device)  # sum of the span's states, float32 (B, d)
@@ -256,9 +283,9 @@ class Lookahead:
         new, candidates = new.to(self.ids.device), candidates.to(self.ids.device)
         n = new.shape[1]
         self.ids = torch.cat([self.ids, new], 1)
-        read = self._read_packed if self.packed else self._reread
-        first, *rest = candidates.split(CHUNK, 1)
-        with skinny_linears(self.model):
+        read = self._read_replayed if self._replays else self._read_packed if self.packed else self._reread
+        first, *rest = candidates.split(self.chunk, 1)
+        with contextlib.nullcontext() if self._replays else skinny_linears(self.model):
             parts = [read(new, first), *(read(new[:, :0], chunk) for chunk in rest)]
         states, last = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         self._ahead = candidates, states[:, n:], last[:, n:]
@@ -284,13 +311,21 @@ class Lookahead:
         """
         candidates, states, last = self._ahead
         row = torch.arange(len(choice), device=choice.device)
-        if candidates.shape[1] > CHUNK:  # most candidates' entries have been written over by now
+        if candidates.shape[1] > self.chunk:  # most candidates' entries have been written over by now
             self.look(candidates[row, choice][:, None], candidates[:, :0])
             return
         self.ids = torch.cat([self.ids, candidates[row, choice][:, None]], 1)
         self._append(states[row, choice][:, None], last[row, choice])
-        if self.packed:
+        if self._replay is not None:
+            self._replay.keep(choice, self.cache.length)
+            self.cache.commit(1)
+        elif self.packed:
             self.cache.keep(choice)
+
+    def release(self) -> None:
+        """Ends the look-ahead: a compiled one leaves its memory, whose addresses are recorded, for the model's next."""
+        if self._replay is not None:
+            _spare[self.model] = self._shape, self.cache, self._replay
 
     def select(self, rows: Tensor) -> None:
         """Goes on with these rows only, int64 (B',), in this order; a row may come more than once."""
@@ -311,6 +346,28 @@ class Lookahead:
             span[:, : self.prompt_length] = 0
         return span[:, start:]
 
+    def _read_replayed(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """The same states: new tokens as ever, then the candidates by the graph."""
+        n, k = new.shape[1], candidates.shape[1]
+        if n:
+            if self._replay is not None:
+                self._replay.settle()
+            read = self._read_packed(new, candidates[:, :0])
+            if not k:
+                return read
+            ahead = self._read_replayed(new[:, :0], candidates)
+            return torch.cat([read[0], ahead[0]], 1), torch.cat([read[1], ahead[1]], 1)
+        if self._replay is None:
+            self._replay = Replay(self.cache.buffers(), self.chunk)
+        replay = self._replay
+        length = self.cache.length
+        mask = self.mask(length + 1)
+        place = positions(mask)[:, length:].repeat(1, replay.width)
+        ids = torch.nn.functional.pad(candidates, (0, replay.width - k))
+        masks = self._packed_masks(mask, 0, replay.width, replay.first)
+        states, last = replay.read(self.model, self.spec.layer, ids, masks, place)
+        return states[:, :k], last[:, :k]
+
     def _read_packed(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, n + K, d) at the new tokens and the candidates, from one pass behind the cached text."""
         n, k = new.shape[1], candidates.shape[1]
@@ -329,9 +386,10 @@ class Lookahead:
         self.cache.commit(n)
         return states
 
-    def _packed_masks(self, mask: Tensor, n: int, k: int) -> Tensor | dict[str, Tensor]:
+    def _packed_masks(self, mask: Tensor, n: int, k: int, first: int = 0) -> Tensor | dict[str, Tensor]:
         """Masks (B, 1, n + K, length + n + K) for each kind of layer, from transformers' own for n + 1 ordinary tokens.
 
+        Where `first` tells that the candidates' keys begin there and not right behind the text, (B, 1, n + K, first + K).
         The last of these is where a candidate stands, so its row is every candidate's view of the text, whatever the
         layer's kind (full, sliding, chunked). Among themselves the candidates see only themselves.
         """
@@ -339,20 +397,21 @@ class Lookahead:
         like = torch.empty(len(mask), n + 1, 1, dtype=self.model.dtype, device=mask.device)
         masks = create_masks_for_generate(self.model.config, like, mask, self.cache, positions(mask)[:, -n - 1 :])
         if isinstance(masks, dict):
-            return {kind: self._pack(one, mask, n, k) for kind, one in masks.items()}
-        return self._pack(masks, mask, n, k)
+            return {kind: self._pack(one, mask, n, k, first) for kind, one in masks.items()}
+        return self._pack(masks, mask, n, k, first)
 
-    def _pack(self, ordinary: Tensor | None, mask: Tensor, n: int, k: int) -> Tensor:
+    def _pack(self, ordinary: Tensor | None, mask: Tensor, n: int, k: int, first: int) -> Tensor:
         width = mask.shape[1]  # length + n + 1
         if ordinary is None:  # transformers leaves plain causal attention to the kernel
             query = torch.arange(width - n - 1, width, device=mask.device)
             ordinary = (torch.arange(width, device=mask.device) <= query[:, None]).expand(len(mask), 1, -1, -1)
         sees = ordinary if ordinary.dtype == torch.bool else ordinary == 0
-        packed = sees.new_zeros(len(mask), 1, n + k, width - 1 + k)
+        first = first or width - 1
+        packed = sees.new_zeros(len(mask), 1, n + k, first + k)
         packed[:, :, :n, : width - 1] = sees[:, :, :n, :-1]
         packed[:, :, n:, : width - 1] = sees[:, :, n:, :-1]
         # Every token sees itself; for padding this is all it sees, which keeps its softmax finite.
-        packed.diagonal(offset=width - 1 - n, dim1=2, dim2=3).fill_(True)
+        packed.diagonal(offset=first - n, dim1=2, dim2=3).fill_(True)
         if ordinary.dtype == torch.bool:
             return packed
         lowest = torch.finfo(ordinary.dtype).min

@@ -1,5 +1,7 @@
 """The fused loop against the definition, and against transformers' own generate()."""
 
+import functools
+
 import pytest
 import reference
 import tiny
@@ -14,7 +16,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from sasa import SASADecoder, SASALogitsProcessor
+from sasa import SASADecoder, SASALogitsProcessor, replay
 
 ALL_FAMILIES = [*tiny.FAMILIES, *tiny.REREAD_FAMILIES]
 SPECS = [{}, {"pooling": "mean"}, {"pooling": "mean", "span": "response"}, {"layer": 1, "pooling": "mean"}]
@@ -293,3 +295,42 @@ def test_its_own_limits_are_those_of_generate():
             settings = dict(attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=12, pad_token_id=0)
             written.append(model.generate(ids, custom_generate=decoder, **limits, **settings))
         assert torch.equal(*written)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Compiles without generating code, which takes half a minute, and counts the graphs."""
+    replay._compiled.cache_clear()
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setitem(torch._dynamo.utils.counters["stats"], "unique_graphs", 0)
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    replay._compiled.cache_clear()
+
+
+@pytest.mark.parametrize("spec", [{}, {"layer": 1, "pooling": "mean"}], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3", "falcon", "olmoe"])
+def test_a_compiled_step_writes_the_same(family, spec, graphs):
+    model = tiny.model(family)
+    boundary = tiny.boundary(model, **spec)
+    for new in (10, 14, 14):  # the third takes over the second's memory
+        got, want = (
+            generate(model, PROMPTS, SASADecoder(boundary, 2.0, top_k=8, top_p=0.9, compiled=c), 3, new)
+            for c in (True, False)
+        )
+        assert torch.equal(got, want)
+    if family != "olmoe":  # whose experts ask for values
+        assert graphs() == 1, "texts, lengths and numbers of candidates must not be compiled in"
+
+
+def test_more_candidates_than_a_compiled_step_takes(model, graphs, monkeypatch):
+    boundary = tiny.boundary(model, pooling="mean")
+    want = generate(model, PROMPTS, SASADecoder(boundary, 2.0), 3)
+    monkeypatch.setattr("sasa.decoding.RESERVED_CANDIDATES", 100)
+    assert torch.equal(generate(model, PROMPTS, SASADecoder(boundary, 2.0, compiled=True), 3), want)
+
+
+def test_what_cannot_be_compiled_is_refused():
+    model = tiny.model("bloom")
+    with pytest.raises(ValueError, match="compiled=True needs candidates side by side"):
+        generate(model, PROMPTS, SASADecoder(tiny.boundary(model), compiled=True))
