@@ -5,6 +5,7 @@ It knows what it was fitted on and how to measure a distance. It knows nothing a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -100,6 +101,12 @@ class Boundary:
     def log_odds(self, margin: Tensor) -> Tensor:
         """Calibrated log-odds of being safe, of margins of any shape."""
         return self.scale * margin + self.shift
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that boundaries share only where they measure the same: weight, bias, calibration, embedding."""
+        told = f"{self.bias!r} {self.scale!r} {self.shift!r} {self.embedding}".encode()
+        return hashlib.sha256(told + self.weight.cpu().numpy().tobytes()).hexdigest()[:16]
 
     def to(self, device: Any) -> Boundary:
         return replace(self, weight=self.weight.to(device))

@@ -163,9 +163,11 @@ def test_intervals_of_ratios_and_differences_cover():
 def test_paired_tests():
     draw = np.random.default_rng(0)
     plain = draw.uniform(0.4, 0.9, 40)
-    assert metrics.against(plain, plain) == {"change": 0.0, "p": 1.0}
+    assert metrics.against(plain, plain) == {"change": 0.0, "relative": 0.0, "p": 1.0}
     better = metrics.against(plain, plain - draw.uniform(0.05, 0.2, 40))
     assert better["p"] < 1e-4
+    assert better["relative"] == pytest.approx(better["change"] / plain.mean())
+    assert math.isnan(metrics.against(plain * 0, plain)["relative"])
     assert better["change"] < 0
 
 
@@ -534,6 +536,28 @@ def test_bad_options_before_any_work(command_line, tmp_path, options, message):
     result = CliRunner().invoke(app, ["bench", *map(str, command_line), "-o", str(tmp_path / "x"), *options])
     assert message in str(result.exception)
     assert not (tmp_path / "x" / "run.json").exists()
+
+
+def test_a_word_list_and_a_judge_of_the_users_own(command_line, tiny_folder, tmp_path):
+    pytest.importorskip("profanity_check")
+    from typer.testing import CliRunner
+
+    from sasa.cli import app
+
+    (tmp_path / "words.txt").write_text("bright\n\ncalm\n")
+    run = ["bench", *map(str, command_line), "-M", "words", "--limit", "4", "-o", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*run, "--words", str(tmp_path / "words.txt"), "--judge", str(tiny_folder)])
+    assert result.exit_code == 0, result.exception
+    words = json.loads((tmp_path / "run" / "summary.json").read_text())["runs"][0]["methods"]["words"]["figures"]
+    figures = [value["value"] for name, value in words.items() if name.startswith("perplexity")]
+    assert len(figures) == 2
+    assert min(figures) > 1
+    texts = (tmp_path / "run" / "completions" / "words.jsonl").read_text().lower()
+    assert "bright" not in texts
+    for missing in (tmp_path / "none.txt", tmp_path / "empty.txt"):
+        (tmp_path / "empty.txt").write_text("\n")
+        result = CliRunner().invoke(app, [*run, "--words", str(missing)])
+        assert isinstance(result.exception, FileNotFoundError | ValueError)
 
 
 def test_a_folder_that_cannot_be_written(command_line, tmp_path):

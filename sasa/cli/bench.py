@@ -19,6 +19,7 @@ from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
+from sasa.fitting.corpora import parse_rows
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,7 +116,12 @@ def suite_command(name: str) -> Callable[..., None]:
             raise ValueError(f"temperature must be > 0, got {temperature:g}")
         _writable(output)
         suite = load_suite(
-            name, prompts, limit=limit, groups=groups.split(",") if groups else None, rows=_range(rows), seed=seed
+            name,
+            prompts,
+            limit=limit,
+            groups=groups.split(",") if groups else None,
+            rows=parse_rows(rows) if rows else None,
+            seed=seed,
         )
         independent = [scorers.scorer(s) for s in asked if s != "boundary"]
         loaded, tokenizer = sasa.load(model, device, dtype)
@@ -180,8 +186,7 @@ def show(file: Path) -> None:
             for name, method in run["methods"].items():
                 toxicity = method["toxicity"].get(scorer, {})
                 test = toxicity.get("against_plain")
-                plain = run["methods"].get("plain", {}).get("toxicity", {}).get(scorer)
-                change = f"{test['change'] / plain['emt']['value']:+.1%}" if test and plain["emt"]["value"] else ""
+                change = f"{test['relative']:+.1%}" if test and test["relative"] is not None else ""
                 cells = [toxicity.get("emt"), toxicity.get("toxic_rate"), method["figures"].get("perplexity")]
                 p = f"{test['p']:.3f}" if test else ""
                 table.add_row(name, *(f"{c['value']:.3f}" if c else "–" for c in cells), change, p)
@@ -199,15 +204,6 @@ def _forecast(run: runner.Run, made: dict[str, ways.Method], world: ways.World) 
     table.add_row("all", "", f"{sum(seconds for _, seconds in found.values()) / 60:.0f}", style="bold")
     out.print(table)
     out.print("and the scorers' own time: little for profanity, a second a completion for perspective")
-
-
-def _range(rows: str | None) -> tuple[int, int] | None:
-    if rows is None:
-        return None
-    start, _, stop = rows.partition(":")
-    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-        raise ValueError(f"--rows is START:STOP, such as 3000:4000, got {rows!r}")
-    return int(start), int(stop)
 
 
 def _words(file: Path) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ A prompt is what was drawn at random, not a completion: intervals and tests are 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,10 +88,15 @@ def perplexity(nats: Array, tokens: Array) -> Estimate:
 
 
 def against(plain: Array, other: Array) -> dict[str, float]:
-    """Paired Wilcoxon signed-rank test, two-sided, of a figure a prompt, (P,) each: its p-value and the mean change."""
+    """Paired Wilcoxon signed-rank test, two-sided, of a figure a prompt, (P,) each.
+
+    Returns:
+        its p-value `p`, the mean `change`, and that `relative` to plain's mean, NaN where that is 0.
+    """
     change = np.asarray(other) - np.asarray(plain)
+    before = float(np.mean(plain))
     p = 1.0 if not change.any() else float(stats.wilcoxon(change, zero_method="zsplit").pvalue)
-    return {"change": float(change.mean()), "p": p}
+    return {"change": float(change.mean()), "relative": float(change.mean()) / before if before else math.nan, "p": p}
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

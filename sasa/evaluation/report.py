@@ -227,8 +227,7 @@ def _tests(run: dict[str, Any], scorer: str) -> list[str]:
         test = method["toxicity"].get(scorer, {}).get("against_plain")
         if not test or not plain:
             continue
-        before = plain["toxicity"][scorer]["emt"].value
-        relative = f"{test['change'] / before:+.1%}" if before else "–"
+        relative = "–" if math.isnan(test["relative"]) else f"{test['relative']:+.1%}"
         p = "p < 0.001" if test["p"] < 0.001 else f"p = {test['p']:.3f}"
         text = f"- {name} against plain: expected maximum toxicity {relative} (paired Wilcoxon over prompts, {p})"
         if "perplexity" in method["figures"] and "perplexity" in plain["figures"]:

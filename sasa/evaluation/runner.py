@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -134,7 +133,7 @@ class Run:
             "weights": fingerprint(world.model),
             "dtype": str(world.model.dtype).removeprefix("torch."),
             "device": world.model.device.type,
-            "boundary": _boundary(world),
+            "boundary": world.boundary.fingerprint,
             "special_tokens": world.boundary.embedding.special_tokens,
             "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},
             "threads": torch.get_num_threads(),
@@ -475,12 +474,6 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
         elif a != b:
             found.append(f"{prefix}{key} was {a}, is {b}")
     return found
-
-
-def _boundary(world: World) -> str:
-    line = world.boundary
-    told = f"{line.bias!r} {line.embedding}".encode() + line.weight.cpu().numpy().astype(np.float32).tobytes()
-    return hashlib.sha256(told).hexdigest()[:16]
 
 
 @contextmanager

@@ -170,8 +170,7 @@ class Margin:
     def __init__(self, model: Any, tokenizer: Any, boundary: Boundary) -> None:
         # What it scores are completions on their own, whatever the boundary was fitted on.
         self._parts = model, tokenizer, boundary, replace(boundary.embedding, template="none", span="text")
-        told = f"{boundary.bias} {boundary.scale} {boundary.shift} {boundary.embedding} {fingerprint(model)}".encode()
-        self.version = hashlib.sha256(told + boundary.weight.cpu().numpy().tobytes()).hexdigest()[:16]
+        self.version = hashlib.sha256(f"{boundary.fingerprint} {fingerprint(model)}".encode()).hexdigest()[:16]
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         import torch

@@ -51,7 +51,7 @@ def load_suite(
     *,
     limit: int | None = None,
     groups: Sequence[str] | None = None,
-    rows: tuple[int, int] | None = None,
+    rows: tuple[int, int | None] | None = None,
     seed: int = 0,
 ) -> Suite:
     """Reads a benchmark's prompts, and draws a stratified sample of them.
@@ -64,7 +64,7 @@ def load_suite(
         path: a local file or, for bold, a file or a folder of `*_prompt.json`; None reads the Hub.
         limit: at most so many prompts, as evenly from the groups as they allow.
         groups: only groups with these names, or that begin with one of these and a slash.
-        rows: only rows START to STOP of the source.
+        rows: only rows START to STOP, or to the end, of the source.
         seed: of the sample.
 
     Raises:
@@ -91,7 +91,7 @@ def load_suite(
         raise ValueError(f"no prompts in {path or HUB[name]}{': ' if reasons else ''}{reasons}")
     source = str(path) if path else HUB[name]
     if rows is not None:
-        source += f", rows {rows[0]} to {rows[1] - 1}"
+        source += f", rows from {rows[0]}" if rows[1] is None else f", rows {rows[0]} to {rows[1] - 1}"
     if any(p.group == FIRST_TURNS for p in prompts):
         source += " (first human turns in AttaQ's place)"
     sample = {"limit": limit, "groups": list(groups) if groups else None, "rows": list(rows) if rows else None}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +21,19 @@ from sasa.embedding import Text
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 SEGMENTS = ("prompt", "continuation", "pair")
 TRUE, FALSE = {"true", "yes", "toxic"}, {"false", "no", "safe", "non-toxic"}
+
+
+def parse_rows(rows: str) -> tuple[int, int | None]:
+    """START:STOP, either of which may be missing, as numbers.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    match = re.fullmatch(r"(\d*):(\d*)", rows.strip())
+    start, stop = match.groups() if match else ("", "")
+    if not match or (stop and int(stop) <= int(start or 0)):
+        raise ValueError(f"rows must be START:STOP, such as 3000:4000, got {rows!r}")
+    return int(start or 0), int(stop) if stop else None
 
 
 @dataclass(frozen=True)
@@ -180,12 +194,11 @@ class Corpus:
                 ) from error
         numbers: Sequence[int] = range(len(table))
         if self.rows:
-            start, _, stop = self.rows.partition(":")
             try:
-                numbers = range(int(start or 0), min(int(stop or len(table)), len(table)))
-            except ValueError:
-                raise ValueError(f"corpus {self.source}: rows must be START:STOP, got {self.rows!r}") from None
-            if not len(numbers) or numbers[0] < 0:
+                numbers = numbers[slice(*parse_rows(self.rows))]
+            except ValueError as error:
+                raise ValueError(f"corpus {self.source}: {error}") from None
+            if not len(numbers):
                 raise ValueError(f"corpus {self.source}: rows {self.rows} is empty, there are {len(table)} rows")
         if self.limit and self.limit < len(numbers):
             numbers = sorted(random.Random(seed).sample(numbers, self.limit))
