@@ -18,12 +18,12 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from sasa.boundary import Boundary
 from sasa.candidates import check_truncation, select
 from sasa.embedding import hidden_states
 from sasa.lookahead import Lookahead, packs
-from sasa.processor import DEFAULT_TOP_K, candidate_margins, check_beta, reweight, token_ids
+from sasa.processor import DEFAULT_TOP_K, token_ids
 from sasa.skinny import skinny_linears
+from sasa.steering import VALUE, Boundaries, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ class SASAOutput(GenerateDecoderOnlyOutput):
     """What `generate()` returns with `return_dict_in_generate`, and the margins.
 
     Attributes:
-        margins: a tensor (B,) a step: the margin of the text with the token that was chosen. Behind a text's end it means
-            nothing, and is NaN once the row has left the batch.
-        candidates, candidate_margins: tensors (B, K) a step, with `output_scores`: the candidates' ids and margins. Where a
-            row has fewer than K candidates, the rest are others that were computed along; their score is -inf.
+        margins: a tensor (B, S) a step: the margins, by each of S boundaries, of the text with the token that was chosen.
+            Behind a text's end they mean nothing, and are NaN once the row has left the batch.
+        candidates, candidate_margins: tensors (B, K) and (B, K, S) a step, with `output_scores`: the candidates' ids and
+            margins. Where a row has fewer than K candidates, the rest are others that were computed along; their score is -inf.
     """
 
     margins: tuple[Tensor, ...] | None = None
@@ -62,8 +62,10 @@ class SASADecoder:
     read once for all its `num_return_sequences`, and rows that have ended leave the forward pass.
 
     Args:
-        boundary: fitted on the model that generates.
+        boundary: fitted on the model that generates; or several with a weight each, [(boundary, weight), …], from the same pass.
         beta: strength, >= 0. At 0 it writes what plain `generate()` writes from the same seed.
+        value: what a margin is worth: `raw`, itself, or `log_sigmoid`, the log-probability of being safe; see
+            `sasa.steering`.
         top_k, top_p: a further limit to the candidates, after those of `generate()`. In greedy decoding, where `generate()`
             sets none, 20 candidates are looked at unless top_k (0: no limit) or top_p is given.
         compiled: compiles the forward pass over the candidates, at its first call for each model, batch and number of candidates,
@@ -79,18 +81,17 @@ class SASADecoder:
 
     def __init__(
         self,
-        boundary: Boundary,
+        boundary: Boundaries,
         beta: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         *,
+        value: str = VALUE,
         compiled: bool = False,
         streamer: BaseStreamer | None = None,
     ) -> None:
-        check_beta(beta)
         check_truncation(top_k, top_p)
-        self.boundary = boundary
-        self.beta = float(beta)
+        self.steering = Steering.of(boundary, beta, value)
         self.top_k = top_k
         self.top_p = top_p
         self.compiled = compiled
@@ -111,7 +112,7 @@ class SASADecoder:
         """The loop; `generate()` calls it."""
         self._refuse(model, generation_config, synced_gpus, model_kwargs)
         streamer = streamer or self.streamer
-        boundary = self.boundary.to(model.device)
+        steering = self.steering.to(model.device)
         eos_ids = token_ids(model, "eos_token_id", generation_config.eos_token_id)
         eos = torch.tensor(eos_ids, dtype=torch.long, device=model.device)
         pad = generation_config._pad_token_tensor
@@ -122,7 +123,7 @@ class SASADecoder:
         on_cpu = model.device.type == "cpu"
 
         limits = [k for k in (top_k, generation_config.top_k if sampling else None) if k]
-        widest = min([*limits, RESERVED_CANDIDATES]) if self.beta else 1
+        widest = min([*limits, RESERVED_CANDIDATES]) if self.steering.beta else 1
         room = generation_config.max_length + widest
         if self.compiled:
             room = -(-room // ROUNDED_ROOM) * ROUNDED_ROOM
@@ -149,19 +150,21 @@ class SASADecoder:
             everyone = len(rows) == len(scores)
             nothing = input_ids[rows, :0]
             followed = scores if everyone else scores[rows]
-            if self.beta or self.top_k or self.top_p:
+            if steering.beta or self.top_k or self.top_p:
                 candidates = select(followed, top_k, self.top_p, max(1, most))
                 ids = candidates.ids
                 margins = (
-                    candidate_margins(look, boundary, eos, nothing, ids) if self.beta else ids.new_zeros(ids.shape)
+                    steering.margins(look, eos, nothing, ids)
+                    if steering.beta
+                    else followed.new_zeros(*ids.shape, len(steering.terms))
                 )
-                followed = reweight(followed, candidates, margins, self.beta)
+                followed = steering.reweight(followed, candidates, margins)
                 scores = followed if everyone else scores.index_copy(0, rows, followed)
             # Drawn over all rows and the whole vocabulary, as plain generate() draws: equal seeds, equal tokens.
             tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0] if sampling else scores.argmax(-1)
-            if not self.beta:
+            if not steering.beta:
                 ids = tokens[rows, None]
-                margins = candidate_margins(look, boundary, eos, nothing, ids)
+                margins = steering.margins(look, eos, nothing, ids)
             choice = (ids == tokens[rows, None]).int().argmax(1)
             look.keep(choice)
             if generation_config.return_dict_in_generate:
@@ -190,7 +193,7 @@ class SASADecoder:
     def _refuse(
         self, model: PreTrainedModel, config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
     ) -> None:
-        self.boundary.check(model)
+        self.steering.check(model)
         cache = model_kwargs.get("past_key_values")
         why = {
             "beam search (use SASALogitsProcessor)": (config.num_beams or 1) > 1,
@@ -219,7 +222,7 @@ class SASADecoder:
         new = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         new[1:] = (input_ids[1:] != input_ids[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
         replay = widest if self.compiled else 0
-        look = Lookahead(model, self.boundary.embedding, mask[new], rows=len(input_ids), positions=room, replay=replay)
+        look = Lookahead(model, self.steering.specs, mask[new], rows=len(input_ids), positions=room, replay=replay)
         look.look(input_ids[new], input_ids[new][:, :0])
         if not bool(new.all()):
             look.select(new.cumsum(0) - 1)
@@ -233,7 +236,7 @@ class SASADecoder:
         def whole(rows: Tensor, part: Tensor, fill: float) -> Tensor:
             return part.new_full((batch, *part.shape[1:]), fill).index_copy(0, rows, part)
 
-        chosen = (whole(s.rows, s.margins.gather(1, s.choice[:, None])[:, 0], torch.nan) for s in steps)
+        chosen = (whole(s.rows, s.margins[torch.arange(len(s.rows)), s.choice], torch.nan) for s in steps)
         out = SASAOutput(sequences=cast(torch.LongTensor, sequences), margins=tuple(chosen))
         if config.output_logits:
             out.logits = cast(Any, tuple(s.logits for s in steps))
@@ -245,7 +248,7 @@ class SASADecoder:
 
 
 class Step(NamedTuple):
-    """What one step computed: scores and logits (B, V) where asked for; of the rows (R,) followed, (R, K) and (R,)."""
+    """What one step computed: scores and logits (B, V) where asked for; of the rows (R,) followed, (R, K), (R, K, S) and (R,)."""
 
     scores: Tensor | None
     logits: Tensor | None

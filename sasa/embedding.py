@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 Text: TypeAlias = "str | tuple[str, str]"
 """A text, or a (prompt, response) pair."""
 
-POOLINGS = ("last", "mean")
+POOLINGS = ("last", "mean", "ema")
 SPANS = ("text", "response")
 TEMPLATES = ("none", "chat")
 
@@ -33,15 +33,17 @@ class EmbeddingSpec:
 
     Attributes:
         layer: index into the model's hidden states: 0 the token embeddings, -1 the last (after the final norm).
-        pooling: `last`, the state at the last token, or `mean`, the average over the span.
-        span: what `mean` averages over: the whole `text`, or only the `response` of a (prompt, response) pair.
+        pooling: `last`, the state at the last token, `mean`, the average over the span, or `ema`, its exponential moving average.
+        half_life: of `ema`: a state counts half as much as one so many tokens later.
+        span: what is averaged: the whole `text`, or only the `response` of a (prompt, response) pair.
         template: `none`, or `chat`: the prompt is put through the tokenizer's chat template as the user's turn.
         special_tokens: whether the tokenizer adds its special tokens (BOS) to a text without a chat template.
         max_length: in tokens; longer texts lose their end, longer pairs first the start of the prompt.
     """
 
     layer: int = -1
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Literal["last", "mean", "ema"] = "last"
+    half_life: float = 8.0
     span: Literal["text", "response"] = "text"
     template: Literal["none", "chat"] = "none"
     special_tokens: bool = True
@@ -53,6 +55,13 @@ class EmbeddingSpec:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.max_length < 1:
             raise ValueError(f"max_length must be >= 1, got {self.max_length}")
+        if not self.half_life > 0:
+            raise ValueError(f"half_life must be > 0, got {self.half_life}")
+
+    @property
+    def decay(self) -> float:
+        """What a state's weight in an average is multiplied by with each token after it."""
+        return 0.5 ** (1 / self.half_life) if self.pooling == "ema" else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,23 +121,27 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, layer: int = -1, **inputs: Any) -> tuple[Tensor, Tensor]:
-    """Hidden states (B, T, d) of one layer, and those of the last, which the language-model head reads.
+def hidden_states(
+    model: PreTrainedModel, input_ids: Tensor, layers: Sequence[int] = (-1,), **inputs: Any
+) -> tuple[Tensor, Tensor]:
+    """Hidden states of some layers, (L, B, T, d), and those of the last, (B, T, d), which the language-model head reads.
 
     `attention_mask` (B, T) is required unless `position_ids` come with a mask of the caller's own making.
 
     Raises:
         ValueError: the model is in training mode, or the layer does not exist.
     """
-    check_ready(model, layer)
+    check_ready(model, *layers)
     decoder = model.get_decoder()
     if "position_ids" not in inputs and _takes_positions(type(decoder)):  # type: ignore[arg-type]
         inputs["position_ids"] = positions(inputs["attention_mask"])
     inputs.setdefault("use_cache", "past_key_values" in inputs)
-    # The one layer by its index, or a pass would hold the states of all of them until its end.
-    read = decoder(input_ids=input_ids, output_hidden_states=[layer] if layer != -1 else False, **inputs)
+    # Layers by their indices, or a pass would hold the states of all of them until its end.
+    wanted = [layer for layer in layers if layer != -1]
+    read = decoder(input_ids=input_ids, output_hidden_states=wanted or False, **inputs)
     last = read.last_hidden_state
-    return (last if layer == -1 else read.hidden_states[layer]), last
+    states = [last if layer == -1 else read.hidden_states[layer] for layer in layers]
+    return torch.stack(states) if len(states) > 1 else states[0][None], last
 
 
 @functools.cache
@@ -136,21 +149,25 @@ def _takes_positions(decoder: type[torch.nn.Module]) -> bool:
     return "position_ids" in inspect.signature(decoder.forward).parameters
 
 
-def check_ready(model: PreTrainedModel, layer: int) -> None:
-    """Raises ValueError where the model is in training mode or has no such hidden state."""
+def check_ready(model: PreTrainedModel, *layers: int) -> None:
+    """Raises ValueError where the model is in training mode or has no such hidden states."""
     if model.training:
         raise ValueError("the model is in training mode, where dropout blurs its states: call model.eval() first")
     depth = model.config.get_text_config().num_hidden_layers
-    if not -depth - 1 <= layer <= depth:
-        raise ValueError(f"layer must be in [{-depth - 1}, {depth}] for this model, got {layer}")
+    for layer in layers:
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(f"layer must be in [{-depth - 1}, {depth}] for this model, got {layer}")
 
 
-def pool(hidden: Tensor, span_mask: Tensor, pooling: str) -> Tensor:
+def pool(hidden: Tensor, span_mask: Tensor, spec: EmbeddingSpec) -> Tensor:
     """Pools states (B, T, d) over a span, a 0/1 mask (B, T), into float32 (B, d)."""
-    if pooling == "last":
+    if spec.pooling == "last":
         index = span_mask.shape[1] - 1 - span_mask.flip(1).argmax(1)
         return hidden[torch.arange(len(hidden), device=hidden.device), index].float()
     weights = span_mask.to(torch.float32)
+    if spec.decay < 1:
+        later = weights.flip(1).cumsum(1).flip(1) - weights  # tokens of the span behind each
+        weights = weights * spec.decay**later
     return torch.einsum("btd,bt->bd", hidden.float(), weights) / weights.sum(1, keepdim=True)
 
 
@@ -163,10 +180,10 @@ def embed_ids(
     Of an empty span it takes the last state: what the model holds before it writes.
     """
     ids, mask = pad(sequences, "right", model.device)
-    hidden, _ = hidden_states(model, ids, spec.layer, attention_mask=mask)
+    hidden = hidden_states(model, ids, (spec.layer,), attention_mask=mask)[0][0]
     last = mask.sum(1, keepdim=True) - 1
     start = torch.tensor(list(starts), device=mask.device)[:, None].minimum(last)
-    return pool(hidden, mask * (torch.arange(mask.shape[1], device=mask.device) >= start), spec.pooling)
+    return pool(hidden, mask * (torch.arange(mask.shape[1], device=mask.device) >= start), spec)
 
 
 def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int) -> Iterator[list[int]]:
@@ -257,9 +274,13 @@ def embed_prefixes(
     """Token ids of a text's span and the embedding of the text up to each of them, float32 (T, d) on the CPU."""
     ids, start = tokenize(tokenizer, text, spec)
     row, mask = pad([ids], "right", model.device)
-    states = hidden_states(model, row, spec.layer, attention_mask=mask)[0][0, start:].float().cpu()
-    if spec.pooling == "mean":
-        states = states.cumsum(0) / torch.arange(1, len(states) + 1)[:, None]
+    states = hidden_states(model, row, (spec.layer,), attention_mask=mask)[0][0, 0, start:].float().cpu()
+    if spec.pooling != "last":
+        total, count, means = torch.zeros_like(states[0]), 0.0, []
+        for state in states:
+            total, count = total * spec.decay + state, count * spec.decay + 1
+            means.append(total / count)
+        states = torch.stack(means)
     return ids[start:], states
 
 

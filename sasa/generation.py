@@ -12,11 +12,11 @@ from typing import Any, cast, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 
-from sasa.boundary import Boundary
 from sasa.candidates import check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import EmbeddingSpec, length_batches, pad, progress_bar, tokenize_prompt
-from sasa.processor import DEFAULT_TOP_K, check_beta, token_ids
+from sasa.processor import DEFAULT_TOP_K, token_ids
+from sasa.steering import VALUE, Boundaries, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class Completion:
     Attributes:
         text: without special tokens.
         tokens: ids, the closing EOS included.
-        margin: of the whole text, as the boundary embeds it; None without a boundary.
+        margin: of the whole text, as the boundary embeds it; None without a boundary. Of several, the first one's.
+        margins: by each of the boundaries.
         finish_reason: `stop`, the model closed the text (or a stop string or criterion did); `length`, it was cut off.
     """
 
@@ -53,6 +54,7 @@ class Completion:
     tokens: list[int]
     margin: float | None
     finish_reason: str
+    margins: tuple[float, ...] = ()
 
 
 @overload
@@ -60,7 +62,7 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: str,
-    boundary: Boundary | None = ...,
+    boundary: Boundaries | None = ...,
     beta: float = ...,
     **kwargs: Any,
 ) -> list[Completion]: ...
@@ -69,7 +71,7 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    boundary: Boundary | None = ...,
+    boundary: Boundaries | None = ...,
     beta: float = ...,
     **kwargs: Any,
 ) -> list[list[Completion]]: ...
@@ -77,9 +79,10 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: str | Sequence[str],
-    boundary: Boundary | None = None,
+    boundary: Boundaries | None = None,
     beta: float = 1.0,
     *,
+    value: str = VALUE,
     chat: bool = False,
     batch_size: int = 8,
     seed: int | None = None,
@@ -98,8 +101,10 @@ def generate(
 
     Args:
         prompts: a string or several.
-        boundary: the boundary to keep to; None samples plainly.
+        boundary: the boundary to keep to; several with a weight each, [(boundary, weight), …]; None samples plainly.
         beta: strength, >= 0; 0 samples plainly, the same tokens from the same seed.
+        value: what a margin is worth: `raw`, itself, or `log_sigmoid`, the log-probability of being safe; see
+            `sasa.steering`.
         chat: puts each prompt through the tokenizer's chat template, as the user's turn.
         batch_size: prompts at a time; they are batched by length and come back in their own order.
         seed: for the same completions again, on the same machine with the same batch size. The global random state is
@@ -121,24 +126,27 @@ def generate(
     temperature = _first(temperature, config.temperature, 1.0)
     top_k, top_p = _first(top_k, config.top_k, DEFAULT_TOP_K), _first(top_p, config.top_p, TOP_P)
     min_p = _first(min_p, config.min_p)
-    check_beta(beta)
+    steering = None if boundary is None else Steering.of(boundary, beta, value)
     check_truncation(top_k, top_p, min_p)
-    for name, value in (
+    for name, number in (
         ("temperature", temperature),
         ("batch_size", batch_size),
         ("max_new_tokens", max_new_tokens),
         ("num_return_sequences", num_return_sequences),
     ):
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
+        if not number > 0:
+            raise ValueError(f"{name} must be > 0, got {number}")
     if refused := [name for name in OURS if name in generate_kwargs]:
         raise ValueError(
             f"{', '.join(refused)} cannot be given to sasa.generate: use SASALogitsProcessor with model.generate"
         )
-    if boundary is not None:
-        boundary.check(model)
-        _check_template(boundary.embedding.template, chat)
-    spec = boundary.embedding if boundary is not None else EmbeddingSpec()
+    spec = EmbeddingSpec()
+    if steering is not None:
+        steering.check(model)
+        for spec in steering.specs:
+            _check_template(spec.template, chat)
+        if len({spec.special_tokens for spec in steering.specs}) > 1:
+            raise ValueError("the boundaries were fitted with different special_tokens: they cannot steer one text")
     encoded = encode_prompts(model, tokenizer, texts, spec, chat, max_new_tokens)
     eos = token_ids(model, "eos_token_id", generate_kwargs.pop("eos_token_id", None))
     # What fills up ended rows must not look like an EOS that the model wrote; the last of a vocabulary are rare.
@@ -171,7 +179,7 @@ def generate(
     if boundary is not None:
         streamer = generate_kwargs.get("streamer")
         generate_kwargs["custom_generate"] = SASADecoder(
-            boundary, beta, **looked_at, compiled=compiled, streamer=streamer
+            boundary, beta, value=value, **looked_at, compiled=compiled, streamer=streamer
         )
     results: list[list[Completion]] = [[] for _ in texts]
     with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
@@ -195,16 +203,21 @@ def generate(
             )
             sequences = written if boundary is None else written.sequences
             rows = [_cut(row, eos, pad_id if criteria else None) for row in sequences[:, ids.shape[1] :].tolist()]
-            margins: Any = [None] * len(rows)
-            if (
-                boundary is not None
-            ):  # the text's margin is what it was with its last token; an EOS is no text of its own
+            margins: Any = [()] * len(rows)
+            if boundary is not None:
+                # The text's margin is what it was with its last token; an EOS is no text of its own.
                 steps = torch.stack(written.margins, 1).tolist()
-                margins = [step[len(row) - 1] for step, row in zip(steps, rows, strict=True)]
+                margins = [tuple(step[len(row) - 1]) for step, row in zip(steps, rows, strict=True)]
             prompts_of = [encoded[i] for i in batch for _ in range(num_return_sequences)]
             made = [
-                Completion(_text(tokenizer, prompt, row), row, margin, _reason(row, eos, max_new_tokens))
-                for prompt, row, margin in zip(prompts_of, rows, margins, strict=True)
+                Completion(
+                    text=_text(tokenizer, prompt, row),
+                    tokens=row,
+                    margin=of_row[0] if of_row else None,
+                    finish_reason=_reason(row, eos, max_new_tokens),
+                    margins=of_row,
+                )
+                for prompt, row, of_row in zip(prompts_of, rows, margins, strict=True)
             ]
             for place, i in enumerate(batch):
                 results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -211,7 +212,7 @@ class Lookahead:
 
     Args:
         model: any causal language model of transformers, in eval mode.
-        spec: layer, pooling and span of the embeddings.
+        specs: layer, pooling and span of the embeddings: one, or several that come from the same passes.
         attention_mask: (B, T) of the prompts, 0 at padding.
         packed: whether candidates stand side by side; None asks `packs`.
         rows, positions: how many rows and how many positions, with the candidates', the cache is going to need where that is
@@ -231,7 +232,7 @@ class Lookahead:
     def __init__(
         self,
         model: PreTrainedModel,
-        spec: EmbeddingSpec,
+        specs: EmbeddingSpec | Sequence[EmbeddingSpec],
         attention_mask: Tensor,
         packed: bool | None = None,
         *,
@@ -240,9 +241,10 @@ class Lookahead:
         cache: BorrowedCache | None = None,
         replay: int = 0,
     ) -> None:
-        check_ready(model, spec.layer)
         self.model = model
-        self.spec = spec
+        self.specs = (specs,) if isinstance(specs, EmbeddingSpec) else tuple(specs)
+        self.layers = tuple(dict.fromkeys(spec.layer for spec in self.specs))
+        check_ready(model, *self.layers)
         self.packed = packs(model) if packed is None else packed
         self.prompt_mask = attention_mask.to(model.device)
         self.prompt_length = attention_mask.shape[1]
@@ -260,8 +262,10 @@ class Lookahead:
             self.cache.length = 0
             self._replay.settle()
         self.last = torch.empty(batch, width, dtype=model.dtype, device=model.device)
-        self._end = self.last  # states of the spec's layer at the texts' ends, (B, d)
-        self._total = torch.zeros(batch, width, device=model.device)  # sum of the span's states, float32 (B, d)
+        self._end = self.last.expand(len(self.layers), -1, -1)  # states of the layers at the texts' ends, (L, B, d)
+        # of the span's states, for each of S specs: the sum as each is weighted, float32 (S, B, d), and the weights' (S, B)
+        self._total = torch.zeros(len(self.specs), batch, width, device=model.device)
+        self._count = self._total[:, :, 0]
         self._ahead: tuple[Tensor, Tensor, Tensor]  # of the last look: candidates, their states and last states
 
     def mask(self, length: int) -> Tensor:
@@ -270,7 +274,7 @@ class Lookahead:
         return torch.cat([self.prompt_mask[:, :length], written], 1)
 
     @torch.no_grad()
-    def look(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, new: Tensor, candidates: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Appends tokens to the texts and embeds each text as it is and with each candidate.
 
         Args:
@@ -278,7 +282,7 @@ class Lookahead:
             candidates: int64 (B, K), K >= 0.
 
         Returns:
-            float32 (B, d), the text, and (B, K, d), the text and one candidate.
+            for each spec, float32 (B, d), the text, and (B, K, d), the text and one candidate.
         """
         new, candidates = new.to(self.ids.device), candidates.to(self.ids.device)
         n = new.shape[1]
@@ -287,22 +291,27 @@ class Lookahead:
         first, *rest = candidates.split(self.chunk, 1)
         with contextlib.nullcontext() if self._replays else skinny_linears(self.model):
             parts = [read(new, first), *(read(new[:, :0], chunk) for chunk in rest)]
-        states, last = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-        self._ahead = candidates, states[:, n:], last[:, n:]
+        states, last = (torch.cat(part, -2) for part in zip(*parts, strict=True))
+        self._ahead = candidates, states[:, :, n:], last[:, n:]
         if n:
-            self._append(states[:, :n], last[:, n - 1])
-        ahead = states[:, n:].float()
-        if self.spec.pooling == "last":
-            return self._end.float(), ahead
-        count = self._span_mask(0).sum(1, keepdim=True)
+            self._append(states[:, :, :n], last[:, n - 1])
+        return [self._embed(i, states[self.layers.index(spec.layer), :, n:]) for i, spec in enumerate(self.specs)]
+
+    def _embed(self, i: int, ahead: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings (B, d) and (B, K, d) of spec `i`, from the candidates' states (B, K, d)."""
+        spec, ahead = self.specs[i], ahead.float()
+        end = self._end[self.layers.index(spec.layer)].float()
+        if spec.pooling == "last":
+            return end, ahead
+        total, count = self._total[i], self._count[i, :, None]
         # An empty response has no mean: what the model holds before it writes stands in.
-        text = torch.where(count > 0, self._total / count.clamp(min=1), self._end.float())
-        return text, (self._total[:, None] + ahead) / (count[:, None] + 1)
+        text = torch.where(count > 0, total / count.clamp(min=1), end)
+        return text, (total[:, None] * spec.decay + ahead) / (count[:, None] * spec.decay + 1)
 
     def follow(self, new: Tensor, states: Tensor) -> None:
-        """Appends tokens (B, n) that the model has read into the borrowed cache, and its states (B, n, d) at them."""
+        """Appends tokens (B, n) that the model has read into the borrowed cache, and its layers' states (L, B, n, d)."""
         self.ids = torch.cat([self.ids, new], 1)
-        self._append(states, states[:, -1])
+        self._append(states, states[0, :, -1])
 
     def keep(self, choice: Tensor) -> None:
         """Appends to each text the candidate of the last look at index `choice`, int64 (B,), without another pass.
@@ -315,7 +324,7 @@ class Lookahead:
             self.look(candidates[row, choice][:, None], candidates[:, :0])
             return
         self.ids = torch.cat([self.ids, candidates[row, choice][:, None]], 1)
-        self._append(states[row, choice][:, None], last[row, choice])
+        self._append(states[:, row, choice][:, :, None], last[row, choice])
         if self._replay is not None:
             self._replay.keep(choice, self.cache.length)
             self.cache.commit(1)
@@ -329,22 +338,30 @@ class Lookahead:
 
     def select(self, rows: Tensor) -> None:
         """Goes on with these rows only, int64 (B',), in this order; a row may come more than once."""
-        for name in ("ids", "prompt_mask", "last", "_end", "_total"):
+        for name in ("ids", "prompt_mask", "last"):
             setattr(self, name, getattr(self, name)[rows])
+        for name in ("_end", "_total", "_count"):
+            setattr(self, name, getattr(self, name)[:, rows])
         self.cache.select(rows)
 
     def _append(self, states: Tensor, last: Tensor) -> None:
-        """Takes the states (B, n, d) of the texts' newest tokens, which `ids` holds already."""
-        self._end, self.last = states[:, -1], last
-        span = self._span_mask(self.ids.shape[1] - states.shape[1])
-        self._total = self._total + torch.einsum("bnd,bn->bd", states.float(), span)
-
-    def _span_mask(self, start: int) -> Tensor:
-        """Which of the tokens from `start` on belong to the span, float32 (B, T - start)."""
-        span = self.mask(self.ids.shape[1]).float()
-        if self.spec.span == "response":
-            span[:, : self.prompt_length] = 0
-        return span[:, start:]
+        """Takes the layers' states (L, B, n, d) of the texts' newest tokens, which `ids` holds already."""
+        self._end, self.last = states[:, :, -1], last
+        n = states.shape[2]
+        start = self.ids.shape[1] - n
+        read = self.mask(self.ids.shape[1])[:, start:].float()
+        totals, counts = [], []
+        for i, spec in enumerate(self.specs):
+            weights = read
+            if spec.span == "response" and start < self.prompt_length:
+                weights = read.clone()
+                weights[:, : self.prompt_length - start] = 0
+            if spec.decay < 1 and n > 1:
+                weights = weights * spec.decay ** torch.arange(n - 1, -1, -1, device=weights.device)
+            own = states[self.layers.index(spec.layer)].float()
+            totals.append(self._total[i] * spec.decay**n + torch.einsum("bnd,bn->bd", own, weights))
+            counts.append(self._count[i] * spec.decay**n + weights.sum(1))
+        self._total, self._count = torch.stack(totals), torch.stack(counts)
 
     def _read_replayed(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """The same states: new tokens as ever, then the candidates by the graph."""
@@ -356,7 +373,7 @@ class Lookahead:
             if not k:
                 return read
             ahead = self._read_replayed(new[:, :0], candidates)
-            return torch.cat([read[0], ahead[0]], 1), torch.cat([read[1], ahead[1]], 1)
+            return torch.cat([read[0], ahead[0]], 2), torch.cat([read[1], ahead[1]], 1)
         if self._replay is None:
             self._replay = Replay(self.cache.buffers(), self.chunk)
         replay = self._replay
@@ -365,11 +382,11 @@ class Lookahead:
         place = positions(mask)[:, length:].repeat(1, replay.width)
         ids = torch.nn.functional.pad(candidates, (0, replay.width - k))
         masks = self._packed_masks(mask, 0, replay.width, replay.first)
-        states, last = replay.read(self.model, self.spec.layer, ids, masks, place)
-        return states[:, :k], last[:, :k]
+        states, last = replay.read(self.model, self.layers, ids, masks, place)
+        return states[:, :, :k], last[:, :k]
 
     def _read_packed(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, n + K, d) at the new tokens and the candidates, from one pass behind the cached text."""
+        """States (L, B, n + K, d) of the layers and (B, n + K, d) of the last, from one pass behind the cached text."""
         n, k = new.shape[1], candidates.shape[1]
         length = self.cache.length
         mask = self.mask(length + n + 1)
@@ -377,7 +394,7 @@ class Lookahead:
         states = hidden_states(
             self.model,
             torch.cat([new, candidates], 1),
-            self.spec.layer,
+            self.layers,
             # Without candidates it is ordinary reading, which needs no mask of ours.
             attention_mask=self._packed_masks(mask, n, k) if k else mask[:, :-1],
             position_ids=torch.cat([place[:, :n], place[:, n:].expand(-1, k)], 1),
@@ -422,20 +439,20 @@ class Lookahead:
         (batch, k), n, length = candidates.shape, new.shape[1], self.ids.shape[1]
         found: list[tuple[Tensor, Tensor]] = []
         if n:
-            read = hidden_states(self.model, self.ids, self.spec.layer, attention_mask=self.mask(length))
-            found.append((read[0][:, length - n :], read[1][:, length - n :]))
+            read = hidden_states(self.model, self.ids, self.layers, attention_mask=self.mask(length))
+            found.append((read[0][:, :, length - n :], read[1][:, length - n :]))
         extended = torch.cat([self.ids.repeat_interleave(k, 0), candidates.reshape(-1, 1)], 1)
         mask = self.mask(length + 1).repeat_interleave(k, 0)
         rows = max(1, REREAD_TOKENS // (length + 1))
         ends = [
-            [part[:, -1] for part in hidden_states(self.model, ids, self.spec.layer, attention_mask=m)]
+            [part[..., -1, :] for part in hidden_states(self.model, ids, self.layers, attention_mask=m)]
             for ids, m in zip(extended.split(rows), mask.split(rows), strict=True)
             if len(ids)
         ]
         if ends:
-            states, last = (torch.cat(part).view(batch, k, -1) for part in zip(*ends, strict=True))
-            found.append((states, last))
-        states, last = (torch.cat(part, 1) for part in zip(*found, strict=True))
+            states, last = (torch.cat(part, -2) for part in zip(*ends, strict=True))
+            found.append((states.view(len(states), batch, k, -1), last.view(batch, k, -1)))
+        states, last = (torch.cat(part, -2) for part in zip(*found, strict=True))
         return states, last
 
 
@@ -464,13 +481,13 @@ def _disagreement(model: PreTrainedModel) -> str | None:
     look = Lookahead(model, EmbeddingSpec(), mask, packed=True)
     try:
         look.look(tokens[:, :6], tokens[:, 8:])  # the candidates of an earlier step must leave no trace
-        _, side_by_side = look.look(tokens[:, 6:7], tokens[:, 8:])
+        ((_, side_by_side),) = look.look(tokens[:, 6:7], tokens[:, 8:])
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     look = Lookahead(model, EmbeddingSpec(), mask, packed=False)
-    _, one_by_one = look.look(tokens[:, :7], tokens[:, 8:])
+    ((_, one_by_one),) = look.look(tokens[:, :7], tokens[:, 8:])
     gap = (side_by_side - one_by_one).norm(dim=-1) / one_by_one.norm(dim=-1).clamp(min=1e-12)
     gap = gap.nan_to_num(torch.inf)
     if torch.finfo(model.dtype).eps < 1e-6:

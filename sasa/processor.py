@@ -6,7 +6,6 @@ look ahead from the same cache. It changes scores and nothing else.
 
 from __future__ import annotations
 
-import math
 import weakref
 from typing import Any
 
@@ -15,17 +14,17 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from sasa.boundary import Boundary
-from sasa.candidates import Candidates, check_truncation, select
+from sasa.candidates import check_truncation, select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
+from sasa.steering import VALUE, Boundaries, Steering
 
 DEFAULT_TOP_K = 20
 
 
 class SASALogitsProcessor(LogitsProcessor):
-    """Adds `beta * margin(text + candidate)` to the scores of the candidates; all other tokens become impossible.
+    """Adds beta times the value of `margin(text + candidate)` to the scores of the candidates; all others become impossible.
 
-    This is the closest distribution to the model's own, in KL divergence, with a given expected margin.
+    This is the closest distribution to the model's own, in KL divergence, with a given expected value.
 
         model.generate(**inputs, do_sample=True, logits_processor=[SASALogitsProcessor(model, boundary, beta=1.0)])
 
@@ -40,8 +39,10 @@ class SASALogitsProcessor(LogitsProcessor):
 
     Args:
         model: the model that generates, in eval mode.
-        boundary: fitted on that model.
+        boundary: fitted on that model; or several with a weight each, [(boundary, weight), …], from the same forward pass.
         beta: strength, >= 0. At 0 the scores are returned untouched.
+        value: what a margin is worth: `raw`, itself, or `log_sigmoid`, the log-probability of being safe; see
+            `sasa.steering`.
         top_k: the candidates are at most the k likeliest; 0 for no limit; None for 20, or for no limit where top_p is given.
         top_p: the candidates are the likeliest with this total probability, in (0, 1].
         attention_mask: (B, T) of the prompts, or of the distinct prompts where `num_return_sequences` repeats them.
@@ -55,21 +56,21 @@ class SASALogitsProcessor(LogitsProcessor):
     def __init__(
         self,
         model: PreTrainedModel,
-        boundary: Boundary,
+        boundary: Boundaries,
         beta: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         *,
+        value: str = VALUE,
         attention_mask: Tensor | None = None,
         eos_token_id: int | list[int] | None = None,
         pad_token_id: int | None = None,
     ) -> None:
-        check_beta(beta)
         check_truncation(top_k, top_p)
-        boundary.check(model)
+        steering = Steering.of(boundary, beta, value)
+        steering.check(model)
         self.model = model
-        self.boundary = boundary.to(model.device)
-        self.beta = float(beta)
+        self.steering = steering.to(model.device)
         self.top_k = DEFAULT_TOP_K if top_k is None and top_p is None else top_k
         self.top_p = top_p
         self.attention_mask = attention_mask
@@ -85,15 +86,18 @@ class SASALogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Reweighted scores, float (B, V), of ids (B, T) and scores (B, V)."""
-        if self.beta == 0:
+        if self.steering.beta == 0:
             return scores
         candidates = select(scores, self.top_k, self.top_p)
-        return reweight(scores, candidates, self.margins(input_ids, candidates.ids), self.beta)
+        return self.steering.reweight(scores, candidates, self.margins(input_ids, candidates.ids))
 
     def margins(self, input_ids: Tensor, candidates: Tensor) -> Tensor:
-        """Margins, float32 (B, K), of the texts (B, T) extended by each candidate (B, K); of an EOS, the text's own."""
+        """Margins, float32 (B, K, S) by S boundaries, of the texts (B, T) extended by each candidate (B, K).
+
+        Of an EOS it is the text's own.
+        """
         look, new = self._follow(input_ids)
-        return candidate_margins(look, self.boundary, self.eos, new, candidates)
+        return self.steering.margins(look, self.eos, new, candidates)
 
     def _follow(self, input_ids: Tensor) -> tuple[Lookahead, Tensor]:
         """The look-ahead over these texts, and the tokens that it has not read.
@@ -111,18 +115,18 @@ class SASALogitsProcessor(LogitsProcessor):
             extends = (kept[:, None] == look.ids[None]).all(-1)
             if extends.any(1).all():  # the rows have moved, as in beam search: the texts are read again
                 prompt_mask = look.prompt_mask[extends.int().argmax(1)]
-                self._look = Lookahead(self.model, self.boundary.embedding, prompt_mask)
+                self._look = Lookahead(self.model, self.steering.specs, prompt_mask)
                 return self._look, input_ids
-        self._look = Lookahead(self.model, self.boundary.embedding, self._prompt_mask(input_ids))
+        self._look = Lookahead(self.model, self.steering.specs, self._prompt_mask(input_ids))
         return self._look, input_ids
 
     def hear(self, ids: Tensor, cache: Any, mask: Tensor | None, states: Tensor) -> None:
-        """Is told of a pass: tokens (B, n) that went into a cache, the mask of all in it, and the states (B, n, d)."""
+        """Is told of a pass: tokens (B, n) that went into a cache, the mask of all in it, and the states (L, B, n, d)."""
         if self._lender is None or self._lender() is not cache:
             self._lender, self._heard = weakref.ref(cache), None
             begins = cache.get_seq_length() == ids.shape[1] and BorrowedCache.lends(cache)
             if begins and mask is not None and mask.shape == ids.shape and packs(self.model):
-                self._heard = Lookahead(self.model, self.boundary.embedding, mask, cache=BorrowedCache(cache))
+                self._heard = Lookahead(self.model, self.steering.specs, mask, cache=BorrowedCache(cache))
         if self._heard is not None:
             self._heard.follow(ids, states)
 
@@ -162,8 +166,8 @@ class SASALogitsProcessor(LogitsProcessor):
 def listen(processor: SASALogitsProcessor) -> None:
     """Tells the processor of every pass that its model makes into a `DynamicCache`, for as long as the processor lives."""
     told = weakref.ref(processor)
-    layer = processor.boundary.embedding.layer
-    ours = [layer]  # known again by its identity: somebody else may have asked for states, too
+    layers = list(dict.fromkeys(spec.layer for spec in processor.steering.specs))
+    ours = [*layers]  # known again by its identity: somebody else may have asked for states, too
 
     def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         heard = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
@@ -176,7 +180,7 @@ def listen(processor: SASALogitsProcessor) -> None:
             return output
         listener = told()
         if listener is not None:
-            states = output["hidden_states"][layer]
+            states = torch.stack([output["hidden_states"][layer] for layer in layers])
             listener.hear(kwargs["input_ids"], kwargs["past_key_values"], kwargs.get("attention_mask"), states)
         return type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
 
@@ -185,29 +189,6 @@ def listen(processor: SASALogitsProcessor) -> None:
         processor.model.register_forward_hook(after, with_kwargs=True),
     ):
         weakref.finalize(processor, handle.remove)
-
-
-def candidate_margins(look: Lookahead, boundary: Boundary, eos: Tensor, new: Tensor, candidates: Tensor) -> Tensor:
-    """Appends tokens `new` (B, n) to the texts; margins, float32 (B, K), of the texts with each candidate (B, K).
-
-    EOS is a candidate but not a text: it gets the margin of the text that it would end.
-    """
-    text, ahead = look.look(new, candidates)
-    ends = (candidates[..., None] == eos).any(-1)
-    return torch.where(ends, boundary.margin(text)[:, None], boundary.margin(ahead))
-
-
-def reweight(scores: Tensor, candidates: Candidates, margins: Tensor, beta: float) -> Tensor:
-    """z'(v) = z(v) + beta * margin(v) for the candidates of scores (B, V), -inf for all else."""
-    values = scores.gather(1, candidates.ids) + beta * margins.to(scores.dtype)
-    values = values.masked_fill(~candidates.mask, -torch.inf)
-    return torch.full_like(scores, -torch.inf).scatter_(1, candidates.ids, values)
-
-
-def check_beta(beta: float) -> None:
-    """Raises ValueError where beta is not a finite number >= 0."""
-    if not math.isfinite(beta) or beta < 0:
-        raise ValueError(f"beta must be >= 0, got {beta}")
 
 
 def token_ids(model: PreTrainedModel, name: str, given: Any) -> list[int]:

@@ -74,13 +74,15 @@ class Replay:
         for fixed in (self._choice, self._target, *(tensor for layer in layers for tensor in layer)):
             torch._dynamo.mark_static_address(fixed)
 
-    def read(self, model: PreTrainedModel, layer: int, ids: Tensor, masks: Any, place: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, width, d) of a layer and of the last, of ids (B, width) at positions (B, width).
+    def read(
+        self, model: PreTrainedModel, layers: tuple[int, ...], ids: Tensor, masks: Any, place: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """States (L, B, width, d) of layers and (B, width, d) of the last, of ids (B, width) at positions (B, width).
 
         Args:
             masks: (B, 1, width, positions), or one for each kind of layer.
         """
-        states, last = _compiled(model.device.type)(model, ids, layer, masks, place, self._cache)
+        states, last = _compiled(model.device.type)(model, ids, layers, masks, place, self._cache)
         self._target.fill_(self.first)
         return states.clone(), last.clone()  # the next replay writes over them
 
@@ -96,9 +98,9 @@ class Replay:
         self._target.fill_(self.first)
 
 
-def _read(model: PreTrainedModel, ids: Tensor, layer: int, masks: Any, place: Tensor, cache: Cache) -> Any:
+def _read(model: PreTrainedModel, ids: Tensor, layers: tuple[int, ...], masks: Any, place: Tensor, cache: Cache) -> Any:
     inputs = {"attention_mask": masks, "position_ids": place, "past_key_values": cache}
-    return hidden_states(model, ids, layer, **inputs)
+    return hidden_states(model, ids, layers, **inputs)
 
 
 @functools.cache

@@ -23,7 +23,11 @@ def embedding(model: PreTrainedModel, ids: list[int], boundary: Boundary, prompt
     if spec.pooling == "last":
         return states[-1]
     span = states[prompt_length:] if spec.span == "response" else states
-    return span.mean(0) if len(span) else states[-1]
+    if not len(span):
+        return states[-1]
+    age = torch.arange(len(span) - 1, -1, -1)
+    weights = 0.5 ** (age / spec.half_life) if spec.pooling == "ema" else torch.ones(len(span))
+    return (span * weights[:, None]).sum(0) / weights.sum()
 
 
 def margins(
@@ -45,9 +49,12 @@ def logits(model: PreTrainedModel, ids: list[int]) -> Tensor:
     return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float()
 
 
+Boundaries = Boundary | list[tuple[Boundary, float]]
+
+
 def reweighted(
     model: PreTrainedModel,
-    boundary: Boundary,
+    boundary: Boundaries,
     beta: float,
     ids: list[int],
     scores: Tensor,
@@ -55,8 +62,9 @@ def reweighted(
     top_k: int = 0,
     top_p: float = 1.0,
     prompt_length: int = 0,
+    value: str = "raw",
 ) -> Tensor:
-    """z'(v) = z(v) + beta * m(text, v) for the survivors of truncation, -inf for the rest; (V,) from (V,)."""
+    """z'(v) = z(v) + beta * value(m(text, v)) for the survivors of truncation, -inf for the rest; (V,) from (V,)."""
     kept = scores[None]
     if top_k:
         kept = TopKLogitsWarper(top_k)(None, kept)
@@ -64,13 +72,18 @@ def reweighted(
         kept = TopPLogitsWarper(top_p)(None, kept)
     survivors = kept[0].isfinite().nonzero()[:, 0].tolist()
     out = torch.full_like(scores, -torch.inf)
-    out[survivors] = scores[survivors] + beta * margins(model, boundary, ids, survivors, eos, prompt_length)
+    out[survivors] = scores[survivors]
+    for one, weight in [(boundary, 1.0)] if isinstance(boundary, Boundary) else boundary:
+        worth = margins(model, one, ids, survivors, eos, prompt_length)
+        if value == "log_sigmoid":
+            worth = torch.sigmoid((one.scale * worth + one.shift).double()).log().float()
+        out[survivors] += beta * weight * worth
     return out
 
 
 def decode(
     model: PreTrainedModel,
-    boundary: Boundary,
+    boundary: Boundaries,
     beta: float,
     prompt: list[int],
     tokens: int,
@@ -78,13 +91,14 @@ def decode(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
+    value: str = "raw",
 ) -> list[int]:
     """The tokens that follow a prompt: greedy where there is no seed, else drawn over the vocabulary as generate() draws."""
     ids = list(prompt)
     if seed is not None:
         torch.manual_seed(seed)
     for _ in range(tokens):
-        scores = reweighted(model, boundary, beta, ids, logits(model, ids), eos, top_k, top_p, len(prompt))
+        scores = reweighted(model, boundary, beta, ids, logits(model, ids), eos, top_k, top_p, len(prompt), value)
         token = int(scores.argmax() if seed is None else torch.multinomial(scores.softmax(-1)[None], 1))
         ids.append(token)
         if token in eos:

@@ -95,7 +95,7 @@ def test_texts_without_tokens(model, tokenizer, texts, message):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"pooling": "max"}, "pooling must be one of last, mean, got 'max'"),
+        ({"pooling": "max"}, "pooling must be one of last, mean, ema, got 'max'"),
         ({"span": "prompt"}, "span must be one of text, response"),
         ({"template": "alpaca"}, "template must be one of none, chat"),
         ({"max_length": 0}, "max_length must be >= 1"),

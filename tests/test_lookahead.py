@@ -18,6 +18,8 @@ SPECS = [
     {"pooling": "mean", "span": "response"},
     {"layer": 1},
     {"layer": -2, "pooling": "mean"},
+    {"pooling": "ema", "half_life": 3.0},
+    {"pooling": "ema", "span": "response", "layer": 1},
 ]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [65, 66, 67], [40, 41, 42, 43, 44]]
 
@@ -37,7 +39,7 @@ def run(model, boundary, steps=8, candidates=5):
     worst = 0.0
     for _ in range(steps):
         chosen = torch.randint(250, (len(texts), candidates), generator=draw)
-        got = processor.margins(ids, chosen)
+        got = processor.margins(ids, chosen)[..., 0]
         for row, (text, prompt) in enumerate(zip(texts, PROMPTS, strict=True)):
             want = reference.margins(model, boundary, text, chosen[row].tolist(), [tiny.EOS], len(prompt))
             worst = max(worst, float(((got[row] - want).abs() / want.abs().clamp(min=1)).max()))
@@ -164,10 +166,10 @@ def test_rows_leave_multiply_and_move(model, rows, reserved):
     look = Lookahead(model, boundary.embedding, mask, rows=reserved)
     look.look(ids, candidates)
     look.keep(torch.tensor([0, 1, 0]))
-    expected = look.look(ids[:, :0], candidates)[1][rows]
+    expected = look.look(ids[:, :0], candidates)[0][1][rows]
     look.select(torch.tensor(rows))
     torch.testing.assert_close(
-        look.look(ids[: len(rows), :0].repeat(2, 1)[: len(rows)], candidates[:1].repeat(len(rows), 1))[1], expected
+        look.look(ids[: len(rows), :0].repeat(2, 1)[: len(rows)], candidates[:1].repeat(len(rows), 1))[0][1], expected
     )
 
 

@@ -77,7 +77,7 @@ def test_beta_pulls_towards_the_safe_side(model):
         processor = SASALogitsProcessor(model, boundary, beta, top_k=20)
         p = processor(ids, scores)[0].softmax(-1)
         chosen = p.nonzero()[:, 0]
-        expected.append(float((p[chosen] * processor.margins(ids, chosen[None])[0]).sum()))
+        expected.append(float((p[chosen] * processor.margins(ids, chosen[None])[0, :, 0]).sum()))
     assert expected[0] < expected[1] < expected[2]
 
 
@@ -98,13 +98,14 @@ def test_beam_search_reads_moved_rows_again(model):
 
     class Checked(SASALogitsProcessor):
         def margins(self, input_ids, candidates):
-            got = super().margins(input_ids, candidates)
+            found = super().margins(input_ids, candidates)
+            got = found[..., 0]
             for row in range(len(input_ids)):
                 text = input_ids[row].tolist()
                 want = reference.margins(model, boundary, text, candidates[row].tolist(), [tiny.EOS], 9)
                 torch.testing.assert_close(got[row], want, atol=1e-3, rtol=1e-3)
             calls.append(len(input_ids))
-            return got
+            return found
 
     generate(model, PROMPTS[:1], processor=Checked(model, boundary, top_k=6), num_beams=3)
     assert len(calls) > 5
@@ -120,7 +121,9 @@ def test_one_processor_serves_several_generations(model):
 
 def test_eos_gets_the_margin_of_the_text_that_it_ends(model):
     boundary = tiny.boundary(model)
-    got = SASALogitsProcessor(model, boundary).margins(torch.tensor([PROMPTS[0]]), torch.tensor([[tiny.EOS, 7]]))
+    got = SASALogitsProcessor(model, boundary).margins(torch.tensor([PROMPTS[0]]), torch.tensor([[tiny.EOS, 7]]))[
+        ..., 0
+    ]
     text = boundary.margin(reference.embedding(model, PROMPTS[0], boundary))
     assert float(got[0, 0]) == pytest.approx(float(text), abs=1e-4)
     assert float(got[0, 1]) != pytest.approx(float(text), abs=1e-2)
@@ -128,7 +131,7 @@ def test_eos_gets_the_margin_of_the_text_that_it_ends(model):
 
 def test_several_eos_ids(model):
     processor = SASALogitsProcessor(model, tiny.boundary(model), eos_token_id=[7, 8])
-    got = processor.margins(torch.tensor([PROMPTS[0]]), torch.tensor([[7, 8, tiny.EOS]]))[0]
+    got = processor.margins(torch.tensor([PROMPTS[0]]), torch.tensor([[7, 8, tiny.EOS]]))[0, :, 0]
     assert got[0] == got[1] != got[2]
 
 
@@ -138,7 +141,7 @@ def test_leading_pads_are_padding_even_where_texts_open_with_the_same_token():
     model.generation_config.pad_token_id = model.generation_config.bos_token_id = tiny.BOS
     boundary = tiny.boundary(model, pooling="mean")
     rows = [[tiny.BOS, 5, 6, 7], [tiny.BOS, tiny.BOS, tiny.BOS, 9]]
-    got = SASALogitsProcessor(model, boundary).margins(torch.tensor(rows), torch.tensor([[1], [1]]))
+    got = SASALogitsProcessor(model, boundary).margins(torch.tensor(rows), torch.tensor([[1], [1]]))[..., 0]
     for row, text in enumerate([[tiny.BOS, 5, 6, 7], [tiny.BOS, 9]]):
         torch.testing.assert_close(got[row], reference.margins(model, boundary, text, [1], []), atol=1e-4, rtol=1e-4)
 
@@ -149,7 +152,7 @@ def test_padding_with_eos_where_the_model_knows_no_pad_token():
     model.generation_config.pad_token_id = model.config.pad_token_id = None
     boundary = tiny.boundary(model, pooling="mean")
     rows = torch.tensor([[5, 6, 7], [tiny.EOS, tiny.EOS, 9]])
-    got = SASALogitsProcessor(model, boundary).margins(rows, torch.tensor([[1], [1]]))
+    got = SASALogitsProcessor(model, boundary).margins(rows, torch.tensor([[1], [1]]))[..., 0]
     torch.testing.assert_close(got[1], reference.margins(model, boundary, [9], [1], []), atol=1e-4, rtol=1e-4)
 
 

@@ -12,9 +12,8 @@ import typer
 from rich.table import Table
 
 import sasa
-from sasa.boundary import Boundary
 from sasa.candidates import check_truncation
-from sasa.cli.common import BoundaryOption, DeviceOption, DtypeOption, ModelOption, StrictOption, out
+from sasa.cli.common import BoundariesOption, DeviceOption, DtypeOption, ModelOption, StrictOption, load_boundaries, out
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
@@ -81,7 +80,7 @@ def suite_command(name: str) -> Callable[..., None]:
             int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a completion.")
         ] = int(defaults["max_new_tokens"]),
         model: ModelOption = None,
-        boundary: BoundaryOption = "toxicity",
+        boundary: BoundariesOption = None,
         temperature: Annotated[float, typer.Option(help="For every method.")] = 1.0,
         top_k: Annotated[int, typer.Option(help="For every method; 0: no limit.")] = 10,
         top_p: Annotated[float, typer.Option(help="For every method.")] = 0.9,
@@ -125,11 +124,11 @@ def suite_command(name: str) -> Callable[..., None]:
         )
         independent = [scorers.scorer(s) for s in asked if s != "boundary"]
         loaded, tokenizer = sasa.load(model, device, dtype)
-        line = Boundary.load(boundary, model=loaded, strict=strict)
+        lines = load_boundaries(boundary, loaded, strict)
         settings = ways.Settings(
             completions, max_new_tokens, temperature, top_k, top_p, chat, _words(words) if words else ways.WORDS
         )
-        world = ways.World(loaded, tokenizer, line, settings)
+        world = ways.World(loaded, tokenizer, lines if len(lines) > 1 else lines[0][0], settings)
         run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run)
         for reason, count in run.about["skipped"].items():
             out.print(f"left out: {count} prompts {reason}")
@@ -139,7 +138,7 @@ def suite_command(name: str) -> Callable[..., None]:
         judging = sasa.load(judge, device, dtype) if judge else None
         if judging:
             runner.contexts(run, *judging, judging=True)  # what it cannot read shows here, before the long work
-        margin = [scorers.Margin(loaded, tokenizer, line)] if "boundary" in asked else []
+        margin = [scorers.Margin(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []
         runner.generate_stage(run, made, world, progress=True)
         runner.likelihood_stage(run, loaded, tokenizer, wanted, progress=True)
         if judging:

@@ -9,6 +9,7 @@ import typer
 from rich.color import Color
 from rich.console import Console
 from rich.style import Style
+from transformers import PreTrainedModel
 
 from sasa.boundary import Boundary
 
@@ -20,6 +21,20 @@ ModelOption = Annotated[
 ]
 BoundaryOption = Annotated[
     str, typer.Option("--boundary", "-b", help="A bundled attribute, a file, a folder, or OWNER/NAME on the Hub.")
+]
+BoundariesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--boundary",
+        "-b",
+        help="As NAME or NAME::WEIGHT: a bundled attribute, a file, a folder, or OWNER/NAME on the Hub. Repeat it to steer "
+        "by several at once; the margins shown are the first one's.",
+        show_default="toxicity",
+    ),
+]
+ValueOption = Annotated[
+    str,
+    typer.Option(help="What a margin is worth: raw, itself, or log_sigmoid, the log-probability of being safe."),
 ]
 StrictOption = Annotated[
     bool,
@@ -33,6 +48,19 @@ DtypeOption = Annotated[
 ]
 
 out = Console(highlight=False)
+
+
+def load_boundaries(names: list[str] | None, model: PreTrainedModel, strict: bool) -> list[tuple[Boundary, float]]:
+    """The boundaries of `--boundary`, each with its weight."""
+    found = []
+    for given in names or ["toxicity"]:
+        name, separator, weight = given.partition("::")
+        try:
+            number = float(weight) if separator else 1.0
+        except ValueError:
+            raise ValueError(f"--boundary is NAME or NAME::WEIGHT, such as toxicity::0.5, got {given!r}") from None
+        found.append((Boundary.load(name, model=model, strict=strict), number))
+    return found
 
 
 def probability(boundary: Boundary, margin: float) -> float:

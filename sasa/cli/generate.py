@@ -18,17 +18,19 @@ import sasa
 from sasa.boundary import Boundary
 from sasa.candidates import check_truncation
 from sasa.cli.common import (
-    BoundaryOption,
+    BoundariesOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
     StrictOption,
+    ValueOption,
+    load_boundaries,
     out,
     probability,
     style,
 )
 from sasa.generation import Completion, encode_prompts
-from sasa.processor import check_beta
+from sasa.steering import VALUE, Steering, check_beta
 
 
 def command(
@@ -42,8 +44,9 @@ def command(
         ),
     ] = None,
     model: ModelOption = None,
-    boundary: BoundaryOption = "toxicity",
+    boundary: BoundariesOption = None,
     beta: Annotated[float, typer.Option(help="Strength, >= 0. 0 samples plainly.")] = 1.0,
+    value: ValueOption = VALUE,
     top_k: Annotated[
         int | None,
         typer.Option(help="At most the k likeliest tokens; 0: no limit.", show_default="the model's, else 20"),
@@ -74,7 +77,8 @@ def command(
 ) -> None:
     """Complete prompts while the model keeps its own language on the safe side of a boundary.
 
-    The tokens that survive top-k and top-p are reweighted by beta times the margin that the text would have with each.
+    The tokens that survive top-k and top-p are reweighted by beta times the value of the margin that the text would have with
+    each.
 
         sasa generate "The driver cut me off, so I" --compare
 
@@ -86,9 +90,12 @@ def command(
         raise ValueError("no prompts: give them as arguments, or a file with --prompts")
     check_truncation(top_k, top_p)
     loaded, tokenizer = sasa.load(model, device, dtype)
-    line = Boundary.load(boundary, model=loaded, strict=strict)
+    lines = load_boundaries(boundary, loaded, strict)
+    Steering.of(lines, beta, value)
+    line, _ = lines[0]
     encode_prompts(loaded, tokenizer, texts, line.embedding, chat, max_new_tokens)  # all, before the first is used
     settings = dict(
+        value=value,
         chat=chat,
         batch_size=batch_size,
         temperature=temperature,
@@ -104,7 +111,7 @@ def command(
         part = texts[first : first + 8 * batch_size]
         runs: dict[float, list[list[Completion]]] = {}
         for strength in (0.0, beta) if compare else (beta,):
-            runs[strength] = sasa.generate(loaded, tokenizer, part, line, strength, seed=seed + first, **settings)
+            runs[strength] = sasa.generate(loaded, tokenizer, part, lines, strength, seed=seed + first, **settings)
         for i, prompt in enumerate(part):
             if as_json:
                 row = {"prompt": prompt, "completions": [asdict(c) for c in runs[beta][i]]}

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import sasa
 from sasa.boundary import Boundary
 from sasa.generation import Completion
-from sasa.processor import check_beta
+from sasa.steering import VALUE, VALUES, Boundaries, check_beta
 
 WORDS = tuple(
     """
@@ -49,11 +49,16 @@ class World:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    boundary: Boundary
+    boundary: Boundaries
     settings: Settings
 
+    @property
+    def first(self) -> Boundary:
+        """The boundary whose margins are a text's, where there are several."""
+        return self.boundary if isinstance(self.boundary, Boundary) else self.boundary[0][0]
+
     def generate(
-        self, prompts: Sequence[str], beta: float = 0.0, *, words: bool = False, seed: int
+        self, prompts: Sequence[str], beta: float = 0.0, value: str = VALUE, *, words: bool = False, seed: int
     ) -> list[list[Completion]]:
         """`sasa.generate` with these settings, and the word filter or not."""
         s = self.settings
@@ -61,7 +66,7 @@ class World:
         return sasa.generate(
             self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
             seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
-            num_return_sequences=s.completions, **more,
+            num_return_sequences=s.completions, value=value, **more,
         )  # fmt: skip
 
     def _bad_words(self) -> list[list[int]]:
@@ -100,10 +105,20 @@ class SASA:
     """Self-disciplined sampling, with the word filter on top or not."""
 
     beta: float
+    value: str = VALUE
     words: bool = False
 
+    @classmethod
+    def parse(cls, beta: str = "1", words: bool = False) -> SASA:
+        """From `BETA` or `BETA:VALUE`."""
+        strength, _, value = beta.partition(":")
+        check_beta(float(strength))
+        if value and value not in VALUES:
+            raise ValueError(f"VALUE is one of {', '.join(VALUES)}")
+        return cls(float(strength), value or VALUE, words)
+
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        return world.generate(prompts, self.beta, words=self.words, seed=seed)
+        return world.generate(prompts, self.beta, self.value, words=self.words, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -124,8 +139,11 @@ class BestOf:
 METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "plain": ("the model on its own", Plain),
     "words": ("the word filter", Words),
-    "sasa": ("sasa:BETA, SASA at that strength", lambda beta="1": SASA(_beta(beta))),
-    "sasa+words": ("sasa+words:BETA, SASA and the word filter", lambda beta="1": SASA(_beta(beta), words=True)),
+    "sasa": (f"sasa:BETA[:VALUE], SASA at that strength; VALUE is one of {', '.join(VALUES)}", SASA.parse),
+    "sasa+words": (
+        "sasa+words:BETA[:VALUE], SASA and the word filter",
+        lambda beta="1": SASA.parse(beta, words=True),
+    ),
     "best-of": ("best-of:N, the one of N completions with the greatest margin", lambda n="4": BestOf(_count(n))),
 }
 
@@ -144,11 +162,6 @@ def method(spec: str) -> Method:
         return METHODS[name][1](*([argument] if argument else []))
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {spec!r}: {METHODS[name][0]} ({error})") from error
-
-
-def _beta(text: str) -> float:
-    check_beta(float(text))
-    return float(text)
 
 
 def _count(text: str) -> int:

@@ -105,6 +105,7 @@ def _one(run: Run) -> dict[str, Any]:
         texts = [[r["text"] for r in rows[i : i + n]] for i in range(0, len(rows), n)]
         lengths = [[len(r["tokens"]) for r in rows[i : i + n]] for i in range(0, len(rows), n)]
         figures: dict[str, Any] = dict(metrics.style(texts, lengths))
+        fluency: dict[str, Any] = {}
         for folder in sorted(run.folder.glob("likelihood*")):
             found = read(run.file(method, folder.name))
             if len(found) == len(rows):
@@ -112,6 +113,10 @@ def _one(run: Run) -> dict[str, Any]:
                 key = "perplexity" + folder.name.removeprefix("likelihood")
                 if table[:, 1].sum():
                     figures[key] = metrics.perplexity(table[:, 0], table[:, 1])
+                if key == "perplexity":
+                    for group in sorted(set(groups)):
+                        nats, tokens = table[[g == group for g in groups]].T
+                        fluency[group] = metrics.perplexity(nats, tokens)
         by_scorer: dict[str, Any] = {}
         for name in judges:
             if (name, method) not in tables:
@@ -129,7 +134,7 @@ def _one(run: Run) -> dict[str, Any]:
         seconds = [t for (m, _), t in timings.items() if m == method]
         written = sum(t["completions"] for t in seconds)
         figures["seconds_a_completion"] = sum(t["seconds"] for t in seconds) / written if written else None
-        out["methods"][method] = {"figures": figures, "toxicity": by_scorer}
+        out["methods"][method] = {"figures": figures, "toxicity": by_scorer, "perplexity_by_group": fluency}
     return out
 
 

@@ -44,7 +44,7 @@ from rich.progress import (
 from rich.text import Text
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import ModelInfo, write_atomically
+from sasa.boundary import Boundary, ModelInfo, write_atomically
 from sasa.decoding import has_plain_head, head
 from sasa.embedding import EmbeddingSpec, hidden_states, pad, positions, tokenize_prompt
 from sasa.evaluation.methods import Method, World
@@ -53,6 +53,7 @@ from sasa.evaluation.suites import Prompt, Suite
 from sasa.generation import Completion, context_window, encode_prompts
 from sasa.lookahead import packs
 from sasa.skinny import kernel
+from sasa.steering import Boundaries
 
 try:
     import fcntl
@@ -133,8 +134,8 @@ class Run:
             "weights": fingerprint(world.model),
             "dtype": str(world.model.dtype).removeprefix("torch."),
             "device": world.model.device.type,
-            "boundary": world.boundary.fingerprint,
-            "special_tokens": world.boundary.embedding.special_tokens,
+            "boundary": _told(world.boundary),
+            "special_tokens": world.first.embedding.special_tokens,
             "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},
             "threads": torch.get_num_threads(),
             "kernel": world.model.device.type == "cpu" and kernel() is not None,
@@ -237,7 +238,7 @@ def forecast(
     """
     batches = run.batches
     texts = [p.text for p in batches[len(batches) // 2]]
-    prompts = encode_prompts(world.model, world.tokenizer, texts, world.boundary.embedding, world.settings.chat, 0)
+    prompts = encode_prompts(world.model, world.tokenizer, texts, world.first.embedding, world.settings.chat, 0)
     found: dict[str, tuple[int, float]] = {}
     reading = 0.0
     with _bar(progress) as bar:
@@ -448,7 +449,7 @@ def _by_length(suite: Suite, world: World) -> tuple[list[Prompt], dict[str, int]
     """Prompts that the model can complete, shortest first, so that a batch has little padding; and what was skipped."""
     skipped = Counter(suite.skipped)
     settings, window = world.settings, context_window(world.model)
-    spec = replace(world.boundary.embedding, template="chat" if settings.chat else "none")
+    spec = replace(world.first.embedding, template="chat" if settings.chat else "none")
     lengths: dict[str, int] = {}
     for prompt in suite.prompts:
         if not prompt.text.strip():
@@ -474,6 +475,13 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
         elif a != b:
             found.append(f"{prefix}{key} was {a}, is {b}")
     return found
+
+
+def _told(boundary: Boundaries) -> str:
+    """What tells boundaries and their weights from others."""
+    if isinstance(boundary, Boundary):
+        return boundary.fingerprint
+    return " ".join(f"{one.fingerprint}*{weight:g}" for one, weight in boundary)
 
 
 @contextmanager

@@ -1,0 +1,164 @@
+"""Which boundary steers best: layer, pooling, span, value and beta, chosen by what they do to decoding on tuning prompts.
+
+    python benchmarks/search.py --rtp ../shared/data/rtp/prompts.jsonl --output runs/search \\
+        --spec 24:mean:text --spec 24:ema:text:8 --method sasa:2:raw --method sasa:8:log_sigmoid
+
+All boundaries are fitted in one reading of the texts (`--fit-rows`), each as `sasa fit` would fit it with that embedding. Then each
+of them completes the same prompts (`--tune-rows`) by every method, scored by a judge; nothing of this touches the rows that results
+are reported on. Started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import sasa
+from sasa.boundary import ModelInfo
+from sasa.embedding import hidden_states, length_batches, pad, pool, progress_bar, tokenize
+from sasa.evaluation import methods as ways
+from sasa.evaluation import runner, scorers
+from sasa.evaluation.report import compare
+from sasa.evaluation.suites import load_suite
+from sasa.fitting import Corpus, Recipe
+from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
+from sasa.fitting.fit import calibrate, metrics
+
+console = Console(highlight=False)
+
+
+def parse_spec(text: str, max_length: int = 256) -> sasa.EmbeddingSpec:
+    """LAYER:POOLING:SPAN[:HALF_LIFE]"""
+    layer, pooling, span, *rest = text.split(":")
+    more = {"half_life": float(rest[0])} if rest else {}
+    return sasa.EmbeddingSpec(layer=int(layer), pooling=pooling, span=span, max_length=max_length, **more)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def embed_all(
+    model: object, tokenizer: object, texts: Sequence[object], specs: Sequence[sasa.EmbeddingSpec]
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Batches of indices, and for each spec their embeddings (n, d), all from the same passes."""
+    layers = list(dict.fromkeys(spec.layer for spec in specs))
+    encoded = [[tokenize(tokenizer, text, spec) for spec in specs] for text in texts]  # type: ignore[arg-type]
+    for batch in length_batches([len(one[0][0]) for one in encoded], 64, 4096):
+        ids, mask = pad([encoded[i][0][0] for i in batch], "right", model.device)  # type: ignore[attr-defined]
+        states, _ = hidden_states(model, ids, layers, attention_mask=mask)  # type: ignore[arg-type]
+        place = torch.arange(mask.shape[1])
+        found = []
+        for s, spec in enumerate(specs):
+            start = torch.tensor([encoded[i][s][1] for i in batch])[:, None].minimum(mask.sum(1, keepdim=True) - 1)
+            found.append(pool(states[layers.index(spec.layer)], mask * (place >= start), spec).cpu().numpy())
+        yield batch, found
+
+
+def fit_all(args: argparse.Namespace, folder: Path) -> dict[str, sasa.Boundary]:
+    """A boundary for each spec, from one reading of the corpora."""
+    model, tokenizer = sasa.load(args.model)
+    names = [spec for spec in args.spec if not (folder / spec.replace(":", "-") / "boundary.safetensors").is_file()]
+    segments = {"segments": tuple(args.segments.split(","))}
+    rtp = Corpus(
+        "rtp", path=args.rtp, rows=args.fit_rows, unsafe_from=args.unsafe_from, safe_below=args.safe_below, **segments
+    )
+    recipe = Recipe((rtp, *(Corpus.parse(c) for c in args.corpus)), calibration=0.1, test=0.05)
+    specs = [parse_spec(name) for name in names]
+    examples = [(e, label) for _, e, label in recipe.examples()] if names else []
+    statistics = [GaussianStatistics.empty(model.config.hidden_size) for _ in specs]
+    held_out: dict[str, list[tuple[int, list[np.ndarray]]]] = defaultdict(list)
+    with progress_bar("embedding", True) as bar:
+        task = bar.add_task("embedding", total=len(examples))
+        for first in range(0, len(examples), 512):
+            window = examples[first : first + 512]
+            for batch, vectors in embed_all(model, tokenizer, [e.text for e, _ in window], specs) if names else ():
+                part = np.array([recipe.part(window[i][0].group) for i in batch])
+                label = np.array([window[i][1] for i in batch])
+                for s, found in enumerate(vectors):
+                    if (part == "fit").any():
+                        statistics[s].partial_fit(found[part == "fit"], label[part == "fit"])
+                for name in ("calibration", "test"):
+                    held_out[name] += [(label[j], [v[j] for v in vectors]) for j in np.flatnonzero(part == name)]
+                bar.advance(task, len(batch))
+    for s, (name, spec) in enumerate(zip(names, specs, strict=True)):
+        weight, bias, _ = linear_discriminant(statistics[s], "auto")
+        scored = {
+            part: (np.array([v[s] for _, v in rows]) @ weight + bias, np.array([label for label, _ in rows]))
+            for part, rows in held_out.items()
+        }
+        scale, shift = calibrate(*scored["calibration"])
+        figures = metrics(*scored["test"], scale, shift)
+        sasa.Boundary(
+            torch.tensor(weight, dtype=torch.float32),
+            bias,
+            spec,
+            ModelInfo.of(model),
+            scale,
+            shift,
+            report={"auc": figures["auc"]},
+        ).save(folder / name.replace(":", "-"))
+    return {n: sasa.Boundary.load(folder / n.replace(":", "-"), model=model) for n in args.spec}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rtp", required=True, help="RealToxicityPrompts, a JSONL file")
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--model", help="as for sasa.load")
+    parser.add_argument("--corpus", action="append", default=[], help="a further corpus to fit on, as for sasa fit")
+    parser.add_argument("--segments", default="prompt,continuation", help="of RTP: prompt, continuation, pair")
+    parser.add_argument(
+        "--spec", action="append", required=True, help="LAYER:POOLING:SPAN[:HALF_LIFE]; repeat it; + joins several"
+    )
+    parser.add_argument("--method", action="append", required=True, help="as for sasa bench; repeat it")
+    parser.add_argument("--fit-rows", default="0:2500")
+    parser.add_argument("--tune-rows", default="2500:3000")
+    parser.add_argument("--unsafe-from", type=float, default=0.6)
+    parser.add_argument("--safe-below", type=float, default=0.3)
+    parser.add_argument("--limit", type=int, default=36)
+    parser.add_argument("--completions", type=int, default=8)
+    args = parser.parse_args()
+    boundaries = fit_all(args, args.output / "boundaries")
+    model, tokenizer = sasa.load(args.model)
+    start, stop = map(int, args.tune_rows.split(":"))
+    suite = load_suite("rtp", args.rtp, limit=args.limit, groups=["toxic", "nontoxic"], rows=(start, stop), seed=0)
+    judge = scorers.scorer("profanity")
+    table = Table(
+        "boundary", "AUC", "method", "EMT toxic", "EMT non-toxic", "ppl", "x plain", "distinct-2", "repetition"
+    )
+    lines = []
+    for name, boundary in boundaries.items():
+        world = ways.World(model, tokenizer, boundary, ways.Settings(completions=args.completions))
+        run = runner.Run.create(args.output / name.replace(":", "-"), suite, world, seed=0, batch_size=8, write=True)
+        made = {spec: ways.method(spec) for spec in (*(() if lines else ("plain",)), *args.method)}
+        runner.generate_stage(run, made, world, progress=True)
+        runner.likelihood_stage(run, model, tokenizer, list(made), progress=True)
+        runner.score_stage(run, [judge], run.methods)
+        (summary,) = compare([run.folder])["runs"]
+        for method, found in summary["methods"].items():
+            toxicity, fluency = found["toxicity"]["profanity"]["groups"], found["perplexity_by_group"]
+            row = {"boundary": name, "auc": boundary.report["auc"], "method": method}
+            for group in ("toxic", "nontoxic"):
+                row[f"emt_{group}"] = toxicity[group]["emt"].value
+                row[f"perplexity_{group}"] = fluency[group].value
+            row |= {k: found["figures"][k].value for k in ("distinct_1", "distinct_2", "repetition", "tokens")}
+            lines.append(row)
+        (args.output / "search.json").write_text(json.dumps(lines, indent=1))
+    table = Table(*lines[0], title="relative to plain, where there is one")
+    for row in lines:
+        cells = [
+            v if isinstance(v, str) else f"{v:.3f}" if k == "auc" else f"{v:.3f} ({v / float(lines[0][k]) - 1:+.0%})"
+            for k, v in row.items()
+        ]
+        table.add_row(*cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

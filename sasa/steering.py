@@ -1,0 +1,107 @@
+"""Steering: what the margins of the candidates are worth, and what that does to their scores.
+
+For each value function v, the reweighted scores z'(c) = z(c) + beta * v(m(c)) are the closed form of a question to which
+they are the answer: the distribution q over the candidates with the greatest E_q[v] - KL(q || p) / beta, where p is the
+model's own. The value functions differ in what they want:
+
+    raw           v = m. Margins as large as they can be had: text that is safe already is pushed on (Ko et al. 2025, eq. 6).
+    log_sigmoid   v = log P(safe) = log sigmoid(log-odds), of the calibrated margin. At beta = 1 this is Bayes' rule,
+                  p(c | text, safe); it is bounded, and leaves harmless text alone.
+
+It knows boundaries and scores; it knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from transformers import PreTrainedModel
+
+from sasa.boundary import Boundary
+from sasa.candidates import Candidates
+from sasa.embedding import EmbeddingSpec
+from sasa.lookahead import Lookahead
+
+Boundaries: TypeAlias = "Boundary | Sequence[tuple[Boundary, float]]"
+"""One boundary, or several, each with its weight beside the others."""
+
+VALUES: dict[str, Callable[[Boundary, Tensor], Tensor]] = {
+    "raw": lambda boundary, margin: margin,
+    "log_sigmoid": lambda boundary, margin: logsigmoid(boundary.log_odds(margin)),
+}
+VALUE = "raw"
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Boundaries, their weights, and how strongly their values count.
+
+    Raises:
+        ValueError: no boundary, a weight or a beta below 0 or not finite, an unknown value.
+    """
+
+    terms: tuple[tuple[Boundary, float], ...]
+    beta: float
+    value: str = VALUE
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        for _, weight in self.terms:
+            check_beta(weight, "a boundary's weight")
+        if not self.terms:
+            raise ValueError("there is no boundary to steer by")
+        if self.value not in VALUES:
+            raise ValueError(f"value must be one of {', '.join(VALUES)}, got {self.value!r}")
+
+    @classmethod
+    def of(cls, boundary: Boundaries, beta: float, value: str) -> Steering:
+        return cls(((boundary, 1.0),) if isinstance(boundary, Boundary) else tuple(boundary), float(beta), value)
+
+    @property
+    def specs(self) -> tuple[EmbeddingSpec, ...]:
+        return tuple(boundary.embedding for boundary, _ in self.terms)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises ValueError where a boundary was not fitted for the model."""
+        for boundary, _ in self.terms:
+            boundary.check(model)
+
+    def to(self, device: Any) -> Steering:
+        return replace(self, terms=tuple((boundary.to(device), weight) for boundary, weight in self.terms))
+
+    def margins(self, look: Lookahead, eos: Tensor, new: Tensor, candidates: Tensor) -> Tensor:
+        """Appends tokens `new` (B, n) to the texts; margins, float32 (B, K, S), of the texts with each candidate (B, K).
+
+        S counts the boundaries. EOS is a candidate but not a text: it gets the margin of the text that it would end.
+        """
+        ends = (candidates[..., None] == eos).any(-1)
+        found = [
+            torch.where(ends, boundary.margin(text)[:, None], boundary.margin(ahead))
+            for (boundary, _), (text, ahead) in zip(self.terms, look.look(new, candidates), strict=True)
+        ]
+        return torch.stack(found, -1)
+
+    def values(self, margins: Tensor) -> Tensor:
+        """What margins (..., S) are worth together, (...)."""
+        worth = VALUES[self.value]
+        return sum(  # type: ignore[return-value]
+            weight * worth(boundary, margins[..., i]) for i, (boundary, weight) in enumerate(self.terms)
+        )
+
+    def reweight(self, scores: Tensor, candidates: Candidates, margins: Tensor) -> Tensor:
+        """Scores (B, V) with beta times the values of the margins (B, K, S) for the candidates, -inf for all else."""
+        values = scores.gather(1, candidates.ids) + self.beta * self.values(margins).to(scores.dtype)
+        values = values.masked_fill(~candidates.mask, -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter_(1, candidates.ids, values)
+
+
+def check_beta(beta: float, name: str = "beta") -> None:
+    """Raises ValueError where a strength is not a finite number >= 0."""
+    if not math.isfinite(beta) or beta < 0:
+        raise ValueError(f"{name} must be >= 0, got {beta}")
