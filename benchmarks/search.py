@@ -3,8 +3,8 @@
     python benchmarks/search.py --rtp ../shared/data/rtp/prompts.jsonl --output runs/search \\
         --spec 24:mean:text --spec 24:ema:text:8 --method sasa:2:raw --method sasa:8:log_sigmoid
 
-All boundaries are fitted in one reading of the texts (`--fit-rows`), each as `sasa fit` would fit it with that embedding. Then each
-of them completes the same prompts (`--tune-rows`) by every method, scored by a judge; nothing of this touches the rows that results
+All boundaries are fitted in one reading of the texts (`--fit-rows`), each as `sasa fit` would fit it with that embedding. Then
+each completes the same prompts (`--tune-rows`) by every method, scored by a judge; nothing of this touches the rows that results
 are reported on. Started again, it goes on.
 """
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument(
         "--spec", action="append", required=True, help="LAYER:POOLING:SPAN[:HALF_LIFE]; repeat it; + joins several"
     )
-    parser.add_argument("--method", action="append", required=True, help="as for sasa bench; repeat it")
+    parser.add_argument("--method", action="append", default=[], help="as for sasa bench; repeat it")
     parser.add_argument("--fit-rows", default="0:2500")
     parser.add_argument("--tune-rows", default="2500:3000")
     parser.add_argument("--unsafe-from", type=float, default=0.6)

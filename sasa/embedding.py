@@ -64,7 +64,10 @@ class EmbeddingSpec:
         return 0.5 ** (1 / self.half_life) if self.pooling == "ema" else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        own = asdict(self)
+        if self.pooling != "ema":
+            del own["half_life"]
+        return own
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> tuple[list[int], int]:

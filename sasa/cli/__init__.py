@@ -1,4 +1,4 @@
-"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa inspect`, `sasa classifiers`."""
+"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa inspect`, `sasa audit`, `sasa classifiers`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import sasa
-from sasa.cli import bench, classifiers, fit, generate, inspect
+from sasa.cli import audit, bench, classifiers, fit, generate, inspect
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +30,7 @@ def _options(
 
 app.command("generate")(generate.command)
 app.command("fit")(fit.command)
+app.command("audit")(audit.command)
 app.command("inspect")(inspect.command)
 app.add_typer(bench.app, name="bench")
 app.command("classifiers")(classifiers.command)

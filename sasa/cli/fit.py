@@ -45,12 +45,25 @@ def command(
     layer: Annotated[
         int | None, typer.Option(help="Hidden state: 0 the embeddings, -1 the last.", show_default="-1")
     ] = None,
-    pooling: Annotated[str | None, typer.Option(help="last or mean.", show_default="last")] = None,
-    span: Annotated[str | None, typer.Option(help="What mean averages: text or response.", show_default="text")] = None,
+    pooling: Annotated[str | None, typer.Option(help="last, mean or ema.", show_default="last")] = None,
+    half_life: Annotated[
+        float | None, typer.Option(help="Of ema: tokens after which a state counts half.", show_default="8")
+    ] = None,
+    span: Annotated[str | None, typer.Option(help="What is averaged: text or response.", show_default="text")] = None,
     template: Annotated[str | None, typer.Option(help="none or chat.", show_default="none")] = None,
     classifier: Annotated[
         str, typer.Option(help="bayes (the closed form), or for comparison logistic, svm or ridge.")
     ] = "bayes",
+    audit: Annotated[
+        str | None,
+        typer.Option(
+            help="Sentences that name identity terms, as a CORPUS: how the boundary treats them goes on its card.",
+            show_default="none",
+        ),
+    ] = None,
+    remove_identity: Annotated[
+        bool, typer.Option("--remove-identity", help="Make the boundary blind to what those terms change.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Of sampling and of the split.", show_default="0")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 64,
     device: DeviceOption = None,
@@ -83,8 +96,16 @@ def command(
         replace(corpus, **{k: v for k, v in shared.items() if k not in corpus.to_dict()})
         for corpus in (given or base.corpora)
     )
-    spec: dict[str, Any] = {"layer": layer, "pooling": pooling, "span": span, "template": template}
+    spec: dict[str, Any] = {
+        "layer": layer,
+        "pooling": pooling,
+        "half_life": half_life,
+        "span": span,
+        "template": template,
+    }
     settings: dict[str, Any] = {"model": model, "attribute": attribute, "seed": seed}
+    settings["audit"] = Corpus.parse(audit) if audit else None
+    settings["remove_identity"] = remove_identity or None
     full = replace(
         base,
         corpora=used,

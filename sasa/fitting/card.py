@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sasa.boundary import Boundary, write_atomically
+from sasa.fitting.fairness import FIGURES
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             "Unsafe is the class to be found; accuracy is that of the calibrated margin, which, like the expected calibration "
             "error, counts both classes as equally likely.",
             "",
+            *_audit(report),
             *(["![margins of held-out texts and how far they can be trusted](margins.png)", ""] if plotted else []),
             "Fit it again with `sasa fit --recipe recipe.toml --output DIR`. It reflects the labels it was fitted on, biases "
             "included, and it is no judge of anything but text like theirs.",
@@ -68,6 +71,31 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             "",
         ]
     )
+
+
+def _audit(report: dict[str, Any]) -> list[str]:
+    """How sentences fare that differ only in an identity term, where that was measured."""
+    if "audit" not in report:
+        return []
+    found = report["audit"]
+    hardest = sorted(found["terms"].items(), key=lambda item: item[1]["bpsn_auc"])[:5]
+    blind = report["recipe"].get("remove_identity", False)
+    return [
+        "## Identity terms",
+        "",
+        f"On {found['texts']} sentences that differ only in an identity term, AUC {found['auc']:.3f}: {found['fpr']:.1%} of the "
+        f"harmless ones are taken for unsafe, from term to term within {found['fpr_gap']:.1%}. "
+        + ("The fit was made blind to what identity terms change. " if blind else "")
+        + "The terms with the lowest BPSN AUC (harmless sentences with it against unsafe ones without; Borkan et al. 2019):",
+        "",
+        f"| term | sentences | {' | '.join(FIGURES.values())} | harmless taken for unsafe |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {term} | {one['texts']} | {' | '.join(f'{one[f]:.3f}' for f in FIGURES)} | {one['fpr']:.1%} |"
+            for term, one in hardest
+        ),
+        "",
+    ]
 
 
 def plot(path: Path, margins: np.ndarray, labels: np.ndarray, scale: float, shift: float) -> bool:

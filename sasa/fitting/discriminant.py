@@ -85,7 +85,9 @@ class GaussianStatistics:
         return cls(**load_file(Path(path)))
 
 
-def linear_discriminant(statistics: GaussianStatistics, shrinkage: float | str = "auto") -> tuple[Vector, float, float]:
+def linear_discriminant(
+    statistics: GaussianStatistics, shrinkage: float | str = "auto", blind_to: Vector | None = None
+) -> tuple[Vector, float, float]:
     """The Bayes-optimal boundary between two Gaussians with a common covariance (Ko et al. 2025, section 3.2).
 
     w = S^-1 (mean_1 - mean_0), b = -w . (mean_0 + mean_1) / 2: the log-odds of class 1 with both classes equally likely,
@@ -95,6 +97,8 @@ def linear_discriminant(statistics: GaussianStatistics, shrinkage: float | str =
         shrinkage: how far the correlations are drawn to zero, in [0, 1]; `auto` takes the oracle approximating
             shrinkage (Chen et al. 2010, eq. 23), which needs no more than these statistics. Correlations and not
             covariances are shrunk, for hidden states have a few dimensions of enormous variance.
+        blind_to: directions (r, d) along which a move must not change the margin; the weight is then the best of those at
+            right angles to them, w = S^-1 (delta - G' (G S^-1 G')^-1 G S^-1 delta).
 
     Returns:
         weight (d,), bias, and the shrinkage used.
@@ -118,7 +122,13 @@ def linear_discriminant(statistics: GaussianStatistics, shrinkage: float | str =
     correlation = (1 - shrinkage) * correlation + shrinkage * target * np.eye(d)
     difference = (statistics.mean[1] - statistics.mean[0]) / scale
     try:
-        weight = np.linalg.solve(correlation, difference) / scale
+        if blind_to is None:
+            weight = np.linalg.solve(correlation, difference) / scale
+        else:
+            within = blind_to / scale  # acts on the standardised weight as blind_to does on the weight
+            free, held = np.split(np.linalg.solve(correlation, np.column_stack([difference, within.T])), [1], axis=1)
+            # Directions of means lie close to each other: those that add nothing are left out.
+            weight = (free - held @ np.linalg.pinv(within @ held, rcond=1e-6) @ (within @ free))[:, 0] / scale
     except np.linalg.LinAlgError as error:
         raise ValueError("the covariance is singular: give shrinkage > 0, or 'auto'") from error
     return weight, float(-weight @ statistics.mean.sum(0) / 2), float(shrinkage)

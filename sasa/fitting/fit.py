@@ -33,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import FILE_NAME, Boundary, ModelInfo, write_atomically
 from sasa.embedding import EmbeddingSpec, check_ready, embed_stream, progress_bar
+from sasa.fitting import fairness
 from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
 
@@ -59,6 +60,8 @@ class Recipe:
         shrinkage: of the closed form: `auto`, or a number in [0, 1].
         calibration, test: shares of the groups of texts held out to calibrate the margin and to report on.
         seed: of sampling with `limit`, and of the assignment of texts to the three parts.
+        audit: labelled sentences that name identity terms, to measure on how the boundary treats them (`sasa.fitting.fairness`).
+        remove_identity: makes the boundary blind to what these terms change, learnt from the other half of `audit`.
     """
 
     corpora: tuple[Corpus, ...]
@@ -69,8 +72,14 @@ class Recipe:
     calibration: float = 0.1
     test: float = 0.1
     seed: int = 0
+    audit: Corpus | None = None
+    remove_identity: bool = False
 
     def __post_init__(self) -> None:
+        if self.remove_identity and self.audit is None:
+            raise ValueError("remove_identity needs an audit corpus, which shows what identity terms change")
+        if self.audit is not None and self.embedding.template == "chat":
+            raise ValueError("an audit reads plain texts: it does not go with template='chat'")
         if not self.corpora:
             raise ValueError("a fit needs at least one corpus")
         if not (self.calibration > 0 and self.test > 0 and self.calibration + self.test < 1):
@@ -86,6 +95,8 @@ class Recipe:
             raise ValueError(f"recipe: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(names))}")
         try:
             corpora = tuple(Corpus(**corpus) for corpus in values.pop("corpus", ()))
+            if "audit" in values:
+                values["audit"] = Corpus(**values["audit"])
             embedding = EmbeddingSpec(**values.pop("embedding", {}))
             return cls(corpora, embedding=embedding, **values)
         except TypeError as error:
@@ -101,7 +112,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("corpora", "embedding")}
-        own = {name: value for name, value in own.items() if value is not None}
+        own = {name: value for name, value in own.items() if value is not None and value is not False}
+        if self.audit is not None:
+            own["audit"] = self.audit.to_dict()
         return own | {"embedding": self.embedding.to_dict(), "corpus": [corpus.to_dict() for corpus in self.corpora]}
 
     def to_toml(self) -> str:
@@ -158,12 +171,24 @@ def fit_boundary(
     check_ready(model, recipe.embedding.layer)
     if classifier is None:
         linear_discriminant_check(recipe.shrinkage)
+    if recipe.audit is not None:
+        fairness.read(recipe.audit, recipe.seed)
+    if recipe.remove_identity and classifier is not None:
+        raise ValueError("remove_identity goes with the closed form, not with another classifier")
     counts, skipped, content = survey(recipe)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(output) if output is not None else Path(scratch)
         work = Workspace.open(folder / ".fit", recipe, content, model, classifier)
         _embed_all(model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
-        weight, bias, settings = _separate(work, recipe, classifier)
+        blind_to = None
+        if recipe.remove_identity and recipe.audit is not None:
+            blind_to = fairness.identity_directions(
+                *(model, tokenizer, recipe.audit, recipe.embedding),
+                seed=recipe.seed,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        weight, bias, settings = _separate(work, recipe, classifier, blind_to)
         held_out = {part: work.spilled(part) for part in ("calibration", "test")}
         margins = {part: _margins(rows, weight, bias) for part, rows in held_out.items()}
         scale, shift = calibrate(margins["calibration"], held_out["calibration"][:, 0])
@@ -198,6 +223,10 @@ def fit_boundary(
             attribute=recipe.attribute,
             report=report,
         )
+        if recipe.audit is not None:
+            report["audit"] = fairness.audit(
+                *(boundary, model, tokenizer, recipe.audit), seed=recipe.seed, batch_size=batch_size, progress=progress
+            )
         if output is not None:
             from sasa.fitting.card import card, plot
 
@@ -241,6 +270,10 @@ def survey(recipe: Recipe) -> tuple[Counter[tuple[str, int]], Counter[str], str]
     return counts, skipped, content.hexdigest()
 
 
+AFTERWARDS = ("shrinkage", "attribute", "audit", "remove_identity")
+"""Settings that say what is done once the texts are read."""
+
+
 class Workspace:
     """An unfinished fit on disk: the statistics, the held-out embeddings, and how many texts they stand for.
 
@@ -263,7 +296,7 @@ class Workspace:
         """A new workspace, or the one that an earlier call with the same settings has left."""
         spills: tuple[Part, ...] = ("calibration", "test") if classifier is None else PARTS
         settings = {
-            "recipe": recipe.to_dict() | {"shrinkage": None, "attribute": None},  # what these say comes after the texts
+            "recipe": recipe.to_dict() | dict.fromkeys(AFTERWARDS),
             "texts": content,
             "model": ModelInfo.of(model).id,
             "dtype": str(model.dtype),
@@ -373,11 +406,11 @@ def _embed_all(
 
 
 def _separate(
-    work: Workspace, recipe: Recipe, classifier: ClassifierMixin | None
+    work: Workspace, recipe: Recipe, classifier: ClassifierMixin | None, blind_to: np.ndarray | None
 ) -> tuple[np.ndarray, float, dict[str, Any]]:
     """The weight (d,) and bias whose margin is positive on the safe side, and how they were found."""
     if classifier is None:
-        weight, bias, shrinkage = linear_discriminant(work.statistics, recipe.shrinkage)
+        weight, bias, shrinkage = linear_discriminant(work.statistics, recipe.shrinkage, blind_to)
         return weight, bias, {"classifier": "bayes", "shrinkage": shrinkage}
     rows = work.spilled("fit")
     classifier.fit(rows[:, 2:], rows[:, 0])

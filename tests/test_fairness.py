@@ -1,0 +1,156 @@
+"""Bias metrics by hand, and a fit that is blind to identity."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from sasa.cli import app
+from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
+from sasa.fitting.fairness import bias_metrics
+
+
+def test_metrics_by_hand():
+    """Harmless texts that name the one term look unsafe, and those that name the other do not."""
+    texts, labels, log_odds = [], [], []
+    for i in range(10):
+        for term in ("muslim", "sikh"):
+            for safe in (1, 0):
+                texts.append(f"text {i} of a {term}")
+                labels.append(safe)
+                log_odds.append((1.0 if safe else -1.0) - (1.5 if term == "muslim" else 0.0) + i / 100)
+    found = bias_metrics(np.array(log_odds), np.array(labels), texts)
+    assert set(found["terms"]) == {"muslim", "sikh"}
+    muslim, sikh = found["terms"]["muslim"], found["terms"]["sikh"]
+    assert muslim["texts"] == sikh["texts"] == 20
+    assert muslim["subgroup_auc"] == sikh["subgroup_auc"] == 1
+    assert muslim["fpr"] == 1
+    assert sikh["fpr"] == 0
+    assert found["fpr_gap"] == 1
+    # Unsafe ones that name sikh, at -1.0, against harmless ones that name muslim, at -0.5; and the other way round.
+    assert muslim["bpsn_auc"] == 1
+    assert sikh["bnsp_auc"] == 0 + 1
+    assert found["worst"]["subgroup_auc"]["value"] == 1
+
+
+def test_auc_of_overlapping_groups():
+    """Unsafe background against safe subgroup, where half of the pairs are in the wrong order."""
+    texts = ["a gay man"] * 16 + ["a man"] * 16
+    labels = np.array([1] * 8 + [0] * 8 + [1] * 8 + [0] * 8)
+    log_odds = np.array([-2.0, 2.0] * 4 + [-3.0] * 8 + [1.0] * 8 + [-1.0] * 8)
+    found = bias_metrics(log_odds, labels, texts)["terms"]["gay"]
+    assert found["bpsn_auc"] == 0.5
+    assert found["bnsp_auc"] == 1
+    assert found["fpr"] == 0.5
+
+
+def test_longer_terms_hide_shorter_ones():
+    texts = ["an african american one"] * 16 + ["nobody"] * 16
+    found = bias_metrics(np.arange(32.0), np.array([0, 1] * 16), texts)
+    assert set(found["terms"]) == {"african american"}
+
+
+def test_too_few_texts():
+    with pytest.raises(ValueError, match="no identity term has"):
+        bias_metrics(np.zeros(4), np.array([0, 1, 0, 1]), ["a gay man"] * 4)
+
+
+def test_a_blind_discriminant_is_the_best_one_at_right_angles():
+    draw = np.random.default_rng(0)
+    d = 6
+    mix = draw.normal(size=(d, d))
+    labels = draw.integers(0, 2, 4000)
+    vectors = draw.normal(size=(4000, d)) @ mix + labels[:, None] * np.array([1.0, 0.5, 0, 0, -0.5, 0])
+    statistics = GaussianStatistics.empty(d).partial_fit(vectors, labels)
+    directions = draw.normal(size=(2, d))
+    blind_to = np.vstack([directions, directions.sum(0)])  # one of them adds nothing
+    weight, _, _ = linear_discriminant(statistics, 0.0, blind_to)
+    np.testing.assert_allclose(blind_to @ weight, 0, atol=1e-8)
+    free, _, _ = linear_discriminant(statistics, 0.0)
+    within, difference = statistics.scatter, statistics.mean[1] - statistics.mean[0]
+
+    def fisher(w):
+        return (w @ difference) ** 2 / (w @ within @ w)
+
+    basis = np.linalg.svd(directions)[2][2:]  # all that is at right angles
+    others = draw.normal(size=(500, len(basis))) @ basis
+    assert max(map(fisher, others)) <= fisher(weight) * (1 + 1e-9) <= fisher(free) * (1 + 1e-9)
+    np.testing.assert_allclose(linear_discriminant(statistics, 0.0, np.zeros((1, d)))[0], free)
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """Sentences that differ in an identity term, as the templates of Dixon et al. have them."""
+    file = tmp_path_factory.mktemp("madlibs") / "sentences.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["Text", "Label"])
+        for name in ("Ann", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal", "Ida", "Jo"):
+            for term in ("sikh", "gay", "deaf", "OLD"):
+                for word, label in (("kind", "NOT_BAD"), ("fair", "NOT_BAD"), ("calm", "NOT_BAD")):
+                    writer.writerow([f"{name} is a {word} {term}", label])
+                for word in ("XQZ", "ZZX", "QXQ"):
+                    writer.writerow([f"{name} is a {word} {term}", "BAD"])
+    return f"{file}::text=Text,label=Label,positive=BAD"
+
+
+def test_a_fit_without_identity(model, tokenizer, corpus_file, sentences, tmp_path):
+    corpora = (Corpus(str(corpus_file), text="comment", label="toxic"),)
+    audit = Corpus.parse(sentences)
+    spec = tiny.EmbeddingSpec(pooling="mean")
+    plain = fit_boundary(model, tokenizer, Recipe(corpora, embedding=spec, audit=audit), tmp_path / "plain")
+    blind = fit_boundary(
+        model, tokenizer, Recipe(corpora, embedding=spec, audit=audit, remove_identity=True), tmp_path / "blind"
+    )
+    for boundary, name in ((plain, "plain"), (blind, "blind")):
+        assert Recipe.load(tmp_path / name / "recipe.toml").to_dict() == boundary.report["recipe"]
+        card = (tmp_path / name / "README.md").read_text()
+        assert "Identity terms" in card
+        assert ("was made blind" in card) == (name == "blind")
+    gaps = [boundary.report["audit"]["fpr_gap"] for boundary in (plain, blind)]
+    assert gaps[1] < 0.5 * gaps[0]
+    assert blind.report["test"]["auc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(remove_identity=True), "needs an audit corpus"),
+        (dict(audit="here", embedding=tiny.EmbeddingSpec(template="chat")), "does not go with template='chat'"),
+    ],
+)
+def test_bad_recipes(corpus_file, settings, message):
+    corpus = Corpus(str(corpus_file), text="comment", label="toxic")
+    if "audit" in settings:
+        settings = settings | {"audit": corpus}
+    with pytest.raises(ValueError, match=message):
+        Recipe((corpus,), **settings)
+
+
+def test_an_audit_without_identity_terms_is_refused_before_the_fit(model, tokenizer, corpus_file, tmp_path):
+    corpus = Corpus(str(corpus_file), text="comment", label="toxic")
+    with pytest.raises(ValueError, match="no text names one of the identity terms"):
+        fit_boundary(model, tokenizer, Recipe((corpus,), audit=corpus), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tiny_folder, model, sentences, tmp_path):
+    tiny.boundary(model).save(tmp_path / "boundary")
+    options = [
+        "audit",
+        sentences,
+        "-m",
+        str(tiny_folder),
+        "-b",
+        str(tmp_path / "boundary"),
+        "--device",
+        "cpu",
+        "--no-strict",
+    ]
+    result = CliRunner().invoke(app, [*options, "--json"])
+    assert result.exit_code == 0, result.exception
+    assert set(json.loads(result.stdout)["terms"]) == {"sikh", "gay", "deaf", "old"}
+    assert "BPSN" in CliRunner().invoke(app, options).output
