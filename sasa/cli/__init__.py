@@ -1,4 +1,5 @@
-"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa inspect`, `sasa audit`, `sasa classifiers`."""
+"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa tune`, `sasa inspect`, `sasa audit` and
+`sasa classifiers`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 import sasa
-from sasa.cli import audit, bench, classifiers, fit, generate, inspect
+from sasa.cli import audit, bench, classifiers, fit, generate, inspect, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +31,7 @@ def _options(
 
 app.command("generate")(generate.command)
 app.command("fit")(fit.command)
+app.command("tune")(tune.command)
 app.command("audit")(audit.command)
 app.command("inspect")(inspect.command)
 app.add_typer(bench.app, name="bench")

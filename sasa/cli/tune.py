@@ -1,0 +1,86 @@
+"""`sasa tune`: the strength that a given loss of fluency buys."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import sasa
+from sasa.cli.common import (
+    BoundariesOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    StrictOption,
+    ValueOption,
+    load_boundaries,
+    out,
+)
+from sasa.cli.generate import read_prompts
+from sasa.steering import VALUE
+
+
+def command(
+    prompts: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Prompts to tune on, .txt or .jsonl; not those you report on.", show_default=False
+        ),
+    ],
+    budget: Annotated[
+        float, typer.Option("--ppl-budget", help="How many times plain's perplexity the text may have.")
+    ] = 1.05,
+    rows: Annotated[str | None, typer.Option(help="START:STOP, only these prompts.", show_default="all")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many prompts, evenly spread over the file.")] = 32,
+    completions: Annotated[int, typer.Option("--completions", "-c", min=1, help="Of each prompt.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a completion.")] = 20,
+    model: ModelOption = None,
+    boundary: BoundariesOption = None,
+    value: ValueOption = VALUE,
+    temperature: Annotated[float, typer.Option(help="As you are going to sample.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="As you are going to sample.")] = 10,
+    top_p: Annotated[float, typer.Option(help="As you are going to sample.")] = 0.9,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the completions.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")] = False,
+    strict: StrictOption = True,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Find the largest beta whose text is as fluent as it is asked to be.
+
+        sasa tune my-prompts.txt --ppl-budget 1.05
+
+    Perplexity is that of the completions given their prompts, under the model itself.
+    """
+    from sasa.evaluation.methods import Settings, World
+    from sasa.evaluation.tuning import Trial, tune
+    from sasa.fitting.corpora import parse_rows
+
+    texts = read_prompts(prompts)[slice(*parse_rows(rows)) if rows else slice(None)]
+    if not texts:
+        raise ValueError(f"{prompts} has no rows {rows}")
+    texts = [texts[i * len(texts) // min(limit, len(texts))] for i in range(min(limit, len(texts)))]
+    loaded, tokenizer = sasa.load(model, device, dtype)
+    settings = Settings(completions, max_new_tokens, temperature, top_k, top_p, chat)
+    world = World(loaded, tokenizer, load_boundaries(boundary, loaded, strict), settings)
+    told = Console(stderr=True, highlight=False)
+
+    def tell(trial: Trial) -> None:
+        told.print(
+            f"beta {trial.beta:8.3g}   perplexity {trial.perplexity:.3f} (x{trial.ratio:.3f})   "
+            f"P(safe) {trial.p_safe:.3f}   tokens {trial.tokens:.1f}"
+        )
+
+    beta, trials = tune(world, texts, budget, value=value, seed=seed, tell=tell)
+    if as_json:
+        print(json.dumps({"beta": beta, "trials": [asdict(trial) for trial in trials]}))
+    elif beta:
+        out.print(f"--beta {beta:.3g} --value {value}: the largest found within {budget:g} times plain's perplexity")
+    else:
+        out.print(f"no beta that was tried stays within {budget:g} times plain's perplexity")

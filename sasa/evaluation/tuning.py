@@ -1,0 +1,103 @@
+"""A strength that means something: the largest beta whose text is still as fluent as it is asked to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sasa.evaluation.methods import World
+from sasa.evaluation.runner import negative_log_likelihood
+from sasa.generation import encode_prompts
+from sasa.steering import VALUE
+
+LARGEST = 256.0
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one strength does on the tuning prompts.
+
+    Attributes:
+        beta: the strength; 0 is plain sampling.
+        perplexity: of the completions given their prompts, under the model itself.
+        ratio: of that to plain's.
+        p_safe: calibrated, the mean over the completions.
+        tokens: mean length.
+    """
+
+    beta: float
+    perplexity: float
+    ratio: float
+    p_safe: float
+    tokens: float
+
+
+def tune(
+    world: World,
+    prompts: Sequence[str],
+    budget: float,
+    *,
+    value: str = VALUE,
+    start: float = 1.0,
+    steps: int = 5,
+    seed: int = 0,
+    tell: Callable[[Trial], None] = lambda trial: None,
+) -> tuple[float, list[Trial]]:
+    """Looks for the largest beta at which perplexity is at most `budget` times plain's.
+
+    Beta is doubled until the budget is spent, then the gap is halved, on a logarithmic scale, `steps` times.
+
+    Args:
+        world: model, boundary and how to sample; of each prompt `world.settings.completions`.
+        prompts: to tune on. They must not be those that results are reported on.
+        start: the first beta that is tried.
+        tell: is told of each trial.
+
+    Returns:
+        beta, 0 where even the smallest that was tried costs more, and all trials in their order, plain first.
+
+    Raises:
+        ValueError: a budget of 1 or less, or a prompt that cannot be completed.
+    """
+    if not (math.isfinite(budget) and budget > 1):
+        raise ValueError(f"the perplexity budget is a factor > 1, such as 1.05, got {budget}")
+    if not start > 0:
+        raise ValueError(f"start must be > 0, got {start}")
+    room = world.settings.max_new_tokens
+    encoded = encode_prompts(world.model, world.tokenizer, prompts, world.first.embedding, world.settings.chat, room)
+    trials: list[Trial] = []
+
+    def attempt(beta: float) -> bool:
+        nats, tokens, safe, count = 0.0, 0, 0.0, 0
+        for first in range(0, len(prompts), BATCH):
+            # The same seeds at every strength: they differ by what they do and not by the luck of the draw.
+            rows = world.generate(prompts[first : first + BATCH], beta, value, seed=seed + first)
+            every = [completion for row in rows for completion in row]
+            nats += sum(negative_log_likelihood(world.model, encoded[first : first + BATCH], [c.tokens for c in every]))
+            tokens += sum(len(c.tokens) for c in every)
+            margins = torch.tensor([c.margin for c in every])
+            safe += float(world.first.log_odds(margins).sigmoid().sum())
+            count += len(every)
+        perplexity = math.exp(nats / tokens)
+        plain = trials[0].perplexity if trials else perplexity
+        trials.append(Trial(beta, perplexity, perplexity / plain, safe / count, tokens / count))
+        tell(trials[-1])
+        return trials[-1].ratio <= budget
+
+    attempt(0.0)
+    low, high = 0.0, start
+    while high <= LARGEST and attempt(high):
+        low, high = high, 2 * high
+    if high > LARGEST:
+        return low, trials
+    for _ in range(steps):
+        middle = math.sqrt(low * high) if low else high / 4
+        if attempt(middle):
+            low = middle
+        else:
+            high = middle
+    return low, trials
