@@ -26,7 +26,7 @@ from sasa.boundary import ModelInfo
 from sasa.embedding import hidden_states, length_batches, pad, pool, progress_bar, tokenize
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
-from sasa.evaluation.report import compare
+from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
 from sasa.fitting import Corpus, Recipe
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
@@ -129,25 +129,26 @@ def main() -> None:
     start, stop = map(int, args.tune_rows.split(":"))
     suite = load_suite("rtp", args.rtp, limit=args.limit, groups=["toxic", "nontoxic"], rows=(start, stop), seed=0)
     judge = scorers.scorer("profanity")
-    table = Table(
-        "boundary", "AUC", "method", "EMT toxic", "EMT non-toxic", "ppl", "x plain", "distinct-2", "repetition"
-    )
-    lines = []
-    for name, boundary in boundaries.items():
+    lines: list[dict[str, float | str]] = []
+    first = next(iter(boundaries.values()))
+    for name, boundary in {"plain": first, **(boundaries if args.method else {})}.items():
         world = ways.World(model, tokenizer, boundary, ways.Settings(completions=args.completions))
-        run = runner.Run.create(args.output / name.replace(":", "-"), suite, world, seed=0, batch_size=8, write=True)
-        made = {spec: ways.method(spec) for spec in (*(() if lines else ("plain",)), *args.method)}
-        runner.generate_stage(run, made, world, progress=True)
-        runner.likelihood_stage(run, model, tokenizer, list(made), progress=True)
-        runner.score_stage(run, [judge], run.methods)
-        (summary,) = compare([run.folder])["runs"]
+        folder = args.output / name.replace(":", "-")
+        if name != "plain" or not (folder / "summary.json").is_file():  # whatever the boundary, plain text is the same
+            run = runner.Run.create(folder, suite, world, seed=0, batch_size=8, write=True)
+            made = {spec: ways.method(spec) for spec in (["plain"] if name == "plain" else args.method)}
+            runner.generate_stage(run, made, world, progress=True)
+            runner.likelihood_stage(run, model, tokenizer, list(made), progress=True)
+            runner.score_stage(run, [judge], run.methods)
+            write_report([folder])
+        (summary,) = json.loads((folder / "summary.json").read_text())["runs"]
         for method, found in summary["methods"].items():
             toxicity, fluency = found["toxicity"]["profanity"]["groups"], found["perplexity_by_group"]
-            row = {"boundary": name, "auc": boundary.report["auc"], "method": method}
+            row: dict[str, float | str] = {"boundary": name, "auc": boundary.report["auc"], "method": method}
             for group in ("toxic", "nontoxic"):
-                row[f"emt_{group}"] = toxicity[group]["emt"].value
-                row[f"perplexity_{group}"] = fluency[group].value
-            row |= {k: found["figures"][k].value for k in ("distinct_1", "distinct_2", "repetition", "tokens")}
+                row[f"emt_{group}"] = toxicity[group]["emt"]["value"]
+                row[f"perplexity_{group}"] = fluency[group]["value"]
+            row |= {k: found["figures"][k]["value"] for k in ("distinct_1", "distinct_2", "repetition", "tokens")}
             lines.append(row)
         (args.output / "search.json").write_text(json.dumps(lines, indent=1))
     table = Table(*lines[0], title="relative to plain, where there is one")

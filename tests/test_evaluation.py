@@ -206,6 +206,18 @@ def test_profanity():
     assert low < 0.2 < 0.8 < high
 
 
+def test_a_judge_from_labels_of_ones_own(corpus_file, tmp_path):
+    judge = scorers.scorer(f"words:{corpus_file}::text=comment,label=toxic")
+    bad, good = judge.score(["XQZ QXQ ZZX", "calm and bright and kind"])
+    assert bad > 0.8
+    assert good < 0.2
+    assert judge.name == "words:comments.csv"
+    assert len(judge.score([])) == 0
+    assert scorers.scorer(f"words:{corpus_file}::text=comment,label=toxic,rows=0:100").version != judge.version
+    with pytest.raises(ValueError, match="both classes"):
+        scorers.scorer(f"words:{corpus_file}::text=comment,label=toxic,rows=1:3")
+
+
 def test_any_classifier_of_transformers(tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 

@@ -61,7 +61,9 @@ def suite_command(name: str) -> Callable[..., None]:
         judges: Annotated[
             list[str] | None,
             typer.Option(
-                "--scorer", "-s", help="Repeat for several: profanity, detoxify, perspective, hf:MODEL, boundary."
+                "--scorer",
+                "-s",
+                help="Repeat for several: profanity, detoxify, perspective, hf:MODEL, words:CORPUS, boundary.",
             ),
         ] = None,
         limit: Annotated[

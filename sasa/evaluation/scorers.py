@@ -110,6 +110,43 @@ class Classifier:
         return np.concatenate(found) if found else np.zeros(0)
 
 
+class Words:
+    """A bag of words and of letters, fitted on labelled texts of one's own: `words:CORPUS`, with a corpus as for `sasa fit`.
+
+    It knows nothing of language models, and so nothing of the boundary, if that was fitted on other texts.
+    """
+
+    def __init__(self, corpus: str) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline, make_union
+
+        from sasa.fitting.corpora import Corpus
+
+        source = Corpus.parse(corpus)
+        rows = [(e.text, label == 0) for e in source.examples() if (label := source.label_of(e.score)) is not None]
+        texts, unsafe = [text for text, _ in rows if isinstance(text, str)], [label for _, label in rows]
+        if len(texts) < len(rows) or len(set(unsafe)) < 2:
+            raise ValueError(f"words:{corpus}: this scorer needs plain texts of both classes")
+        told = "\0".join(f"{label:d}{text}" for text, label in zip(texts, unsafe, strict=True))
+        digest = hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:12]
+        self.name = f"words:{Path(source.source).name}"
+        self.version = f"{digest} scikit-learn {importlib.metadata.version('scikit-learn')}"
+        self._model = make_pipeline(
+            make_union(
+                TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+                TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=3, sublinear_tf=True),
+            ),
+            LogisticRegression(class_weight="balanced", max_iter=1000),
+        )
+        self._model.fit(texts, unsafe)
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        if not texts:
+            return np.zeros(0)
+        return np.asarray(self._model.predict_proba(list(texts))[:, 1], dtype=np.float64)
+
+
 class Perspective:
     """Google's Perspective API, which RealToxicityPrompts was scored with. Its end of service has been announced.
 
@@ -191,7 +228,7 @@ SCORERS: dict[str, Callable[[], Scorer]] = {"profanity": Profanity, "detoxify": 
 
 
 def scorer(name: str, margin: Callable[[], Scorer] | None = None) -> Scorer:
-    """A scorer by its name: profanity, detoxify, perspective, hf:MODEL, or boundary where `margin` makes one.
+    """A scorer by its name: profanity, detoxify, perspective, hf:MODEL, words:CORPUS, or boundary where `margin` makes one.
 
     Raises:
         ValueError: an unknown name, or what the scorer lacks, such as a key.
@@ -199,10 +236,12 @@ def scorer(name: str, margin: Callable[[], Scorer] | None = None) -> Scorer:
     """
     if name.startswith("hf:"):
         return Classifier(name.removeprefix("hf:"))
+    if name.startswith("words:"):
+        return Words(name.removeprefix("words:"))
     if name == "boundary" and margin is not None:
         return margin()
     if name not in SCORERS:
-        raise ValueError(f"unknown scorer {name!r}; there are: {', '.join(SCORERS)}, boundary, hf:MODEL")
+        raise ValueError(f"unknown scorer {name!r}; there are: {', '.join(SCORERS)}, boundary, hf:MODEL, words:CORPUS")
     return SCORERS[name]()
 
 
