@@ -52,10 +52,12 @@ def embed_all(
     for batch in length_batches([len(one[0][0]) for one in encoded], 64, 4096):
         ids, mask = pad([encoded[i][0][0] for i in batch], "right", model.device)  # type: ignore[attr-defined]
         states, _ = hidden_states(model, ids, layers, attention_mask=mask)  # type: ignore[arg-type]
-        place = torch.arange(mask.shape[1])
+        place = torch.arange(mask.shape[1], device=mask.device)
         found = []
         for s, spec in enumerate(specs):
-            start = torch.tensor([encoded[i][s][1] for i in batch])[:, None].minimum(mask.sum(1, keepdim=True) - 1)
+            start = torch.tensor([encoded[i][s][1] for i in batch], device=mask.device)[:, None].minimum(
+                mask.sum(1, keepdim=True) - 1
+            )
             found.append(pool(states[layers.index(spec.layer)], mask * (place >= start), spec).cpu().numpy())
         yield batch, found
 

@@ -189,7 +189,7 @@ def sections() -> Iterator[None]:
         "2 keep the chosen one's cache": (sasa.lookahead.Lookahead, "keep"),
         "3 next logits (head)": (sasa.decoding, "next_logits"),
         "4 candidates from the scores": (sasa.decoding, "select"),
-        "5 reweighting": (sasa.decoding, "reweight"),
+        "5 reweighting": (sasa.steering.Steering, "reweight"),
         "6 generate()'s processors": (LogitsProcessorList, "__call__"),
         "7 the draw": (torch, "multinomial"),
     }

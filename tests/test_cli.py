@@ -77,7 +77,8 @@ def test_generate_json_is_a_line_a_prompt_and_nothing_else(fitted, tiny_folder, 
         assert set(row) == {"prompt", "completions"}
         assert len(row["completions"]) == 2
         for completion in row["completions"]:
-            assert set(completion) == {"text", "margin", "tokens", "finish_reason"}
+            assert set(completion) == {"text", "margin", "margins", "tokens", "finish_reason"}
+            assert completion["margins"] == [completion["margin"]]
 
 
 def test_the_same_seed_writes_the_same(fitted, tiny_folder):
