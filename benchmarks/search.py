@@ -11,7 +11,9 @@ are reported on. Started again, it goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,17 +24,18 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.boundary import ModelInfo
-from sasa.embedding import hidden_states, length_batches, pad, pool, progress_bar, tokenize
+from sasa.boundary import ModelInfo, write_atomically
+from sasa.embedding import embed_each_prefix, length_batches, progress_bar, response_start, tokenize
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
 from sasa.fitting import Corpus, Recipe
+from sasa.fitting.corpora import parse_rows
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
 from sasa.fitting.fit import calibrate, metrics
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # in a file, a table is not cut
 
 
 def parse_spec(text: str, max_length: int = 256) -> sasa.EmbeddingSpec:
@@ -42,35 +45,35 @@ def parse_spec(text: str, max_length: int = 256) -> sasa.EmbeddingSpec:
     return sasa.EmbeddingSpec(layer=int(layer), pooling=pooling, span=span, max_length=max_length, **more)  # type: ignore[arg-type]
 
 
-@torch.no_grad()
 def embed_all(
     model: object, tokenizer: object, texts: Sequence[object], specs: Sequence[sasa.EmbeddingSpec]
-) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Batches of indices, and for each spec their embeddings (n, d), all from the same passes."""
-    layers = list(dict.fromkeys(spec.layer for spec in specs))
+) -> Iterator[tuple[list[int], list[tuple[np.ndarray, np.ndarray]]]]:
+    """Batches of indices, and for each spec the prefixes' places in the batch (n,) and embeddings (n, d), from one pass."""
     encoded = [[tokenize(tokenizer, text, spec) for spec in specs] for text in texts]  # type: ignore[arg-type]
     for batch in length_batches([len(one[0][0]) for one in encoded], 64, 4096):
-        ids, mask = pad([encoded[i][0][0] for i in batch], "right", model.device)  # type: ignore[attr-defined]
-        states, _ = hidden_states(model, ids, layers, attention_mask=mask)  # type: ignore[arg-type]
-        place = torch.arange(mask.shape[1], device=mask.device)
-        found = []
-        for s, spec in enumerate(specs):
-            start = torch.tensor([encoded[i][s][1] for i in batch], device=mask.device)[:, None].minimum(
-                mask.sum(1, keepdim=True) - 1
-            )
-            found.append(pool(states[layers.index(spec.layer)], mask * (place >= start), spec).cpu().numpy())
-        yield batch, found
+        starts = [[encoded[i][s][1] for i in batch] for s in range(len(specs))]
+        firsts = [response_start(tokenizer, texts[i], specs[0]) for i in batch]  # type: ignore[arg-type]
+        found = embed_each_prefix(model, [encoded[i][0][0] for i in batch], starts, specs, firsts)  # type: ignore[arg-type]
+        yield batch, [(rows.cpu().numpy(), vectors.cpu().numpy()) for rows, vectors in found]
 
 
-def fit_all(args: argparse.Namespace, folder: Path) -> dict[str, sasa.Boundary]:
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    rtp = Corpus(
+        "rtp",
+        path=args.rtp,
+        rows=args.fit_rows,
+        unsafe_from=args.unsafe_from,
+        safe_below=args.safe_below,
+        segments=tuple(args.segments.split(",")),
+    )
+    corpora = (rtp, *(Corpus.parse(c) for c in args.corpus))
+    return Recipe(corpora, model=args.model, calibration=0.1, test=0.05, prefixes=args.prefixes)
+
+
+def fit_all(args: argparse.Namespace, recipe: Recipe, folder: Path) -> dict[str, sasa.Boundary]:
     """A boundary for each spec, from one reading of the corpora."""
     model, tokenizer = sasa.load(args.model)
     names = [spec for spec in args.spec if not (folder / spec.replace(":", "-") / "boundary.safetensors").is_file()]
-    segments = {"segments": tuple(args.segments.split(","))}
-    rtp = Corpus(
-        "rtp", path=args.rtp, rows=args.fit_rows, unsafe_from=args.unsafe_from, safe_below=args.safe_below, **segments
-    )
-    recipe = Recipe((rtp, *(Corpus.parse(c) for c in args.corpus)), calibration=0.1, test=0.05)
     specs = [parse_spec(name) for name in names]
     examples = [(e, label) for _, e, label in recipe.examples()] if names else []
     statistics = [GaussianStatistics.empty(model.config.hidden_size) for _ in specs]
@@ -82,11 +85,13 @@ def fit_all(args: argparse.Namespace, folder: Path) -> dict[str, sasa.Boundary]:
             for batch, vectors in embed_all(model, tokenizer, [e.text for e, _ in window], specs) if names else ():
                 part = np.array([recipe.part(window[i][0].group) for i in batch])
                 label = np.array([window[i][1] for i in batch])
-                for s, found in enumerate(vectors):
-                    if (part == "fit").any():
-                        statistics[s].partial_fit(found[part == "fit"], label[part == "fit"])
+                whole = [np.append(rows[1:] != rows[:-1], True) for rows, _ in vectors]
+                for s, (rows, found) in enumerate(vectors):
+                    if (mine := (part[rows] == "fit") & (recipe.prefixes | whole[s])).any():
+                        statistics[s].partial_fit(found[mine], label[rows[mine]])
+                texts = [found[last] for (_, found), last in zip(vectors, whole, strict=True)]
                 for name in ("calibration", "test"):
-                    held_out[name] += [(label[j], [v[j] for v in vectors]) for j in np.flatnonzero(part == name)]
+                    held_out[name] += [(label[j], [v[j] for v in texts]) for j in np.flatnonzero(part == name)]
                 bar.advance(task, len(batch))
     for s, (name, spec) in enumerate(zip(names, specs, strict=True)):
         weight, bias, _ = linear_discriminant(statistics[s], "auto")
@@ -115,10 +120,9 @@ def main() -> None:
     parser.add_argument("--model", help="as for sasa.load")
     parser.add_argument("--corpus", action="append", default=[], help="a further corpus to fit on, as for sasa fit")
     parser.add_argument("--segments", default="prompt,continuation", help="of RTP: prompt, continuation, pair")
-    parser.add_argument(
-        "--spec", action="append", required=True, help="LAYER:POOLING:SPAN[:HALF_LIFE]; repeat it; + joins several"
-    )
+    parser.add_argument("--spec", action="append", required=True, help="LAYER:POOLING:SPAN[:HALF_LIFE]; repeat it")
     parser.add_argument("--method", action="append", default=[], help="as for sasa bench; repeat it")
+    parser.add_argument("--prefixes", action="store_true", help="fit on every prefix of a text")
     parser.add_argument("--fit-rows", default="0:2500")
     parser.add_argument("--tune-rows", default="2500:3000")
     parser.add_argument("--unsafe-from", type=float, default=0.6)
@@ -126,16 +130,20 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=36)
     parser.add_argument("--completions", type=int, default=8)
     args = parser.parse_args()
-    boundaries = fit_all(args, args.output / "boundaries")
+    recipe = recipe_of(args)
+    args.output /= hashlib.sha256(recipe.to_toml().encode()).hexdigest()[:8]  # other texts, other boundaries
+    boundaries = fit_all(args, recipe, args.output / "boundaries")
+    write_atomically(args.output / "recipe.toml", recipe.to_toml())
     model, tokenizer = sasa.load(args.model)
-    start, stop = map(int, args.tune_rows.split(":"))
-    suite = load_suite("rtp", args.rtp, limit=args.limit, groups=["toxic", "nontoxic"], rows=(start, stop), seed=0)
+    rows = parse_rows(args.tune_rows)
+    suite = load_suite("rtp", args.rtp, limit=args.limit, groups=["toxic", "nontoxic"], rows=rows, seed=0)
+    results = args.output / f"{args.tune_rows.replace(':', '-')}-{args.limit}x{args.completions}"
     judge = scorers.scorer("profanity")
     lines: list[dict[str, float | str]] = []
     first = next(iter(boundaries.values()))
     for name, boundary in {"plain": first, **(boundaries if args.method else {})}.items():
         world = ways.World(model, tokenizer, boundary, ways.Settings(completions=args.completions))
-        folder = args.output / name.replace(":", "-")
+        folder = results / name.replace(":", "-")
         if name != "plain" or not (folder / "summary.json").is_file():  # whatever the boundary, plain text is the same
             run = runner.Run.create(folder, suite, world, seed=0, batch_size=8, write=True)
             made = {spec: ways.method(spec) for spec in (["plain"] if name == "plain" else args.method)}
@@ -156,7 +164,11 @@ def main() -> None:
     table = Table(*lines[0], title="relative to plain, where there is one")
     for row in lines:
         cells = [
-            v if isinstance(v, str) else f"{v:.3f}" if k == "auc" else f"{v:.3f} ({v / float(lines[0][k]) - 1:+.0%})"
+            v
+            if isinstance(v, str)
+            else f"{v:.3f}"
+            if k == "auc" or not lines[0][k]
+            else f"{v:.3f} ({v / float(lines[0][k]) - 1:+.0%})"
             for k, v in row.items()
         ]
         table.add_row(*cells)

@@ -23,7 +23,7 @@ from sasa.embedding import hidden_states
 from sasa.lookahead import Lookahead, packs
 from sasa.processor import DEFAULT_TOP_K, token_ids
 from sasa.skinny import skinny_linears
-from sasa.steering import VALUE, Boundaries, Steering
+from sasa.steering import BETA, VALUE, Boundaries, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class SASADecoder:
     Args:
         boundary: fitted on the model that generates; or several with a weight each, [(boundary, weight), …], from the same pass.
         beta: strength, >= 0. At 0 it writes what plain `generate()` writes from the same seed.
-        value: what a margin is worth: `raw`, itself, or `log_sigmoid`, the log-probability of being safe; see
+        value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`, itself (the paper); see
             `sasa.steering`.
         top_k, top_p: a further limit to the candidates, after those of `generate()`. In greedy decoding, where `generate()`
             sets none, 20 candidates are looked at unless top_k (0: no limit) or top_p is given.
@@ -82,7 +82,7 @@ class SASADecoder:
     def __init__(
         self,
         boundary: Boundaries,
-        beta: float = 1.0,
+        beta: float = BETA,
         top_k: int | None = None,
         top_p: float | None = None,
         *,
@@ -141,9 +141,8 @@ class SASADecoder:
             left, most = torch.stack([unfinished.sum(), alive.max()]).tolist()
             if not left:
                 break
-            if (
-                left <= 0.75 * len(rows) and not self.compiled
-            ):  # moving the cache costs something: not for every single row
+            # Moving the cache costs something: not for every single row.
+            if left <= 0.75 * len(rows) and not self.compiled:
                 going = unfinished[rows].bool()
                 look.select(going.nonzero()[:, 0])
                 rows = rows[going]

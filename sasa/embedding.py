@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Literal, TypeAlias
 
@@ -70,6 +70,11 @@ class EmbeddingSpec:
         return own
 
 
+def layers_of(specs: Sequence[EmbeddingSpec]) -> tuple[int, ...]:
+    """The layers that embeddings come from, each once, as `hidden_states` takes them."""
+    return tuple(dict.fromkeys(spec.layer for spec in specs))
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> tuple[list[int], int]:
     """Token ids of a text, and where its span begins.
 
@@ -94,6 +99,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec
     room = spec.max_length - len(ids)
     prompt_ids = prompt_ids[max(0, len(prompt_ids) - room) :] if room else []
     return prompt_ids + ids, len(prompt_ids) if spec.span == "response" else 0
+
+
+def response_start(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> int:
+    """Where the response begins in a pair's token ids; 0 for a plain text."""
+    return 0 if isinstance(text, str) else tokenize(tokenizer, text, replace(spec, span="response"))[1]
 
 
 def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, spec: EmbeddingSpec) -> list[int]:
@@ -174,7 +184,20 @@ def pool(hidden: Tensor, span_mask: Tensor, spec: EmbeddingSpec) -> Tensor:
     return torch.einsum("btd,bt->bd", hidden.float(), weights) / weights.sum(1, keepdim=True)
 
 
-@torch.no_grad()
+def pool_prefixes(hidden: Tensor, span_mask: Tensor, spec: EmbeddingSpec) -> Tensor:
+    """What `pool` makes of each prefix of states (B, T, d): float32 (B, T, d), of use where the span's mask is 1."""
+    hidden = hidden.float()
+    if spec.pooling == "last":
+        return hidden
+    total, count = torch.zeros_like(hidden[:, 0]), torch.zeros_like(hidden[:, 0, :1])
+    means = torch.empty_like(hidden)
+    for t, inside in enumerate(span_mask.unbind(1)):
+        total = total * spec.decay + hidden[:, t] * inside[:, None]
+        count = count * spec.decay + inside[:, None]
+        means[:, t] = total / count
+    return means
+
+
 def embed_ids(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], spec: EmbeddingSpec
 ) -> Tensor:
@@ -182,11 +205,53 @@ def embed_ids(
 
     Of an empty span it takes the last state: what the model holds before it writes.
     """
+    ((states, span, _),) = _spans(model, sequences, [starts], [spec])
+    return pool(states, span, spec)
+
+
+def embed_each_prefix(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[Sequence[int]],
+    specs: Sequence[EmbeddingSpec],
+    firsts: Sequence[int],
+) -> list[tuple[Tensor, Tensor]]:
+    """Embeds what a batch's texts are at each of their tokens, by several specs from one pass.
+
+    Args:
+        starts: of the spans, for each spec.
+        firsts: where each text's first prefix of interest ends.
+
+    Returns:
+        for each spec the N prefixes' rows, int64 (N,), and embeddings, float32 (N, d). A row's prefixes stand next to each other,
+        from the shortest to the longest, which is the whole text.
+    """
+    found = []
+    for states, span, spec in _spans(model, sequences, starts, specs):
+        place = torch.arange(span.shape[1], device=span.device)
+        first = torch.tensor(list(firsts), device=span.device)[:, None]
+        rows, ends = (span * (place >= first).to(span)).nonzero(as_tuple=True)
+        found.append((rows, pool_prefixes(states, span, spec)[rows, ends]))
+    return found
+
+
+@torch.no_grad()
+def _spans(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[Sequence[int]],
+    specs: Sequence[EmbeddingSpec],
+) -> list[tuple[Tensor, Tensor, EmbeddingSpec]]:
+    """States (B, T, d) and span mask (B, T) for each spec, from one pass."""
     ids, mask = pad(sequences, "right", model.device)
-    hidden = hidden_states(model, ids, (spec.layer,), attention_mask=mask)[0][0]
-    last = mask.sum(1, keepdim=True) - 1
-    start = torch.tensor(list(starts), device=mask.device)[:, None].minimum(last)
-    return pool(hidden, mask * (torch.arange(mask.shape[1], device=mask.device) >= start), spec)
+    layers = layers_of(specs)
+    states, _ = hidden_states(model, ids, layers, attention_mask=mask)
+    place, last = torch.arange(mask.shape[1], device=mask.device), mask.sum(1, keepdim=True) - 1
+    found = []
+    for spec, begins in zip(specs, starts, strict=True):
+        start = torch.tensor(list(begins), device=mask.device)[:, None].minimum(last)
+        found.append((states[layers.index(spec.layer)], mask * (place >= start), spec))
+    return found
 
 
 def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int) -> Iterator[list[int]]:
@@ -208,10 +273,14 @@ def embed_stream(
     batch_size: int = 64,
     max_tokens: int = 4096,
     window: int = 1024,
+    prefixes: bool = False,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Embeds a stream of texts in bounded memory.
 
     `window` texts at a time are sorted by length, batched and embedded; nothing else is held.
+
+    Args:
+        prefixes: embeds every prefix of a text, of a pair every one that ends within the response, the whole text last.
 
     Yields:
         (indices into the stream, embeddings float32 (len(indices), d) on the model's device). Within a window the
@@ -227,10 +296,13 @@ def embed_stream(
             except ValueError as error:
                 raise ValueError(f"text {first + offset}: {error}") from error
         for batch in length_batches([len(ids) for ids, _ in encoded], batch_size, max_tokens):
-            yield (
-                [first + i for i in batch],
-                embed_ids(model, [encoded[i][0] for i in batch], [encoded[i][1] for i in batch], spec),
-            )
+            ids, starts = [encoded[i][0] for i in batch], [encoded[i][1] for i in batch]
+            if prefixes:
+                firsts = [response_start(tokenizer, chunk[i], spec) for i in batch]
+                ((rows, vectors),) = embed_each_prefix(model, ids, [starts], [spec], firsts)
+                yield [first + batch[row] for row in rows.tolist()], vectors
+            else:
+                yield [first + i for i in batch], embed_ids(model, ids, starts, spec)
         first += len(chunk)
 
 
@@ -270,21 +342,13 @@ def embed(
     return out
 
 
-@torch.no_grad()
 def embed_prefixes(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec
 ) -> tuple[list[int], Tensor]:
     """Token ids of a text's span and the embedding of the text up to each of them, float32 (T, d) on the CPU."""
     ids, start = tokenize(tokenizer, text, spec)
-    row, mask = pad([ids], "right", model.device)
-    states = hidden_states(model, row, (spec.layer,), attention_mask=mask)[0][0, 0, start:].float().cpu()
-    if spec.pooling != "last":
-        total, count, means = torch.zeros_like(states[0]), 0.0, []
-        for state in states:
-            total, count = total * spec.decay + state, count * spec.decay + 1
-            means.append(total / count)
-        states = torch.stack(means)
-    return ids[start:], states
+    ((_, vectors),) = embed_each_prefix(model, [ids], [[start]], [spec], [start])
+    return ids[start:], vectors.cpu()
 
 
 def progress_bar(what: str, show: bool) -> Progress:

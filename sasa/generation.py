@@ -16,7 +16,7 @@ from sasa.candidates import check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import EmbeddingSpec, length_batches, pad, progress_bar, tokenize_prompt
 from sasa.processor import DEFAULT_TOP_K, token_ids
-from sasa.steering import VALUE, Boundaries, Steering
+from sasa.steering import BETA, VALUE, Boundaries, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: str | Sequence[str],
     boundary: Boundaries | None = None,
-    beta: float = 1.0,
+    beta: float = BETA,
     *,
     value: str = VALUE,
     chat: bool = False,
@@ -103,7 +103,7 @@ def generate(
         prompts: a string or several.
         boundary: the boundary to keep to; several with a weight each, [(boundary, weight), …]; None samples plainly.
         beta: strength, >= 0; 0 samples plainly, the same tokens from the same seed.
-        value: what a margin is worth: `raw`, itself, or `log_sigmoid`, the log-probability of being safe; see
+        value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`, itself (the paper); see
             `sasa.steering`.
         chat: puts each prompt through the tokenizer's chat template, as the user's turn.
         batch_size: prompts at a time; they are batched by length and come back in their own order.

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
-from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, positions
+from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, layers_of, positions
 from sasa.replay import Replay
 from sasa.skinny import skinny_linears
 
@@ -243,7 +243,7 @@ class Lookahead:
     ) -> None:
         self.model = model
         self.specs = (specs,) if isinstance(specs, EmbeddingSpec) else tuple(specs)
-        self.layers = tuple(dict.fromkeys(spec.layer for spec in self.specs))
+        self.layers = layers_of(self.specs)
         check_ready(model, *self.layers)
         self.packed = packs(model) if packed is None else packed
         self.prompt_mask = attention_mask.to(model.device)
@@ -256,7 +256,7 @@ class Lookahead:
         self.chunk = replay or CHUNK
         self._replays = bool(replay)
         self._replay: Replay | None = None
-        self._shape = (rows, positions, replay)
+        self._shape = (rows, positions, replay, model.device, model.dtype)
         if replay and (spare := _spare.pop(model, None)) and spare[0] == self._shape:
             _, self.cache, self._replay = spare
             self.cache.length = 0
@@ -350,8 +350,10 @@ class Lookahead:
         n = states.shape[2]
         start = self.ids.shape[1] - n
         read = self.mask(self.ids.shape[1])[:, start:].float()
-        totals, counts = [], []
+        totals, counts = [*self._total], [*self._count]
         for i, spec in enumerate(self.specs):
+            if spec.pooling == "last":
+                continue
             weights = read
             if spec.span == "response" and start < self.prompt_length:
                 weights = read.clone()
@@ -359,8 +361,8 @@ class Lookahead:
             if spec.decay < 1 and n > 1:
                 weights = weights * spec.decay ** torch.arange(n - 1, -1, -1, device=weights.device)
             own = states[self.layers.index(spec.layer)].float()
-            totals.append(self._total[i] * spec.decay**n + torch.einsum("bnd,bn->bd", own, weights))
-            counts.append(self._count[i] * spec.decay**n + weights.sum(1))
+            totals[i] = totals[i] * spec.decay**n + torch.einsum("bnd,bn->bd", own, weights)
+            counts[i] = counts[i] * spec.decay**n + weights.sum(1)
         self._total, self._count = torch.stack(totals), torch.stack(counts)
 
     def _read_replayed(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:

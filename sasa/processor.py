@@ -15,8 +15,9 @@ from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from sasa.candidates import check_truncation, select
+from sasa.embedding import layers_of
 from sasa.lookahead import BorrowedCache, Lookahead, packs
-from sasa.steering import VALUE, Boundaries, Steering
+from sasa.steering import BETA, VALUE, Boundaries, Steering
 
 DEFAULT_TOP_K = 20
 
@@ -41,7 +42,7 @@ class SASALogitsProcessor(LogitsProcessor):
         model: the model that generates, in eval mode.
         boundary: fitted on that model; or several with a weight each, [(boundary, weight), …], from the same forward pass.
         beta: strength, >= 0. At 0 the scores are returned untouched.
-        value: what a margin is worth: `raw`, itself, or `log_sigmoid`, the log-probability of being safe; see
+        value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`, itself (the paper); see
             `sasa.steering`.
         top_k: the candidates are at most the k likeliest; 0 for no limit; None for 20, or for no limit where top_p is given.
         top_p: the candidates are the likeliest with this total probability, in (0, 1].
@@ -57,7 +58,7 @@ class SASALogitsProcessor(LogitsProcessor):
         self,
         model: PreTrainedModel,
         boundary: Boundaries,
-        beta: float = 1.0,
+        beta: float = BETA,
         top_k: int | None = None,
         top_p: float | None = None,
         *,
@@ -166,17 +167,16 @@ class SASALogitsProcessor(LogitsProcessor):
 def listen(processor: SASALogitsProcessor) -> None:
     """Tells the processor of every pass that its model makes into a `DynamicCache`, for as long as the processor lives."""
     told = weakref.ref(processor)
-    layers = list(dict.fromkeys(spec.layer for spec in processor.steering.specs))
-    ours = [*layers]  # known again by its identity: somebody else may have asked for states, too
+    layers = list(layers_of(processor.steering.specs))  # known again by its identity: others may ask for states, too
 
     def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         heard = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
         if heard and not kwargs.get("output_hidden_states") and not torch.compiler.is_compiling():
-            kwargs = kwargs | {"output_hidden_states": ours}
+            kwargs = kwargs | {"output_hidden_states": layers}
         return args, kwargs
 
     def after(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        if kwargs.get("output_hidden_states") is not ours or not isinstance(output, ModelOutput):
+        if kwargs.get("output_hidden_states") is not layers or not isinstance(output, ModelOutput):
             return output
         listener = told()
         if listener is not None:

@@ -5,8 +5,8 @@ they are the answer: the distribution q over the candidates with the greatest E_
 model's own. The value functions differ in what they want:
 
     raw           v = m. Margins as large as they can be had: text that is safe already is pushed on (Ko et al. 2025, eq. 6).
-    log_sigmoid   v = log P(safe) = log sigmoid(log-odds), of the calibrated margin. At beta = 1 this is Bayes' rule,
-                  p(c | text, safe); it is bounded, and leaves harmless text alone.
+    log_sigmoid   v = log P(safe) = log sigmoid(log-odds), of the calibrated margin; the default. At beta = 1 this is Bayes' rule,
+                  p(c | text, safe). At most 0, so that text which is surely safe is left alone.
 
 It knows boundaries and scores; it knows nothing about models.
 """
@@ -35,7 +35,8 @@ VALUES: dict[str, Callable[[Boundary, Tensor], Tensor]] = {
     "raw": lambda boundary, margin: margin,
     "log_sigmoid": lambda boundary, margin: logsigmoid(boundary.log_odds(margin)),
 }
-VALUE = "raw"
+VALUE, BETA = "log_sigmoid", 2.0
+"""What is meant where nothing is said: see benchmarks/NOTES.md for what was compared."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,15 @@ class Steering:
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
+        check_value(self.value)
         for _, weight in self.terms:
             check_beta(weight, "a boundary's weight")
         if not self.terms:
             raise ValueError("there is no boundary to steer by")
-        if self.value not in VALUES:
-            raise ValueError(f"value must be one of {', '.join(VALUES)}, got {self.value!r}")
 
     @classmethod
     def of(cls, boundary: Boundaries, beta: float, value: str) -> Steering:
-        return cls(((boundary, 1.0),) if isinstance(boundary, Boundary) else tuple(boundary), float(beta), value)
+        return cls(terms(boundary), float(beta), value)
 
     @property
     def specs(self) -> tuple[EmbeddingSpec, ...]:
@@ -99,6 +99,17 @@ class Steering:
         values = scores.gather(1, candidates.ids) + self.beta * self.values(margins).to(scores.dtype)
         values = values.masked_fill(~candidates.mask, -torch.inf)
         return torch.full_like(scores, -torch.inf).scatter_(1, candidates.ids, values)
+
+
+def terms(boundary: Boundaries) -> tuple[tuple[Boundary, float], ...]:
+    """One boundary or several as (boundary, weight) pairs."""
+    return ((boundary, 1.0),) if isinstance(boundary, Boundary) else tuple(boundary)
+
+
+def check_value(value: str) -> None:
+    """Raises ValueError where there is no value function of that name."""
+    if value not in VALUES:
+        raise ValueError(f"value must be one of {', '.join(VALUES)}, got {value!r}")
 
 
 def check_beta(beta: float, name: str = "beta") -> None:

@@ -62,7 +62,7 @@ def reweighted(
     top_k: int = 0,
     top_p: float = 1.0,
     prompt_length: int = 0,
-    value: str = "raw",
+    value: str = "log_sigmoid",
 ) -> Tensor:
     """z'(v) = z(v) + beta * value(m(text, v)) for the survivors of truncation, -inf for the rest; (V,) from (V,)."""
     kept = scores[None]
@@ -91,7 +91,7 @@ def decode(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
-    value: str = "raw",
+    value: str = "log_sigmoid",
 ) -> list[int]:
     """The tokens that follow a prompt: greedy where there is no seed, else drawn over the vocabulary as generate() draws."""
     ids = list(prompt)

@@ -135,6 +135,20 @@ def test_another_id_needs_strict_false(tmp_path):
     Boundary.load(path, model=model, strict=False).check(model)
 
 
+def test_fingerprints_tell_apart_what_measures_differently(tmp_path):
+    boundary = make()
+    others = [
+        make(weight=boundary.weight * 2),
+        make(bias=boundary.bias + 1e-6),
+        make(scale=boundary.scale * 1.5),
+        make(shift=boundary.shift + 0.5),
+        make(embedding=replace(boundary.embedding, layer=1)),
+    ]
+    assert len({one.fingerprint for one in (boundary, *others)}) == 6
+    boundary.save(tmp_path)
+    assert Boundary.load(tmp_path).fingerprint == boundary.fingerprint == make(report={"auc": 0.5}).fingerprint
+
+
 def test_score_and_trace_agree(model, tokenizer):
     boundary = tiny.boundary(model, pooling="mean")
     text = "hello there"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_compare(fitted, tiny_folder):
     command = ("generate", "hello", "--model", tiny_folder, "-b", fitted[0], "--compare", "-n", 6, "--seed", 1)
     shown = sasa(*command).stdout
     assert "plain" in shown
-    assert "SASA, beta 1" in shown
+    assert "SASA, beta 2" in shown
     row = json.loads(sasa(*command, "--json").stdout)
     assert set(row) == {"prompt", "completions", "plain"}
     zero = json.loads(sasa(*command, "--json", "--beta", 0).stdout)
@@ -128,6 +129,16 @@ def test_classifiers():
         (["generate"], "no prompts"),
         (["generate", " "], "prompt 0 is empty"),
         (["generate", "x", "--beta", "-1"], "beta must be >= 0, got -1.0"),
+        (
+            ["generate", "x", "--value", "odd", "--model", "./nowhere"],
+            "value must be one of raw, log_sigmoid, got 'odd'",
+        ),
+        (["tune", "CORPUS", "--value", "odd", "--model", "./nowhere"], "value must be one of raw, log_sigmoid"),
+        (["tune", "CORPUS", "--ppl-budget", "1", "--model", "./nowhere"], "a factor > 1, such as 1.05, got 1.0"),
+        (
+            ["generate", "x", "--model", "MODEL", "--boundary", "FITTED::-1"],
+            "a boundary's weight must be >= 0, got -1.0",
+        ),
         (["generate", "x", "--model", "MODEL", "--top-p", "1.5", "--boundary", "FITTED"], "top_p must be in (0, 1]"),
         (["generate", "x", "--model", "MODEL"], "no bundled 'toxicity' boundary for this model"),
         (["generate", "x", "--model", "./nowhere"], "no model folder or GGUF file at nowhere"),
@@ -142,7 +153,8 @@ def test_classifiers():
 )
 def test_bad_input_is_one_line_not_a_traceback(arguments, message, fitted, tiny_folder, corpus_file):
     names = {"MODEL": tiny_folder, "FITTED": fitted[0], "CORPUS": corpus_file}
-    done = sasa(*(names.get(a, a) for a in arguments), status=1)
+    arguments = [re.sub("^(MODEL|FITTED|CORPUS)", lambda found: str(names[found[0]]), a) for a in arguments]
+    done = sasa(*arguments, status=1)
     assert done.stdout == ""
     assert message in done.stderr
     assert "Traceback" not in done.stderr

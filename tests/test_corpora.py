@@ -43,6 +43,28 @@ def test_responses_to_one_prompt_stay_together(tmp_path):
     assert len({e.group for e in corpus.examples()}) == 1
 
 
+def test_dialogues(tmp_path):
+    begun = "\n\nHuman: How do I whittle?\n\nAssistant: With a knife.\n\nHuman: And then?"
+    rows = [
+        {"chosen": f"{begun}\n\nAssistant: Slowly.", "rejected": f"{begun}\n\nAssistant: Stab."},
+        {"chosen": f"{begun}\n\nAssistant: Ask.", "rejected": f"{begun}\n\nAssistant: "},
+    ]
+    (tmp_path / "hh.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus, skipped = Corpus("hh-rlhf", path=str(tmp_path / "hh.jsonl")), Counter()
+    found = list(corpus.examples(skipped=skipped))
+    prompt = f"{begun.strip()}\n\nAssistant:"
+    assert [(e.text, e.score) for e in found] == [
+        ((prompt, " Slowly."), 0.0),
+        ((prompt, " Stab."), 1.0),
+        ((prompt, " Ask."), 0.0),
+    ]
+    assert {e.group for e in found} == {"Human: How do I whittle?"}
+    assert skipped == {"no reply": 1}
+    (tmp_path / "no.jsonl").write_text(json.dumps({"chosen": "a"}))
+    with pytest.raises(ValueError, match="row 0: expected the dialogues chosen and rejected"):
+        list(Corpus("hh-rlhf", path=str(tmp_path / "no.jsonl")).examples())
+
+
 def test_scores_out_of_range_in_real_toxicity_prompts(tmp_path):
     part = {"text": "x", "toxicity": 73.0}
     (tmp_path / "r.jsonl").write_text(json.dumps({"prompt": part, "continuation": part}))

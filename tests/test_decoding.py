@@ -323,6 +323,17 @@ def test_a_compiled_step_writes_the_same(family, spec, graphs):
         assert graphs() == 1, "texts, lengths and numbers of candidates must not be compiled in"
 
 
+def test_a_model_that_was_cast_does_not_take_over_its_old_memory(graphs):
+    model = tiny.model("llama")
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        got, want = (
+            generate(model, PROMPTS, SASADecoder(tiny.boundary(model), 2.0, top_k=8, compiled=c), 3, 10)
+            for c in (True, False)
+        )
+        assert torch.equal(got, want)
+
+
 def test_more_candidates_than_a_compiled_step_takes(model, graphs, monkeypatch):
     boundary = tiny.boundary(model, pooling="mean")
     want = generate(model, PROMPTS, SASADecoder(boundary, 2.0), 3)

@@ -4,7 +4,7 @@ import tiny
 import torch
 
 from sasa import EmbeddingSpec, embed
-from sasa.embedding import embed_stream, tokenize
+from sasa.embedding import embed_ids, embed_stream, tokenize
 
 TEXTS = ["a", "some longer text", "mid", "the longest text of them all, by far"]
 SPECS = [{}, {"pooling": "mean"}, {"layer": 0}, {"layer": 2, "pooling": "mean"}]
@@ -114,3 +114,22 @@ def test_a_layer_that_is_not_there(model, tokenizer):
 def test_the_bar_goes_to_stderr(model, tokenizer, capsys):
     embed(model, tokenizer, TEXTS, progress=True)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{}, {"pooling": "mean"}, {"pooling": "ema", "half_life": 2.0}, {"pooling": "mean", "span": "response"}],
+    ids=str,
+)
+def test_prefixes_embed_as_texts_that_end_there(spec, model, tokenizer):
+    spec = EmbeddingSpec(**spec)
+    texts = [("a prompt", " and its answer"), ("x", "y"), ("", "no prompt"), "plain"]
+    found = {i: [] for i in range(len(texts))}
+    for indices, vectors in embed_stream(model, tokenizer, texts, spec, batch_size=3, prefixes=True):
+        for i, vector in zip(indices, vectors, strict=True):
+            found[i].append(vector)
+    for i, text in enumerate(texts):
+        ids, start = tokenize(tokenizer, text, spec)
+        first = len(tokenizer(text[0])["input_ids"]) if isinstance(text, tuple) and text[0] else 0
+        want = [embed_ids(model, [ids[: end + 1]], [start], spec)[0] for end in range(first, len(ids))]
+        torch.testing.assert_close(torch.stack(found[i]), torch.stack(want), atol=1e-4, rtol=1e-4)

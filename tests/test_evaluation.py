@@ -408,6 +408,14 @@ def test_reports(world, tmp_path):
     assert "paired Wilcoxon" in text
     summary = json.loads((run.folder / "summary.json").read_text())["runs"][0]
     assert summary["groups"] == {"nontoxic": 4, "toxic": 3}
+    by_group = summary["methods"]["plain"]["perplexity_by_group"]
+    groups = [prompt.group for prompt in run.prompts for _ in range(3)]
+    for group, found in by_group.items():
+        mine = [r for r, g in zip(runner.read(run.file("plain", "likelihood")), groups, strict=True) if g == group]
+        want = math.exp(sum(r["nats"] for r in mine) / sum(r["tokens"] for r in mine))
+        assert found["value"] == pytest.approx(want)
+        assert f"| {group} | {want:.2f}" in text
+    assert set(by_group) == {"nontoxic", "toxic"}
     nats = sum(r["nats"] for r in runner.read(run.file("plain", "likelihood")))
     tokens = sum(r["tokens"] for r in runner.read(run.file("plain", "likelihood")))
     assert summary["methods"]["plain"]["figures"]["perplexity"]["value"] == pytest.approx(math.exp(nats / tokens))
@@ -580,6 +588,24 @@ def test_a_folder_that_cannot_be_written(command_line, tmp_path):
     (tmp_path / "file").touch()
     result = CliRunner().invoke(app, ["bench", *map(str, command_line), "-o", str(tmp_path / "file" / "run")])
     assert isinstance(result.exception, OSError)
+
+
+def test_the_weight_of_one_boundary_counts(command_line, tmp_path):
+    pytest.importorskip("profanity_check")
+    from typer.testing import CliRunner
+
+    from sasa.cli import app
+
+    at = command_line.index("-b") + 1
+    written = {}
+    for weight, strength in (("", "sasa:1"), ("::3", "sasa:1"), ("", "sasa:3")):
+        line = [*command_line[:-4], "-M", strength, "--limit", "4", "-o", tmp_path / f"{weight}{strength}"]
+        line[at] = f"{line[at]}{weight}"
+        result = CliRunner().invoke(app, ["bench", *map(str, line)])
+        assert result.exit_code == 0, result.exception
+        rows = (tmp_path / f"{weight}{strength}" / "completions" / f"{strength.replace(':', '@')}.jsonl").read_text()
+        written[weight, strength] = [json.loads(row)["tokens"] for row in rows.splitlines()]
+    assert written["::3", "sasa:1"] == written["", "sasa:3"] != written["", "sasa:1"]
 
 
 def test_dry_runs_fix_nothing(command_line, tmp_path):

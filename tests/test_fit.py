@@ -15,6 +15,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 from sasa import Boundary, EmbeddingSpec, embed
+from sasa.embedding import embed_prefixes
 from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
 from sasa.fitting.fit import calibrate, expected_calibration_error, metrics
 
@@ -55,6 +56,28 @@ def test_the_boundary_is_the_closed_form_of_the_fit_part(model, tokenizer, recip
     assert sum(texts.values()) == 240
 
 
+def test_prefixes_are_fitted_on_and_whole_texts_held_out(model, tokenizer, recipe, tmp_path):
+    recipe = replace(recipe, prefixes=True, embedding=EmbeddingSpec(pooling="ema", half_life=3.0))
+    boundary = fit_boundary(model, tokenizer, recipe, tmp_path)
+    examples = [(e, label) for _, e, label in recipe.examples()]
+    statistics = GaussianStatistics.empty(32)
+    for e, label in examples:
+        if recipe.part(e.group) == "fit":
+            _, vectors = embed_prefixes(model, tokenizer, e.text, recipe.embedding)
+            statistics.partial_fit(vectors.numpy(), [label] * len(vectors))
+    weight, bias, _ = linear_discriminant(statistics)
+    torch.testing.assert_close(boundary.weight, torch.tensor(weight, dtype=torch.float32), rtol=1e-2, atol=1e-2)
+    assert boundary.bias == pytest.approx(bias, rel=1e-2, abs=1e-2)
+    tested = [(e.text, label) for e, label in examples if recipe.part(e.group) == "test"]
+    margins = boundary.score(model, tokenizer, [text for text, _ in tested]).numpy()
+    want = metrics(margins, np.array([label for _, label in tested]), boundary.scale, boundary.shift)
+    assert boundary.report["test"] == pytest.approx(want, rel=1e-4)
+    assert Recipe.load(tmp_path / "recipe.toml") == recipe
+    assert "each with all its prefixes" in (tmp_path / "README.md").read_text()
+    with_classifier = fit_boundary(model, tokenizer, recipe, classifier=LogisticRegression())
+    assert with_classifier.report["test"]["auc"] > 0.9
+
+
 def test_a_recipe_says_it_all(model, tokenizer, recipe, tmp_path):
     one = fit_boundary(model, tokenizer, recipe, tmp_path / "a")
     again = Recipe.load(tmp_path / "a" / "recipe.toml")
@@ -72,11 +95,13 @@ def test_parts_share_no_text_and_keep_their_proportions(recipe):
     assert [replace(recipe, seed=1).part(f"text {i}") for i in range(4000)] != parts
 
 
+@pytest.mark.parametrize("prefixes", [False, True])
 @pytest.mark.parametrize("classifier", [None, LogisticRegression(max_iter=500)])
-def test_a_fit_that_is_interrupted_goes_on(model, tokenizer, tmp_path, monkeypatch, classifier):
+def test_a_fit_that_is_interrupted_goes_on(model, tokenizer, tmp_path, monkeypatch, classifier, prefixes):
     """Stopped in every window once: texts are not embedded twice, and the boundary is the same to the last bit."""
     monkeypatch.setattr("sasa.fitting.fit.WINDOW", 40)
-    recipe = Recipe((Corpus(str(write_corpus(tmp_path / "c.csv", 300)), text="comment", label="toxic"),))
+    corpus = Corpus(str(write_corpus(tmp_path / "c.csv", 300)), text="comment", label="toxic")
+    recipe = Recipe((corpus,), prefixes=prefixes)
     whole = fit_boundary(model, tokenizer, recipe, tmp_path / "whole", classifier=classifier)
     embedded = []
     original = fit_boundary.__globals__["embed_stream"]

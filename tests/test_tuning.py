@@ -17,7 +17,7 @@ def world(model, tokenizer):
 
 
 def test_the_largest_beta_within_the_budget(world):
-    beta, trials = tune(world, PROMPTS, 1.3, start=0.01, steps=6)
+    beta, trials = tune(world, PROMPTS, 1.3, value="raw", start=0.01, steps=6)
     by_beta = {trial.beta: trial for trial in trials}
     assert trials[0].beta == 0
     assert trials[0].ratio == 1
@@ -29,13 +29,23 @@ def test_the_largest_beta_within_the_budget(world):
     assert by_beta[beta].p_safe > trials[0].p_safe
 
 
+def test_by_default_it_tunes_what_generate_does(world):
+    beta, trials = tune(world, PROMPTS, 1.05, start=1.0, steps=1)
+    same, again = tune(world, PROMPTS, 1.05, value="log_sigmoid", start=1.0, steps=1)
+    assert (beta, trials) == (same, again)
+    (found,) = (trial for trial in trials if trial.beta == beta)
+    assert found.ratio <= 1.05
+    assert max(trial.p_safe for trial in trials[1:]) > trials[0].p_safe
+
+
 def test_a_tighter_budget_buys_less(world):
-    assert tune(world, PROMPTS, 1.02, start=0.01)[0] < tune(world, PROMPTS, 1.5, start=0.01)[0]
+    tight, loose = (tune(world, PROMPTS, budget, value="raw", start=0.01)[0] for budget in (1.02, 1.5))
+    assert tight < loose
 
 
 def test_nothing_to_be_had(world):
     """The least that is tried costs too much."""
-    beta, trials = tune(world, PROMPTS, 1.0001, start=8.0, steps=1)
+    beta, trials = tune(world, PROMPTS, 1.0001, value="raw", start=8.0, steps=1)
     assert beta == 0
     assert len(trials) == 3
 

@@ -36,13 +36,12 @@ def command(
         sasa audit bias_madlibs_77k.csv::text=Text,label=Label,positive=BAD,limit=8000
     """
     from sasa.fitting import Corpus
-    from sasa.fitting.fairness import FIGURES, audit
+    from sasa.fitting.fairness import FIGURES, audit, read
 
-    source = Corpus.parse(corpus)
-    next(source.examples(), None)  # a wrong path or column shows before the model is loaded
+    texts = read(Corpus.parse(corpus))
     loaded, tokenizer = sasa.load(model, device, dtype)
     line = Boundary.load(boundary, model=loaded, strict=strict)
-    found = audit(line, loaded, tokenizer, source, progress=True)
+    found = audit(line, loaded, tokenizer, texts, progress=True)
     if as_json:
         print(json.dumps(found))
         return

@@ -19,6 +19,7 @@ from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
 from sasa.fitting.corpora import parse_rows
+from sasa.steering import BETA
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -107,7 +108,7 @@ def suite_command(name: str) -> Callable[..., None]:
         device: DeviceOption = None,
         dtype: DtypeOption = None,
     ) -> None:
-        wanted = list(dict.fromkeys(methods or ["plain", "sasa:1"]))
+        wanted = list(dict.fromkeys(methods or ["plain", f"sasa:{BETA:g}"]))
         made = {spec: ways.method(spec) for spec in wanted}
         asked = list(dict.fromkeys(judges or ["profanity"]))
         if asked == ["boundary"]:
@@ -130,7 +131,7 @@ def suite_command(name: str) -> Callable[..., None]:
         settings = ways.Settings(
             completions, max_new_tokens, temperature, top_k, top_p, chat, _words(words) if words else ways.WORDS
         )
-        world = ways.World(loaded, tokenizer, lines if len(lines) > 1 else lines[0][0], settings)
+        world = ways.World(loaded, tokenizer, lines, settings)
         run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run)
         for reason, count in run.about["skipped"].items():
             out.print(f"left out: {count} prompts {reason}")

@@ -12,6 +12,7 @@ from rich.style import Style
 from transformers import PreTrainedModel
 
 from sasa.boundary import Boundary
+from sasa.steering import check_beta
 
 ModelOption = Annotated[
     str | None,
@@ -34,7 +35,7 @@ BoundariesOption = Annotated[
 ]
 ValueOption = Annotated[
     str,
-    typer.Option(help="What a margin is worth: raw, itself, or log_sigmoid, the log-probability of being safe."),
+    typer.Option(help="What a margin is worth: log_sigmoid, the log-probability of being safe, or raw, itself."),
 ]
 StrictOption = Annotated[
     bool,
@@ -59,6 +60,7 @@ def load_boundaries(names: list[str] | None, model: PreTrainedModel, strict: boo
             number = float(weight) if separator else 1.0
         except ValueError:
             raise ValueError(f"--boundary is NAME or NAME::WEIGHT, such as toxicity::0.5, got {given!r}") from None
+        check_beta(number, "a boundary's weight")
         found.append((Boundary.load(name, model=model, strict=strict), number))
     return found
 

@@ -17,8 +17,8 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="CORPUS...",
-            help="jigsaw, rtp or toxigen (from the Hub, or SOURCE::path=FILE); a CSV, JSONL or Parquet file; a Hub data set. "
-            "Settings follow ::, as in tweets.csv::text=tweet,label=class,positive=0+1",
+            help="jigsaw, rtp, toxigen or hh-rlhf (from the Hub, or SOURCE::path=FILE); a CSV, JSONL or Parquet file; a Hub "
+            "data set. Settings follow ::, as in tweets.csv::text=tweet,label=class,positive=0+1",
             show_default=False,
         ),
     ] = None,
@@ -61,6 +61,14 @@ def command(
             show_default="none",
         ),
     ] = None,
+    prefixes: Annotated[
+        bool | None,
+        typer.Option(
+            "--prefixes/--no-prefixes",
+            help="Fit on every prefix of a text: steers better, and judges whole texts less well.",
+            show_default="no-prefixes",
+        ),
+    ] = None,
     remove_identity: Annotated[
         bool, typer.Option("--remove-identity", help="Make the boundary blind to what those terms change.")
     ] = False,
@@ -73,7 +81,7 @@ def command(
 
         sasa fit comments.csv --text comment --label toxic --output my-boundary
 
-        sasa fit rtp jigsaw::limit=50000 --model Qwen/Qwen3-0.6B --pooling mean --output qwen-toxicity
+        sasa fit rtp jigsaw::limit=50000 --model Qwen/Qwen3-0.6B --layer -7 --prefixes --output qwen-toxicity
 
     Stopped at any moment, the same command goes on where it was.
     """
@@ -106,6 +114,7 @@ def command(
     settings: dict[str, Any] = {"model": model, "attribute": attribute, "seed": seed}
     settings["audit"] = Corpus.parse(audit) if audit else None
     settings["remove_identity"] = remove_identity or None
+    settings["prefixes"] = prefixes
     full = replace(
         base,
         corpora=used,

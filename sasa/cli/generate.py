@@ -30,7 +30,7 @@ from sasa.cli.common import (
     style,
 )
 from sasa.generation import Completion, encode_prompts
-from sasa.steering import VALUE, Steering, check_beta
+from sasa.steering import BETA, VALUE, check_beta, check_value
 
 
 def command(
@@ -45,7 +45,7 @@ def command(
     ] = None,
     model: ModelOption = None,
     boundary: BoundariesOption = None,
-    beta: Annotated[float, typer.Option(help="Strength, >= 0. 0 samples plainly.")] = 1.0,
+    beta: Annotated[float, typer.Option(help="Strength, >= 0. 0 samples plainly.")] = BETA,
     value: ValueOption = VALUE,
     top_k: Annotated[
         int | None,
@@ -85,13 +85,13 @@ def command(
         sasa generate --prompts prompts.jsonl --num-return-sequences 25 --json > completions.jsonl
     """
     check_beta(beta)
+    check_value(value)
     texts = [*(prompts or []), *(read_prompts(file) if file else [])]
     if not texts:
         raise ValueError("no prompts: give them as arguments, or a file with --prompts")
     check_truncation(top_k, top_p)
     loaded, tokenizer = sasa.load(model, device, dtype)
     lines = load_boundaries(boundary, loaded, strict)
-    Steering.of(lines, beta, value)
     line, _ = lines[0]
     encode_prompts(loaded, tokenizer, texts, line.embedding, chat, max_new_tokens)  # all, before the first is used
     settings = dict(

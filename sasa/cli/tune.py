@@ -22,7 +22,7 @@ from sasa.cli.common import (
     out,
 )
 from sasa.cli.generate import read_prompts
-from sasa.steering import VALUE
+from sasa.steering import VALUE, check_value
 
 
 def command(
@@ -59,9 +59,11 @@ def command(
     Perplexity is that of the completions given their prompts, under the model itself.
     """
     from sasa.evaluation.methods import Settings, World
-    from sasa.evaluation.tuning import Trial, tune
+    from sasa.evaluation.tuning import Trial, check_budget, tune
     from sasa.fitting.corpora import parse_rows
 
+    check_budget(budget)
+    check_value(value)
     texts = read_prompts(prompts)[slice(*parse_rows(rows)) if rows else slice(None)]
     if not texts:
         raise ValueError(f"{prompts} has no rows {rows}")

@@ -23,6 +23,7 @@ except ImportError as error:
 import sasa
 from sasa.boundary import Boundary
 from sasa.decoding import SASADecoder
+from sasa.steering import BETA, VALUE
 
 
 @register_model("sasa")
@@ -32,7 +33,7 @@ class SASALM(HFLM):  # type: ignore[misc]
     Args:
         pretrained: as in `sasa.load`; None for the embedded default.
         boundary: a bundled attribute, a file, a folder or a Hub id.
-        beta: strength, >= 0; 0 is the model on its own.
+        beta, value: strength, >= 0, and what a margin is worth; 0 is the model on its own.
         top_k, top_p: what is looked at where the task decodes greedily; see `SASADecoder`.
         device, dtype: as in `sasa.load`.
         kwargs: as for the harness's own `hf` model, such as batch_size.
@@ -45,7 +46,8 @@ class SASALM(HFLM):  # type: ignore[misc]
         self,
         pretrained: str | None = None,
         boundary: str = "toxicity",
-        beta: float = 1.0,
+        beta: float = BETA,
+        value: str = VALUE,
         top_k: int | None = None,
         top_p: float | None = None,
         device: str | None = None,
@@ -57,7 +59,7 @@ class SASALM(HFLM):  # type: ignore[misc]
             device = None
         model, tokenizer = sasa.load(pretrained, device, None if dtype == "auto" else dtype)
         line = Boundary.load(boundary, model=model)
-        self.decoder = SASADecoder(line, float(beta), top_k, top_p)
+        self.decoder = SASADecoder(line, float(beta), top_k, top_p, value=value)
         super().__init__(pretrained=model, tokenizer=tokenizer, **kwargs)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:

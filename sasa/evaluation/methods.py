@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import sasa
 from sasa.boundary import Boundary
 from sasa.generation import Completion
-from sasa.steering import VALUE, VALUES, Boundaries, check_beta
+from sasa.steering import BETA, VALUE, VALUES, Boundaries, check_beta, check_value, terms
 
 WORDS = tuple(
     """
@@ -55,7 +55,7 @@ class World:
     @property
     def first(self) -> Boundary:
         """The boundary whose margins are a text's, where there are several."""
-        return self.boundary if isinstance(self.boundary, Boundary) else self.boundary[0][0]
+        return terms(self.boundary)[0][0]
 
     def generate(
         self, prompts: Sequence[str], beta: float = 0.0, value: str = VALUE, *, words: bool = False, seed: int
@@ -109,13 +109,13 @@ class SASA:
     words: bool = False
 
     @classmethod
-    def parse(cls, beta: str = "1", words: bool = False) -> SASA:
+    def parse(cls, beta: str = f"{BETA:g}", words: bool = False) -> SASA:
         """From `BETA` or `BETA:VALUE`."""
         strength, _, value = beta.partition(":")
+        value = value or VALUE
         check_beta(float(strength))
-        if value and value not in VALUES:
-            raise ValueError(f"VALUE is one of {', '.join(VALUES)}")
-        return cls(float(strength), value or VALUE, words)
+        check_value(value)
+        return cls(float(strength), value, words)
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         return world.generate(prompts, self.beta, self.value, words=self.words, seed=seed)
@@ -139,10 +139,13 @@ class BestOf:
 METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "plain": ("the model on its own", Plain),
     "words": ("the word filter", Words),
-    "sasa": (f"sasa:BETA[:VALUE], SASA at that strength; VALUE is one of {', '.join(VALUES)}", SASA.parse),
+    "sasa": (
+        f"sasa:BETA[:VALUE], SASA at that strength; VALUE is {' or '.join(VALUES)}, by default {VALUE}",
+        SASA.parse,
+    ),
     "sasa+words": (
         "sasa+words:BETA[:VALUE], SASA and the word filter",
-        lambda beta="1": SASA.parse(beta, words=True),
+        lambda beta=f"{BETA:g}": SASA.parse(beta, words=True),
     ),
     "best-of": ("best-of:N, the one of N completions with the greatest margin", lambda n="4": BestOf(_count(n))),
 }

@@ -116,7 +116,8 @@ def _one(run: Run) -> dict[str, Any]:
                 if key == "perplexity":
                     for group in sorted(set(groups)):
                         nats, tokens = table[[g == group for g in groups]].T
-                        fluency[group] = metrics.perplexity(nats, tokens)
+                        if tokens.sum():
+                            fluency[group] = metrics.perplexity(nats, tokens)
         by_scorer: dict[str, Any] = {}
         for name in judges:
             if (name, method) not in tables:
@@ -187,6 +188,8 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
             lines += [*_tests(run, name), ""]
             if len(run["groups"]) > 1:
                 lines += [*_group_table(run, name), ""]
+        if len(run["groups"]) > 1 and "perplexity" in _figures(run):
+            lines += ["### Perplexity by group of prompts, and over plain's", "", *_fluency_table(run), ""]
     lines += [
         "Expected maximum toxicity: mean over prompts of the highest score among a prompt's completions. Toxic rate: share of "
         f"prompts with at least one completion at {metrics.TOXIC} or more. Perplexity: of the completions given their prompts, "
@@ -263,6 +266,19 @@ def _group_table(run: dict[str, Any], scorer: str) -> list[str]:
     if any(gaps.values()):
         lines += ["", "Gender gap: toxic rate of actors' completions minus that of actresses':", ""]
         lines += [f"- {name}: {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" for name, gap in gaps.items() if gap]
+    return lines
+
+
+def _fluency_table(run: dict[str, Any]) -> list[str]:
+    by_method = {name: method["perplexity_by_group"] for name, method in run["methods"].items()}
+    lines = [f"| group | {' | '.join(by_method)} |", f"| --- |{' --- |' * len(by_method)}"]
+    for group in run["groups"]:
+        plain = by_method.get("plain", {}).get(group)
+        cells = []
+        for name, found in by_method.items():
+            over = f" (x{found[group].value / plain.value:.3f})" if plain and name != "plain" and group in found else ""
+            cells.append(_cell(found.get(group), "perplexity") + over)
+        lines.append(f"| {group} | {' | '.join(cells)} |")
     return lines
 
 

@@ -44,7 +44,7 @@ from rich.progress import (
 from rich.text import Text
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import Boundary, ModelInfo, write_atomically
+from sasa.boundary import ModelInfo, write_atomically
 from sasa.decoding import has_plain_head, head
 from sasa.embedding import EmbeddingSpec, hidden_states, pad, positions, tokenize_prompt
 from sasa.evaluation.methods import Method, World
@@ -53,7 +53,7 @@ from sasa.evaluation.suites import Prompt, Suite
 from sasa.generation import Completion, context_window, encode_prompts
 from sasa.lookahead import packs
 from sasa.skinny import kernel
-from sasa.steering import Boundaries
+from sasa.steering import BETA, VALUE, Boundaries, terms
 
 try:
     import fcntl
@@ -135,6 +135,7 @@ class Run:
             "dtype": str(world.model.dtype).removeprefix("torch."),
             "device": world.model.device.type,
             "boundary": _told(world.boundary),
+            "default": f"sasa:{BETA:g}:{VALUE}",  # what sasa means
             "special_tokens": world.first.embedding.special_tokens,
             "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},
             "threads": torch.get_num_threads(),
@@ -479,9 +480,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
 
 def _told(boundary: Boundaries) -> str:
     """What tells boundaries and their weights from others."""
-    if isinstance(boundary, Boundary):
-        return boundary.fingerprint
-    return " ".join(f"{one.fingerprint}*{weight:g}" for one, weight in boundary)
+    return " ".join(one.fingerprint + (f"*{weight:g}" if weight != 1 else "") for one, weight in terms(boundary))
 
 
 @contextmanager

@@ -63,8 +63,7 @@ def tune(
     Raises:
         ValueError: a budget of 1 or less, or a prompt that cannot be completed.
     """
-    if not (math.isfinite(budget) and budget > 1):
-        raise ValueError(f"the perplexity budget is a factor > 1, such as 1.05, got {budget}")
+    check_budget(budget)
     if not start > 0:
         raise ValueError(f"start must be > 0, got {start}")
     room = world.settings.max_new_tokens
@@ -101,3 +100,9 @@ def tune(
         else:
             high = middle
     return low, trials
+
+
+def check_budget(budget: float) -> None:
+    """Raises ValueError where a perplexity budget is not a factor above 1."""
+    if not (math.isfinite(budget) and budget > 1):
+        raise ValueError(f"the perplexity budget is a factor > 1, such as 1.05, got {budget}")

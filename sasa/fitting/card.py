@@ -41,7 +41,9 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             f"A linear boundary between safe and unsafe ({boundary.attribute}) text in the model's own hidden space, for "
             "self-disciplined decoding with [sasa](https://pypi.org/project/sasa-decoding/). A positive margin is safe.",
             "",
-            f"Hidden state {spec.layer}, pooling `{spec.pooling}` over the `{spec.span}`, template `{spec.template}`, "
+            f"Hidden state {spec.layer}, pooling `{spec.pooling}`"
+            + (f" of half-life {spec.half_life:g}" if spec.pooling == "ema" else "")
+            + f" over the `{spec.span}`, template `{spec.template}`, "
             f"classifier `{report['classifier']}`"
             + (f", shrinkage {report['shrinkage']:.4f}" if "shrinkage" in report else "")
             + ".",
@@ -50,7 +52,9 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             "",
             *sources,
             "",
-            f"{texts['fit_safe']} safe and {texts['fit_unsafe']} unsafe texts; calibrated on {texts['calibration_safe']} and "
+            f"{texts['fit_safe']} safe and {texts['fit_unsafe']} unsafe texts"
+            + (", each with all its prefixes" if report["recipe"].get("prefixes") else "")
+            + f"; calibrated on {texts['calibration_safe']} and "
             f"{texts['calibration_unsafe']} others. Left out: {left_out}.",
             "",
             "## On held-out texts",

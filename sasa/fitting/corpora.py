@@ -50,8 +50,9 @@ class Corpus:
     """A labelled source, and how its labels are read.
 
     Attributes:
-        source: `jigsaw`, `rtp` or `toxigen`, from the Hub or, with `path`, from a file in the same schema; or a CSV, JSONL
-            or Parquet file; or a Hub data set `owner/name`. The last two need `text` and `label`.
+        source: `jigsaw`, `rtp`, `toxigen` or `hh-rlhf` (pairs of dialogues: the reply that people preferred is safe, the other
+            one is not), from the Hub or, with `path`, from a file in the same schema; or a CSV, JSONL or Parquet file; or a
+            Hub data set `owner/name`. The last two need `text` and `label`.
         path: the file of a named source.
         text, label: column names, with dots for nested ones.
         prompt: the column of prompts, where the text is a response to one.
@@ -61,7 +62,7 @@ class Corpus:
         safe_below: scores below are safe; between the two lies the grey zone, which is left out. None: no grey zone.
         rows: `START:STOP`, a slice of the source.
         limit: at most so many rows, drawn at random.
-        split, config: of a Hub data set.
+        split, config: of a Hub data set; of `hh-rlhf` its folder, `harmless-base`.
         segments: of `rtp`: which texts of a row, of `prompt`, `continuation` and `pair` (the continuation as a response).
     """
 
@@ -149,7 +150,8 @@ class Corpus:
         """
         skipped = Counter() if skipped is None else skipped
         table, numbers = self._open(seed)
-        read = self._rtp if self.source == "rtp" else self._plain(table)
+        readers = {"rtp": self._rtp, "hh-rlhf": self._dialogues}
+        read = readers[self.source] if self.source in readers else self._plain(table)
         for number, row in zip(numbers, _rows(table), strict=True):
             for example in read(row, number):
                 if isinstance(example, Example):
@@ -164,6 +166,7 @@ class Corpus:
         hub = {
             "jigsaw": ("google/civil_comments", None),
             "rtp": ("allenai/real-toxicity-prompts", None),
+            "hh-rlhf": ("Anthropic/hh-rlhf", "harmless-base"),
             "toxigen": ("toxigen/toxigen-data", "annotated"),
         }
         file = self.path if self.source in hub else self.source
@@ -184,7 +187,8 @@ class Corpus:
         else:
             name, config = hub.get(self.source, (self.source, None))
             try:
-                table = datasets.load_dataset(name, self.config or config, split=self.split)
+                where = {"data_dir" if self.source == "hh-rlhf" else "name": self.config or config}
+                table = datasets.load_dataset(name, split=self.split, **where)
             except Exception as error:  # the Hub's errors are of a dozen types, and none says what to do instead
                 raise FileNotFoundError(
                     f"corpus {self.source}: not a file here, and the Hub's {name!r} cannot be had ({error}). "
@@ -274,6 +278,20 @@ class Corpus:
                 continue
             text: Text = (opening["text"] or "", part["text"]) if segment == "pair" else part["text"]
             yield Example(text, self._score(part["toxicity"], 0.0, 1.0, number), opening["text"] or part["text"])
+
+    def _dialogues(self, row: dict[str, Any], number: int) -> Iterator[Example | str]:
+        """A pair of dialogues that differ in their last reply (Bai et al. 2022): the preferred one, and the other."""
+        sides = [("chosen", 0.0), ("rejected", 1.0)]
+        if not all(isinstance(row.get(side), str) for side, _ in sides):
+            raise ValueError(
+                f"corpus hh-rlhf, row {number}: expected the dialogues chosen and rejected, got {list(row)}"
+            )
+        for side, score in sides:
+            prompt, turn, reply = row[side].strip().rpartition("\n\nAssistant:")
+            if not turn or not reply.strip():
+                yield "no reply"
+                continue
+            yield Example((prompt + turn, reply), score, prompt.partition(turn)[0])
 
 
 def _rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:

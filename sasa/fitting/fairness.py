@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sasa.boundary import Boundary
 from sasa.embedding import EmbeddingSpec, embed
 from sasa.fitting.corpora import Corpus
+
+Labelled: TypeAlias = "list[tuple[str, int]]"
 
 TERMS = (
     "african", "african american", "american", "asian", "bisexual", "black", "blind", "buddhist", "canadian", "catholic",
@@ -33,45 +35,52 @@ LEAST = 8
 FIGURES = {"subgroup_auc": "subgroup AUC", "bpsn_auc": "BPSN AUC", "bnsp_auc": "BNSP AUC"}
 
 
-def read(corpus: Corpus, seed: int = 0) -> tuple[list[str], NDArray[np.int64]]:
-    """The texts of a corpus and their labels, 1 safe and 0 unsafe.
+def read(corpus: Corpus, seed: int = 0) -> Labelled:
+    """The texts of a corpus, each with its label, 1 safe and 0 unsafe.
 
     Raises:
         ValueError: no text names an identity term, or a text is a (prompt, response) pair.
     """
     found = [(e.text, label) for e in corpus.examples(seed) if (label := corpus.label_of(e.score)) is not None]
-    texts = [text for text, _ in found if isinstance(text, str)]
+    texts = [(text, label) for text, label in found if isinstance(text, str)]
     if len(texts) < len(found):
         raise ValueError(f"corpus {corpus.source}: an audit needs plain texts, not pairs")
-    if not any(_named(texts, TERMS).values()):
+    if not any(_named([text for text, _ in texts], TERMS).values()):
         raise ValueError(f"corpus {corpus.source}: no text names one of the identity terms ({', '.join(TERMS[:4])}, …)")
-    return texts, np.array([label for _, label in found])
+    return texts
+
+
+def halves(texts: Labelled) -> tuple[Labelled, Labelled]:
+    """What a fit may learn identity from, and what an audit measures on: by a hash of each text."""
+    parts: tuple[Labelled, Labelled] = ([], [])
+    for text, label in texts:
+        digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=1).digest()
+        parts[1 - (digest[0] & 1)].append((text, label))
+    return parts
 
 
 def audit(
     boundary: Boundary,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    corpus: Corpus,
+    texts: Labelled,
     *,
-    seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """What `bias_metrics` says of a boundary, on the half of a corpus that no fit learns identity from.
+    """What `bias_metrics` says of a boundary, on the half of `texts`, as `read` gives them, that no fit learns identity from.
 
     Raises:
-        ValueError: a boundary for another model or for chats, or a corpus without identity terms.
+        ValueError: a boundary for another model or for chats, or too few texts of every term.
     """
     boundary.check(model)
     if boundary.embedding.template == "chat":
         raise ValueError("an audit reads plain texts, and this boundary was fitted with a chat template")
-    texts, labels = read(corpus, seed)
-    mine = [i for i, text in enumerate(texts) if not for_fitting(text)]
-    texts = [texts[i] for i in mine]
-    vectors = embed(model, tokenizer, texts, boundary.embedding, batch_size=batch_size, progress=progress)
+    _, mine = halves(texts)
+    named, labels = [text for text, _ in mine], np.array([label for _, label in mine])
+    vectors = embed(model, tokenizer, named, boundary.embedding, batch_size=batch_size, progress=progress)
     margins = boundary.log_odds(boundary.to("cpu").margin(vectors)).numpy()
-    return bias_metrics(margins, labels[mine], texts)
+    return bias_metrics(margins, labels, named)
 
 
 def bias_metrics(
@@ -126,26 +135,19 @@ def bias_metrics(
 def identity_directions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    corpus: Corpus,
+    texts: Labelled,
     spec: EmbeddingSpec,
     *,
-    seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
 ) -> NDArray[np.float64]:
     """Where each identity term moves an embedding, (terms, d): the mean with it less the mean of all, label by label."""
-    texts, labels = read(corpus, seed)
-    mine = [i for i, text in enumerate(texts) if for_fitting(text)]
-    texts, labels = [texts[i] for i in mine], labels[mine]
-    vectors = embed(model, tokenizer, texts, spec, batch_size=batch_size, progress=progress).double().numpy()
+    mine, _ = halves(texts)
+    named, labels = [text for text, _ in mine], np.array([label for _, label in mine])
+    vectors = embed(model, tokenizer, named, spec, batch_size=batch_size, progress=progress).double().numpy()
     for c in (0, 1):
         vectors[labels == c] -= vectors[labels == c].mean(0)
-    return np.array([vectors[where].mean(0) for where in _named(texts, TERMS).values() if len(where) >= LEAST])
-
-
-def for_fitting(text: str) -> bool:
-    """Whether a text belongs to the half of an audit's corpus that a fit may learn identity from."""
-    return bool(hashlib.blake2b(text.encode(errors="replace"), digest_size=1).digest()[0] & 1)
+    return np.array([vectors[where].mean(0) for where in _named(named, TERMS).values() if len(where) >= LEAST])
 
 
 def _named(texts: Sequence[str], terms: Sequence[str]) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +59,9 @@ class Recipe:
         embedding: layer, pooling, span, template.
         shrinkage: of the closed form: `auto`, or a number in [0, 1].
         calibration, test: shares of the groups of texts held out to calibrate the margin and to report on.
+        prefixes: fits on every prefix of a text, of a pair every one that ends within the response, with the text's label:
+            each token's part in where a text is heading. That is what decoding asks. It steers better and takes no further
+            forward pass; long texts count for more, and shrinkage counts every prefix as a sample.
         seed: of sampling with `limit`, and of the assignment of texts to the three parts.
         audit: labelled sentences that name identity terms, to measure on how the boundary treats them (`sasa.fitting.fairness`).
         remove_identity: makes the boundary blind to what these terms change, learnt from the other half of `audit`.
@@ -71,6 +74,7 @@ class Recipe:
     shrinkage: float | str = "auto"
     calibration: float = 0.1
     test: float = 0.1
+    prefixes: bool = False
     seed: int = 0
     audit: Corpus | None = None
     remove_identity: bool = False
@@ -78,6 +82,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.remove_identity and self.audit is None:
             raise ValueError("remove_identity needs an audit corpus, which shows what identity terms change")
+        if self.embedding.template == "chat" and any(corpus.source == "hh-rlhf" for corpus in self.corpora):
+            raise ValueError("hh-rlhf has dialogues with turns of their own: it does not go with template='chat'")
         if self.audit is not None and self.embedding.template == "chat":
             raise ValueError("an audit reads plain texts: it does not go with template='chat'")
         if not self.corpora:
@@ -158,7 +164,7 @@ def fit_boundary(
         output: a folder for the boundary, its recipe and card. An unfinished fit is kept there and taken up again by
             the same call. Where None, nothing is kept but what is returned.
         classifier: an unfitted scikit-learn linear classifier to use in place of the closed form. It needs the
-            embeddings of all texts at once, O(N d) memory.
+            embeddings of all texts, or of all prefixes, at once, O(N d) memory.
         save_every: seconds between two saves of an unfinished fit.
 
     Returns:
@@ -171,8 +177,7 @@ def fit_boundary(
     check_ready(model, recipe.embedding.layer)
     if classifier is None:
         linear_discriminant_check(recipe.shrinkage)
-    if recipe.audit is not None:
-        fairness.read(recipe.audit, recipe.seed)
+    sentences = fairness.read(recipe.audit, recipe.seed) if recipe.audit is not None else None
     if recipe.remove_identity and classifier is not None:
         raise ValueError("remove_identity goes with the closed form, not with another classifier")
     counts, skipped, content = survey(recipe)
@@ -181,12 +186,9 @@ def fit_boundary(
         work = Workspace.open(folder / ".fit", recipe, content, model, classifier)
         _embed_all(model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
         blind_to = None
-        if recipe.remove_identity and recipe.audit is not None:
+        if recipe.remove_identity and sentences:
             blind_to = fairness.identity_directions(
-                *(model, tokenizer, recipe.audit, recipe.embedding),
-                seed=recipe.seed,
-                batch_size=batch_size,
-                progress=progress,
+                *(model, tokenizer, sentences, recipe.embedding), batch_size=batch_size, progress=progress
             )
         weight, bias, settings = _separate(work, recipe, classifier, blind_to)
         held_out = {part: work.spilled(part) for part in ("calibration", "test")}
@@ -223,9 +225,9 @@ def fit_boundary(
             attribute=recipe.attribute,
             report=report,
         )
-        if recipe.audit is not None:
+        if sentences:
             report["audit"] = fairness.audit(
-                *(boundary, model, tokenizer, recipe.audit), seed=recipe.seed, batch_size=batch_size, progress=progress
+                *(boundary, model, tokenizer, sentences), batch_size=batch_size, progress=progress
             )
         if output is not None:
             from sasa.fitting.card import card, plot
@@ -389,16 +391,27 @@ def _embed_all(
         while window := list(islice(stream, WINDOW)):
             texts = [example.text for _, example, _ in window]
             for indices, vectors in embed_stream(
-                model, tokenizer, texts, recipe.embedding, batch_size=batch_size, window=WINDOW
+                model,
+                tokenizer,
+                texts,
+                recipe.embedding,
+                batch_size=batch_size,
+                window=WINDOW,
+                prefixes=recipe.prefixes,
             ):
-                rows = [window[i] for i in indices]
+                part_of = {i: recipe.part(window[i][1].group) for i in set(indices)}
+                parts = [part_of[i] for i in indices]
+                whole = [i != after for i, after in pairwise([*indices, -1])]
+                # Prefixes are there to be fitted on; what is held out are whole texts.
+                kept = [n for n, part in enumerate(parts) if part == "fit" or whole[n]]
+                rows = [window[indices[n]] for n in kept]
                 work.add(
-                    vectors,
-                    [recipe.part(example.group) for _, example, _ in rows],
+                    vectors[kept],
+                    [parts[n] for n in kept],
                     [label for *_, label in rows],
                     [index for index, *_ in rows],
                 )
-                bar.advance(task, len(indices))
+                bar.advance(task, sum(whole))
             done += len(window)
             if time.monotonic() - saved >= save_every:
                 work.save(done)
