@@ -453,6 +453,15 @@ def test_reports_of_several_runs(world, tmp_path):
     assert "## one: rtp" in text
     assert "## two: rtp" in text
     assert (tmp_path / "both" / "rtp-frontier.png").is_file()
+    make_run(tmp_path / "three", world, ("plain",))
+    write_report(
+        [tmp_path / "both", tmp_path / "three"], tmp_path / "beside"
+    )  # the completions of one and two not needed
+    published, beside = (json.loads((tmp_path / f / "summary.json").read_text())["runs"] for f in ("both", "beside"))
+    assert beside[:2] == published
+    assert beside[2]["name"] == "three"
+    text = (tmp_path / "beside" / "report.md").read_text()
+    assert all(line in text for line in (tmp_path / "both" / "report.md").read_text().splitlines() if line[:1] in "|-")
 
 
 def test_the_boundary_is_never_the_only_judge(world, tmp_path):

@@ -163,7 +163,9 @@ for _name in ABOUT:
 
 @app.command("report")
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, or of reports such as published ones.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where the report goes.", show_default="the run's own folder")
     ] = None,
@@ -173,6 +175,8 @@ def report(
     sasa bench report runs/rtp
 
     sasa bench report runs/rtp runs/rtp-other-model --output runs/comparison
+
+    sasa bench report runs/rtp benchmarks/results/rtp-default --output runs/beside-the-published-one
     """
     show(write_report(folders, output))
 

@@ -1,4 +1,4 @@
-"""summary.json, report.md and pictures of one run or of several side by side."""
+"""summary.json, report.md and pictures of one run or of several side by side, made here or published as a report."""
 
 from __future__ import annotations
 
@@ -38,17 +38,28 @@ Array = NDArray[np.float64]
 def compare(folders: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
     """All figures of one run or of several.
 
+    Args:
+        folders: of runs, or of reports, whose figures are taken as they stand in summary.json: so a run of yours stands
+            beside published ones, whose completions are not at hand.
+
     Returns:
         what summary.json holds: for each run its settings and, for each method, the figures with intervals, by group, and
         the paired tests against the run's plain completions.
 
     Raises:
-        FileNotFoundError: a folder is no run.
+        FileNotFoundError: a folder is neither a run nor a report.
         ValueError: a run without a finished method, without scores, or scored by the boundary alone.
     """
-    runs = [Run.open(folder) for folder in folders]
-    names = _names(runs)
-    return {"runs": [{"name": name} | _one(run) for name, run in zip(names, runs, strict=True)]}
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for folder in map(Path, folders):
+        if (folder / "run.json").is_file() or not (folder / "summary.json").is_file():
+            found.append((folder, {"name": folder.resolve().name} | _one(Run.open(folder))))
+        else:
+            published = json.loads((folder / "summary.json").read_text("utf-8"), object_hook=_revive)
+            found += [(folder / run["name"], run) for run in published["runs"]]
+    names = [run["name"] for _, run in found]
+    unique = len(set(names)) == len(names)
+    return {"runs": [run if unique else run | {"name": str(place)} for place, run in found]}
 
 
 def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None) -> Path:
@@ -65,11 +76,6 @@ def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.Pat
     pictures = _pictures(summary, target)
     write_atomically(target / "report.md", _markdown(summary, pictures))
     return target / "report.md"
-
-
-def _names(runs: list[Run]) -> list[str]:
-    names = [run.folder.resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
 def _one(run: Run) -> dict[str, Any]:
@@ -158,6 +164,14 @@ def _plain(content: Any) -> Any:
     if isinstance(content, list):
         return [_plain(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _revive(content: dict[str, Any]) -> Any:
+    """What `_plain` made plain, as it was."""
+    known = {key: math.nan if value is None else value for key, value in content.items()}
+    if set(content) == {"value", "low", "high"}:
+        return Estimate(**known)
+    return known if set(content) == {"change", "relative", "p"} else content
 
 
 # report.md
