@@ -22,7 +22,7 @@ import sasa
 from sasa.fitting import Corpus, Recipe, fit_boundary
 
 
-def measure(corpus: str, limit: int, pooling: str) -> dict[str, float]:
+def measure(corpus: str, limit: int, pooling: str, prefixes: bool) -> dict[str, float]:
     """One fit in this process."""
     from dataclasses import replace
 
@@ -41,7 +41,8 @@ def measure(corpus: str, limit: int, pooling: str) -> dict[str, float]:
     decoder = model.get_decoder()
     decoder.register_forward_pre_hook(before)
     decoder.register_forward_hook(after)
-    recipe = Recipe((replace(Corpus.parse(corpus), limit=limit),), embedding=sasa.EmbeddingSpec(pooling=pooling))
+    spec = sasa.EmbeddingSpec(pooling=pooling)
+    recipe = Recipe((replace(Corpus.parse(corpus), limit=limit),), embedding=spec, prefixes=prefixes)
     list(recipe.examples())  # the data library converts the file on first sight
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
@@ -62,16 +63,18 @@ def main() -> None:
     parser.add_argument("--corpus", required=True, help="as for `sasa fit`")
     parser.add_argument("--sizes", type=int, nargs="+", default=[3000, 12000])
     parser.add_argument("--pooling", default="mean")
+    parser.add_argument("--prefixes", action="store_true", help="fit on every prefix of a text")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.corpus, args.one, args.pooling)))
+        print(json.dumps(measure(args.corpus, args.one, args.pooling, args.prefixes)))
         return
     table = Table(
         "texts", "seconds", "texts/s", "forward passes, share of the time", "peak RSS, MB", "of which before the fit"
     )
     for size in args.sizes:
         command = [sys.executable, __file__, "--corpus", args.corpus, "--pooling", args.pooling, "--one", str(size)]
+        command += ["--prefixes"] * args.prefixes
         r = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         table.add_row(
             str(r["texts"]),

@@ -65,9 +65,10 @@ def test_prefixes_are_fitted_on_and_whole_texts_held_out(model, tokenizer, recip
         if recipe.part(e.group) == "fit":
             _, vectors = embed_prefixes(model, tokenizer, e.text, recipe.embedding)
             statistics.partial_fit(vectors.numpy(), [label] * len(vectors))
-    weight, bias, _ = linear_discriminant(statistics)
+    weight, bias, shrinkage = linear_discriminant(statistics)
     torch.testing.assert_close(boundary.weight, torch.tensor(weight, dtype=torch.float32), rtol=1e-2, atol=1e-2)
     assert boundary.bias == pytest.approx(bias, rel=1e-2, abs=1e-2)
+    assert boundary.report["shrinkage"] == pytest.approx(shrinkage, rel=1e-3)
     tested = [(e.text, label) for e, label in examples if recipe.part(e.group) == "test"]
     margins = boundary.score(model, tokenizer, [text for text, _ in tested]).numpy()
     want = metrics(margins, np.array([label for _, label in tested]), boundary.scale, boundary.shift)
@@ -76,6 +77,26 @@ def test_prefixes_are_fitted_on_and_whole_texts_held_out(model, tokenizer, recip
     assert "each with all its prefixes" in (tmp_path / "README.md").read_text()
     with_classifier = fit_boundary(model, tokenizer, recipe, classifier=LogisticRegression())
     assert with_classifier.report["test"]["auc"] > 0.9
+
+
+def test_a_prompts_own_prefixes_are_not_its_responses(model, tokenizer, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"q": f"why XQZ {i}", "a": ("calm kind", "ZZX QQQ")[i % 2] + f" {i % 7}", "bad": i % 2} for i in range(160)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = EmbeddingSpec(
+        pooling="mean"
+    )  # of the whole text: the prompt is in what is embedded, its prefixes are not fitted on
+    recipe = Recipe((Corpus(str(file), text="a", prompt="q", label="bad"),), embedding=spec, prefixes=True)
+    boundary = fit_boundary(model, tokenizer, recipe)
+    statistics = GaussianStatistics.empty(32)
+    for _, e, label in recipe.examples():
+        if recipe.part(e.group) == "fit":
+            within = len(embed_prefixes(model, tokenizer, e.text, replace(spec, span="response"))[0])
+            vectors = embed_prefixes(model, tokenizer, e.text, spec)[1][-within:]
+            statistics.partial_fit(vectors.numpy(), [label] * within)
+    weight, bias, _ = linear_discriminant(statistics)
+    torch.testing.assert_close(boundary.weight, torch.tensor(weight, dtype=torch.float32), rtol=1e-2, atol=1e-2)
+    assert boundary.bias == pytest.approx(bias, rel=1e-2, abs=1e-2)
 
 
 def test_a_recipe_says_it_all(model, tokenizer, recipe, tmp_path):

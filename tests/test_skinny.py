@@ -88,3 +88,18 @@ def test_without_a_compiler_it_is_pytorch(monkeypatch, tmp_path, caplog):
         torch.testing.assert_close(skinny.skinny_linear(x, weight), linear(x, weight))
     finally:
         skinny.kernel.cache_clear()
+
+
+@needs_kernel
+def test_it_can_be_switched_off(monkeypatch):
+    layer = nn.Linear(8, 4)
+    forwards = []
+    for value in ("1", "0"):
+        monkeypatch.setenv("SASA_SKINNY", value)
+        skinny.kernel.cache_clear()
+        try:
+            with skinny.skinny_linears(layer):
+                forwards.append("forward" in layer.__dict__)
+        finally:
+            skinny.kernel.cache_clear()
+    assert forwards == [True, False]
