@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from sasa.backtracking import Backtracking
 from sasa.boundary import Boundary
 from sasa.decoding import SASADecoder, SASAOutput
 from sasa.embedding import EmbeddingSpec, embed
@@ -10,6 +11,7 @@ from sasa.models import load
 from sasa.processor import SASALogitsProcessor
 
 __all__ = [
+    "Backtracking",
     "Boundary",
     "Completion",
     "EmbeddingSpec",

@@ -14,10 +14,17 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from sasa.backtracking import Backtracking, History, Watch
 from sasa.candidates import check_truncation, select
 from sasa.embedding import hidden_states
 from sasa.lookahead import Lookahead, packs
@@ -46,11 +53,13 @@ class SASAOutput(GenerateDecoderOnlyOutput):
             Behind a text's end they mean nothing, and are NaN once the row has left the batch.
         candidates, candidate_margins: tensors (B, K) and (B, K, S) a step, with `output_scores`: the candidates' ids and
             margins. Where a row has fewer than K candidates, the rest are others that were computed along; their score is -inf.
+        histories: with backtracking, one a row: what was thrown away, and why.
     """
 
     margins: tuple[Tensor, ...] | None = None
     candidates: tuple[Tensor, ...] | None = None
     candidate_margins: tuple[Tensor, ...] | None = None
+    histories: list[History] | None = None
 
 
 class SASADecoder:
@@ -71,8 +80,10 @@ class SASADecoder:
         compiled: compiles the forward pass over the candidates, at its first call for each model, batch and number of candidates,
             and has it replayed: on a GPU one launch a step instead of hundreds. Rows that have ended stay in the pass, and
             attention goes over the whole room for the text, in steps of 256 tokens.
+        backtrack: lets responses that have gone wrong go back, each row by itself; `max_new_tokens` is then what is delivered.
         streamer: the one that is given to `generate()`, too: transformers (5.23) hands a callable neither its streamer nor
-            its tokenizer. For the same reason stop strings come as a `StopStringCriteria`. `sasa.generate` sees to both.
+            its tokenizer. For the same reason stop strings come as a `StopStringCriteria`. `sasa.generate` sees to both. With
+            `backtrack` it gets what can no longer be taken back: the response up to its last safe point, and the rest at the end.
 
     Raises:
         ValueError: a bad argument; in a call, a boundary for another model, or beams, assisted decoding, a cache that is
@@ -88,6 +99,7 @@ class SASADecoder:
         *,
         value: str = VALUE,
         compiled: bool = False,
+        backtrack: Backtracking | None = None,
         streamer: BaseStreamer | None = None,
     ) -> None:
         check_truncation(top_k, top_p)
@@ -95,6 +107,7 @@ class SASADecoder:
         self.top_k = top_k
         self.top_p = top_p
         self.compiled = compiled
+        self.backtrack = backtrack
         self.streamer = streamer
 
     @torch.no_grad()
@@ -121,9 +134,18 @@ class SASADecoder:
         top_k = DEFAULT_TOP_K if self.top_k is None and self.top_p is None and not sampling else self.top_k
         steps: list[Step] = []
         on_cpu = model.device.type == "cpu"
+        prompts, shown = input_ids, 0
+        watch: Watch | None = None
+        if self.backtrack is not None:
+            boundaries = [boundary.to("cpu") for boundary, _ in steering.terms]
+            longest = generation_config.max_length - prompts.shape[1]
+            watch = Watch(self.backtrack, boundaries, len(prompts), longest, eos_ids)
+            # Lengths are the watch's: in `input_ids`, what was thrown away leaves padding.
+            others = [criterion for criterion in stopping_criteria if not isinstance(criterion, MaxLengthCriteria)]
+            stopping_criteria = StoppingCriteriaList(others)
 
         limits = [k for k in (top_k, generation_config.top_k if sampling else None) if k]
-        widest = min([*limits, RESERVED_CANDIDATES]) if self.steering.beta else 1
+        widest = min([*limits, RESERVED_CANDIDATES]) if self.steering.beta or watch else 1
         room = generation_config.max_length + widest
         if self.compiled:
             room = -(-room // ROUNDED_ROOM) * ROUNDED_ROOM
@@ -134,7 +156,8 @@ class SASADecoder:
         unfinished = torch.ones_like(rows)
         logits = next_logits(model, look)
         while True:
-            scores = logits_processor(cast(torch.LongTensor, input_ids), cast(torch.FloatTensor, logits.clone()))
+            allowed = logits.clone() if watch is None else watch.logits(logits)
+            scores = logits_processor(cast(torch.LongTensor, input_ids), cast(torch.FloatTensor, allowed))
             # The one time in a step that the host waits for the device: how many rows go on, and with how many tokens to
             # choose from at most.
             alive = (scores > -torch.inf).sum(-1) * unfinished
@@ -149,24 +172,26 @@ class SASADecoder:
             everyone = len(rows) == len(scores)
             nothing = input_ids[rows, :0]
             followed = scores if everyone else scores[rows]
-            if steering.beta or self.top_k or self.top_p:
+            strength = watch.beta(steering.beta, rows.tolist()) if watch is not None else steering.beta
+            steers = isinstance(strength, Tensor) or strength > 0
+            if steers or self.top_k or self.top_p:
                 candidates = select(followed, top_k, self.top_p, max(1, most))
                 ids = candidates.ids
                 margins = (
                     steering.margins(look, eos, nothing, ids)
-                    if steering.beta
+                    if steers
                     else followed.new_zeros(*ids.shape, len(steering.terms))
                 )
-                followed = steering.reweight(followed, candidates, margins)
+                followed = steering.reweight(followed, candidates, margins, strength)
                 scores = followed if everyone else scores.index_copy(0, rows, followed)
             # Drawn over all rows and the whole vocabulary, as plain generate() draws: equal seeds, equal tokens.
             tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0] if sampling else scores.argmax(-1)
-            if not steering.beta:
+            if not steers:
                 ids = tokens[rows, None]
                 margins = steering.margins(look, eos, nothing, ids)
             choice = (ids == tokens[rows, None]).int().argmax(1)
             look.keep(choice)
-            if generation_config.return_dict_in_generate:
+            if generation_config.return_dict_in_generate and watch is None:
                 kept = (
                     scores if generation_config.output_scores else None,
                     logits if generation_config.output_logits else None,
@@ -175,16 +200,34 @@ class SASADecoder:
             if has_eos and pad is not None:
                 tokens = tokens * unfinished + pad * (1 - unfinished)
             input_ids = torch.cat([input_ids, tokens[:, None]], 1)
-            if streamer is not None:
+            if streamer is not None and watch is None:
                 streamer.put(tokens.cpu())
             so_far = tuple(step.scores for step in steps) if generation_config.output_scores else None
-            unfinished = unfinished & ~stopping_criteria(cast(torch.LongTensor, input_ids), cast(Any, so_far))
+            over: Tensor = stopping_criteria(cast(torch.LongTensor, input_ids), cast(Any, so_far))
+            if watch is not None:
+                of_rows = margins[torch.arange(len(rows)), choice]
+                back, over = watch.told(rows, tokens[rows], of_rows, unfinished, over)
+                if back.any():
+                    look.rewind(back)
+                    input_ids = input_ids.index_copy(0, rows, look.ids)
+                if streamer is not None and (final := watch.final(0))[shown:]:
+                    streamer.put(torch.tensor(final[shown:]))
+                    shown = len(final)
+            unfinished = unfinished & ~over.to(unfinished.device)
             # On a GPU the host does not wait for this here: processors may see texts that have all ended once more.
-            if input_ids.shape[1] >= generation_config.max_length or (on_cpu and not unfinished.any()):
+            full = watch is None and input_ids.shape[1] >= generation_config.max_length
+            if full or ((on_cpu or watch is not None) and not unfinished.any()):
                 break
             following = next_logits(model, look)
             logits = following if everyone else logits.index_copy(0, rows, following)
         look.release()
+        if watch is not None:
+            if streamer is not None and (rest := watch.rows[0].tokens[shown:]):
+                streamer.put(torch.tensor(rest))
+            if streamer is not None:
+                streamer.end()
+            found = self._delivered(prompts, watch.rows, len(steering.terms), 0 if pad is None else int(pad))
+            return found if generation_config.return_dict_in_generate else cast(Tensor, found.sequences)
         if streamer is not None:
             streamer.end()
         return self._output(input_ids, steps, generation_config) if steps else input_ids
@@ -203,6 +246,16 @@ class SASADecoder:
             "output_attentions and output_hidden_states": config.output_attentions or config.output_hidden_states,
             "a cache that is already filled": cache is not None and cache.get_seq_length() > 0,
         }
+        if self.backtrack is not None:
+            why |= {
+                "backtracking and compiled=True": self.compiled,
+                "backtracking and scores or logits of each step": config.output_scores or config.output_logits,
+                "backtracking and limits that count tokens (min_new_tokens, min_length, forced_eos_token_id, "
+                "exponential_decay_length_penalty)": config.min_new_tokens
+                or config.min_length
+                or config.forced_eos_token_id
+                or config.exponential_decay_length_penalty,
+            }
         if self.compiled and not packs(model):
             raise ValueError(f"compiled=True needs candidates side by side, which {type(model).__name__} does not take")
         if found := [name for name, does in why.items() if does]:
@@ -221,11 +274,26 @@ class SASADecoder:
         new = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         new[1:] = (input_ids[1:] != input_ids[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
         replay = widest if self.compiled else 0
-        look = Lookahead(model, self.steering.specs, mask[new], rows=len(input_ids), positions=room, replay=replay)
+        look = Lookahead(
+            model, self.steering.specs, mask[new], rows=len(input_ids), positions=room, replay=replay,
+            rewindable=self.backtrack is not None,
+        )  # fmt: skip
         look.look(input_ids[new], input_ids[new][:, :0])
         if not bool(new.all()):
             look.select(new.cumsum(0) - 1)
         return look
+
+    @staticmethod
+    def _delivered(prompts: Tensor, histories: list[History], boundaries: int, fill: int) -> SASAOutput:
+        """What is left of the responses behind their prompts (B, T), `fill` behind the shorter ones."""
+        width = max(len(row.tokens) for row in histories)
+        written = prompts.new_full((len(histories), width), fill)
+        margins = torch.full((len(histories), width, boundaries), torch.nan)
+        for b, row in enumerate(histories):
+            written[b, : len(row.tokens)] = prompts.new_tensor(row.tokens)
+            margins[b, : len(row.tokens)] = torch.tensor(row.margins).view(-1, boundaries)
+        sequences = cast(torch.LongTensor, torch.cat([prompts, written], 1))
+        return SASAOutput(sequences=sequences, margins=margins.to(prompts.device).unbind(1), histories=histories)
 
     @staticmethod
     def _output(sequences: Tensor, steps: list[Step], config: GenerationConfig) -> SASAOutput:

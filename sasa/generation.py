@@ -12,6 +12,7 @@ from typing import Any, cast, overload
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 
+from sasa.backtracking import Attempt, Backtracking, History
 from sasa.candidates import check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import EmbeddingSpec, length_batches, pad, progress_bar, tokenize_prompt
@@ -47,7 +48,9 @@ class Completion:
         tokens: ids, the closing EOS included.
         margin: of the whole text, as the boundary embeds it; None without a boundary. Of several, the first one's.
         margins: by each of the boundaries.
-        finish_reason: `stop`, the model closed the text (or a stop string or criterion did); `length`, it was cut off.
+        finish_reason: `stop`, the model closed the text (or a stop string or criterion did); `length`, it was cut off; `unsafe`,
+            backtracking's budget was spent on it.
+        attempts: what backtracking threw away; spent: tokens drawn in all, these included.
     """
 
     text: str
@@ -55,6 +58,8 @@ class Completion:
     margin: float | None
     finish_reason: str
     margins: tuple[float, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    spent: int = 0
 
 
 @overload
@@ -95,6 +100,8 @@ def generate(
     min_p: float | None = None,
     num_return_sequences: int = 1,
     compiled: bool = False,
+    backtrack: Backtracking | None = None,
+    refusal: str | None = None,
     **generate_kwargs: Any,
 ) -> list[Completion] | list[list[Completion]]:
     """Completes prompts under SASA: temperature, top-k, top-p and min-p as usual, then what survives is reweighted.
@@ -112,6 +119,8 @@ def generate(
         temperature, top_k, top_p, min_p: None takes the model's generation config, and where that has none, 1.0, 20, 0.9 and
             no limit; top_k=0 and top_p=1.0 set none.
         compiled: see `SASADecoder`: on a GPU, for many tokens in batches of one size.
+        backtrack: lets responses that go wrong go back, see `Backtracking`; with `beta=0`, that alone.
+        refusal: what is said in place of a response on which backtracking's budget was spent.
         generate_kwargs: passed on to `model.generate`.
 
     Returns:
@@ -127,6 +136,10 @@ def generate(
     top_k, top_p = _first(top_k, config.top_k, DEFAULT_TOP_K), _first(top_p, config.top_p, TOP_P)
     min_p = _first(min_p, config.min_p)
     steering = None if boundary is None else Steering.of(boundary, beta, value)
+    if backtrack is not None and boundary is None:
+        raise ValueError("backtracking needs a boundary to watch the text; beta=0 keeps it from steering")
+    if refusal is not None and backtrack is None:
+        raise ValueError("refusal is what backtracking says in the end: give backtrack, too")
     check_truncation(top_k, top_p, min_p)
     for name, number in (
         ("temperature", temperature),
@@ -179,7 +192,7 @@ def generate(
     if boundary is not None:
         streamer = generate_kwargs.get("streamer")
         generate_kwargs["custom_generate"] = SASADecoder(
-            boundary, beta, value=value, **looked_at, compiled=compiled, streamer=streamer
+            boundary, beta, value=value, **looked_at, compiled=compiled, backtrack=backtrack, streamer=streamer
         )
     results: list[list[Completion]] = [[] for _ in texts]
     with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
@@ -203,11 +216,13 @@ def generate(
             )
             sequences = written if boundary is None else written.sequences
             rows = [_cut(row, eos, pad_id if criteria else None) for row in sequences[:, ids.shape[1] :].tolist()]
+            histories = getattr(written, "histories", None) or [None] * len(rows)
+            rows = [row if history is None else history.tokens for row, history in zip(rows, histories, strict=True)]
             margins: Any = [()] * len(rows)
             if boundary is not None:
                 # The text's margin is what it was with its last token; an EOS is no text of its own.
                 steps = torch.stack(written.margins, 1).tolist()
-                margins = [tuple(step[len(row) - 1]) for step, row in zip(steps, rows, strict=True)]
+                margins = [tuple(step[len(row) - 1]) if row else () for step, row in zip(steps, rows, strict=True)]
             prompts_of = [encoded[i] for i in batch for _ in range(num_return_sequences)]
             made = [
                 Completion(
@@ -216,9 +231,12 @@ def generate(
                     margin=of_row[0] if of_row else None,
                     finish_reason=_reason(row, eos, max_new_tokens),
                     margins=of_row,
+                    spent=len(row),
                 )
                 for prompt, row, of_row in zip(prompts_of, rows, margins, strict=True)
             ]
+            if backtrack is not None:
+                made = [_told(*pair, refusal) for pair in zip(made, histories, strict=True)]
             for place, i in enumerate(batch):
                 results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]
             bar.advance(task, len(batch))
@@ -293,6 +311,14 @@ def _cut(row: list[int], eos: list[int], fill: int | None) -> list[int]:
 def _reason(row: list[int], eos: list[int], max_new_tokens: int) -> str:
     """Why a completion ended: `stop` or `length`."""
     return "length" if len(row) == max_new_tokens and row[-1] not in eos else "stop"
+
+
+def _told(completion: Completion, history: History, refusal: str | None) -> Completion:
+    """A completion with what backtracking did to it."""
+    told = replace(completion, attempts=tuple(history.attempts), spent=history.spent)
+    if not history.exhausted:
+        return told
+    return replace(told, finish_reason="unsafe", text=completion.text if refusal is None else refusal)
 
 
 @contextlib.contextmanager

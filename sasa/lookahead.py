@@ -154,6 +154,13 @@ class LookaheadCache(Cache):
                 pool[:, i, :, : self.length] = pool[:, row, :, : self.length]
         self.batch = len(order)
 
+    def rewind(self, back: Tensor) -> None:
+        """Drops the last entries of each row, int64 (B,) of them, and moves the others to the end."""
+        for row, gone in enumerate(back.tolist()):
+            if gone:
+                for pool in self._pools.values():
+                    pool[:, row, :, gone : self.length] = pool[:, row, :, : self.length - gone].clone()
+
 
 class BorrowedLayer(DynamicLayer):
     """One layer of another cache: what is new stands behind the text in what this pass attends to, and nowhere else."""
@@ -220,6 +227,7 @@ class Lookahead:
         cache: one to borrow; its texts grow by `follow`.
         replay: how many candidates of a row to read in one pass that is compiled once and replayed; 0 compiles nothing.
             Needs `positions`, and rows that stay.
+        rewindable: whether `rewind` is going to be called: the states at the texts' ends are then kept for every step.
 
     Attributes:
         ids: int64 (B, T), the texts so far.
@@ -240,6 +248,7 @@ class Lookahead:
         positions: int = 0,
         cache: BorrowedCache | None = None,
         replay: int = 0,
+        rewindable: bool = False,
     ) -> None:
         self.model = model
         self.specs = (specs,) if isinstance(specs, EmbeddingSpec) else tuple(specs)
@@ -267,10 +276,12 @@ class Lookahead:
         self._total = torch.zeros(len(self.specs), batch, width, device=model.device)
         self._count = self._total[:, :, 0]
         self._ahead: tuple[Tensor, Tensor, Tensor]  # of the last look: candidates, their states and last states
+        # `last`, and (B, ...) of `_end`, `_total` and `_count`, as they were at each length of the texts
+        self._past: list[tuple[Tensor, ...]] | None = [] if rewindable else None
 
     def mask(self, length: int) -> Tensor:
         """Attention mask (B, length): the prompt's own, then ones, for what is written is never padding."""
-        written = self.prompt_mask.new_ones(len(self.prompt_mask), max(0, length - self.prompt_length))
+        written = self.prompt_mask.new_ones(len(self.prompt_mask), max(0, length - self.prompt_mask.shape[1]))
         return torch.cat([self.prompt_mask[:, :length], written], 1)
 
     @torch.no_grad()
@@ -342,7 +353,31 @@ class Lookahead:
             setattr(self, name, getattr(self, name)[rows])
         for name in ("_end", "_total", "_count"):
             setattr(self, name, getattr(self, name)[:, rows])
+        if self._past is not None:
+            self._past = [tuple(part[rows] for part in parts) for parts in self._past]
         self.cache.select(rows)
+
+    def rewind(self, back: Tensor) -> None:
+        """Takes the last tokens of each text back, int64 (B,) of them, not into what was read at first.
+
+        What stays moves to the right, so that texts still end together: it keeps its positions, for these are counted from the
+        attention mask, and what it leaves on the left is padding.
+        """
+        assert self._past is not None
+        back = back.to(self.ids.device)
+        width = self.ids.shape[1]
+        source = torch.arange(width, device=back.device) - back[:, None]
+        mask = self.mask(width).gather(1, source.clamp(min=0))
+        self.prompt_mask = mask * (source >= 0)
+        self.ids = self.ids.gather(1, source.clamp(min=0))
+        steps = torch.arange(len(self._past), device=back.device)[:, None] - back  # (T, B)
+        row = torch.arange(len(back), device=back.device)
+        moved = [torch.stack(part)[steps.clamp(min=0), row] for part in zip(*self._past, strict=True)]
+        self._past = list(zip(*moved, strict=True))
+        self.last, end, total, count = self._past[-1]
+        self._end, self._total, self._count = end.transpose(0, 1), total.transpose(0, 1), count.transpose(0, 1)
+        if self.packed:
+            self.cache.rewind(back)
 
     def _append(self, states: Tensor, last: Tensor) -> None:
         """Takes the layers' states (L, B, n, d) of the texts' newest tokens, which `ids` holds already."""
@@ -364,6 +399,9 @@ class Lookahead:
             totals[i] = totals[i] * spec.decay**n + torch.einsum("bnd,bn->bd", own, weights)
             counts[i] = counts[i] * spec.decay**n + weights.sum(1)
         self._total, self._count = torch.stack(totals), torch.stack(counts)
+        if self._past is not None:
+            of_rows = (part.transpose(0, 1) for part in (self._end, self._total, self._count))
+            self._past.append((self.last, *of_rows))
 
     def _read_replayed(self, new: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """The same states: new tokens as ever, then the candidates by the graph."""

@@ -94,9 +94,16 @@ class Steering:
             weight * worth(boundary, margins[..., i]) for i, (boundary, weight) in enumerate(self.terms)
         )
 
-    def reweight(self, scores: Tensor, candidates: Candidates, margins: Tensor) -> Tensor:
-        """Scores (B, V) with beta times the values of the margins (B, K, S) for the candidates, -inf for all else."""
-        values = scores.gather(1, candidates.ids) + self.beta * self.values(margins).to(scores.dtype)
+    def reweight(
+        self, scores: Tensor, candidates: Candidates, margins: Tensor, beta: Tensor | float | None = None
+    ) -> Tensor:
+        """Scores (B, V) with beta times the values of the margins (B, K, S) for the candidates, -inf for all else.
+
+        Args:
+            beta: a strength of its own for each row, (B, 1), or another for all.
+        """
+        strength = self.beta if beta is None else beta.to(scores.device) if isinstance(beta, Tensor) else beta
+        values = scores.gather(1, candidates.ids) + (strength * self.values(margins)).to(scores.dtype)
         values = values.masked_fill(~candidates.mask, -torch.inf)
         return torch.full_like(scores, -torch.inf).scatter_(1, candidates.ids, values)
 

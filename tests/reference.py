@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 
-from sasa import Boundary
+from sasa import Backtracking, Boundary
 
 
 @torch.no_grad()
@@ -104,3 +104,48 @@ def decode(
         if token in eos:
             break
     return ids[len(prompt) :]
+
+
+def backtrack(
+    model: PreTrainedModel,
+    boundary: Boundary,
+    beta: float,
+    prompt: list[int],
+    tokens: int,
+    eos: list[int],
+    settings: Backtracking,
+    top_k: int = 0,
+) -> tuple[list[int], list[tuple[list[int], int]], bool]:
+    """Greedy decoding that goes back from where P(unsafe) reaches the threshold, each step from a fresh reading of what was kept.
+
+    Returns:
+        the tokens, what was thrown away with the length that it went back to, and whether the budget was spent on it.
+    """
+    written: list[int] = []
+    safe, boosted, spent = 0, 0, 0
+    astray: dict[tuple[int, ...], list[int]] = {}  # by the tokens before
+    attempts: list[tuple[list[int], int]] = []
+    failed: list[tuple[float, list[int]]] = []
+    while len(written) < tokens:
+        text = [*prompt, *written]
+        scores = logits(model, text)
+        scores[astray.get(tuple(written), [])] = -torch.inf
+        strength = beta + settings.boost * (boosted > 0)
+        token = int(reweighted(model, boundary, strength, text, scores, eos, top_k, 1.0, len(prompt)).argmax())
+        spent, boosted = spent + 1, boosted - 1
+        written.append(token)
+        if token in eos:
+            break
+        margin = boundary.margin(embedding(model, [*prompt, *written], boundary, len(prompt)))
+        unsafe = float(torch.sigmoid(-(boundary.scale * margin + boundary.shift)))
+        if unsafe < settings.threshold:
+            if unsafe < settings.safe_below and not settings.to_start:
+                safe, failed = len(written), []
+            continue
+        failed.append((unsafe, list(written)))
+        if len(attempts) == settings.max_resets or spent >= (settings.max_tokens or 4 * tokens):
+            return min(failed)[1], attempts, True
+        attempts.append((written, safe))
+        astray.setdefault(tuple(written[:safe]), []).append(written[safe])
+        written, boosted = written[:safe], settings.boost_tokens
+    return written, attempts, False

@@ -1,0 +1,207 @@
+"""Backtracking: a response that has gone wrong goes back to where it was safe, and is written anew from there.
+
+Two signals say that it has. The boundary's: the calibrated probability that the running text is unsafe passes a threshold; no
+training is needed. The model's own: it writes [RESET], as models trained to do so do (Zhang et al., ICLR 2025, arXiv 2409.14586);
+all of the response before it is thrown away for the user, and stays in the model's context.
+
+This file keeps the books of each row, on the host. It knows nothing about models: the decoder tells it what was written and what
+the boundaries make of it, and is told how far to go back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sasa.boundary import Boundary
+
+
+@dataclass(frozen=True)
+class Backtracking:
+    """When a response goes back, how far, and how often.
+
+    A response goes back to its last safe point, the latest token at which every boundary held the text for safe, or to its start.
+    There the token that led astray is impossible from then on, and beta is raised for a while.
+
+    Attributes:
+        threshold: in (0, 1): a text goes back when its calibrated P(unsafe), by any of the boundaries, reaches this. None: never.
+        safe_below: in (0, threshold]: a point at which P(unsafe) is below this is safe; None takes half of the threshold.
+        to_start: goes back to the start of the response and not to the last safe point.
+        max_resets: of one response; then it ends with the safest of what was tried from the last safe point.
+        max_tokens: of one response, those that were thrown away included; None takes four times what may be delivered.
+        boost: what is added to beta after a reset, for `boost_tokens` tokens.
+        reset_token_id: of [RESET], for a model that was trained to write it; reset_bias: is added to its logit.
+
+    Raises:
+        ValueError: a value outside its range, or neither a threshold nor a [RESET] token.
+    """
+
+    threshold: float | None = 0.9
+    safe_below: float | None = None
+    to_start: bool = False
+    max_resets: int = 4
+    max_tokens: int | None = None
+    boost: float = 2.0
+    boost_tokens: int = 10
+    reset_token_id: int | None = None
+    reset_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.threshold is None and self.reset_token_id is None:
+            raise ValueError("backtracking needs a threshold, or a model's [RESET] token, or both")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold is a probability in (0, 1), got {self.threshold}")
+        if self.safe_below is not None and not 0 < self.safe_below <= (self.threshold or 1):
+            raise ValueError(f"safe_below must be in (0, threshold], got {self.safe_below}")
+        for name in ("max_resets", "max_tokens"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"{name} must be >= 1, got {number}")
+        if not (math.isfinite(self.boost) and self.boost >= 0 and self.boost_tokens >= 0):
+            raise ValueError(f"boost and boost_tokens must be >= 0, got {self.boost} and {self.boost_tokens}")
+        if not math.isfinite(self.reset_bias):
+            raise ValueError(f"reset_bias must be finite, got {self.reset_bias}")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What was thrown away.
+
+    Attributes:
+        tokens: of the response when it was stopped; the first `kept` of them stayed.
+        kept: to where it went back.
+        p_unsafe: of the text with its last token, the greatest of the boundaries'.
+        reason: `threshold`, or `reset` where the model wrote [RESET].
+    """
+
+    tokens: tuple[int, ...]
+    kept: int
+    p_unsafe: float
+    reason: str
+
+
+@dataclass
+class History:
+    """A response in the making.
+
+    Attributes:
+        tokens, margins: what is delivered, and the margins (S,) of the text with each of the tokens.
+        safe: tokens up to the last safe point. They can no longer be taken back, unless the model writes [RESET].
+        attempts: what was thrown away.
+        spent: tokens drawn, those of the attempts included.
+        exhausted: the budget was spent, and what is delivered passed the threshold.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    margins: list[list[float]] = field(default_factory=list)
+    safe: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
+    spent: int = 0
+    exhausted: bool = False
+    boosted: int = 0
+    # Tokens that led astray, by the number of tokens before them; and the failed ends (P(unsafe), tokens, margins) from `safe`.
+    forbidden: dict[int, set[int]] = field(default_factory=dict)
+    failed: list[tuple[float, list[int], list[list[float]]]] = field(default_factory=list)
+
+
+class Watch:
+    """The histories of a batch's rows, for one call of the decoder.
+
+    Args:
+        settings: when to go back.
+        boundaries: S of them; any may send a text back.
+        rows: of the batch.
+        room: tokens that a response may have.
+        eos: ids that end a text; they are no text of their own and go unwatched.
+    """
+
+    def __init__(
+        self, settings: Backtracking, boundaries: Sequence[Boundary], rows: int, room: int, eos: Sequence[int]
+    ) -> None:
+        self.settings = settings
+        self.boundaries = boundaries
+        self.room = room
+        self.eos = frozenset(eos)
+        self.rows = [History() for _ in range(rows)]
+        self._budget = settings.max_tokens or 4 * room
+        threshold = settings.threshold or 1.0
+        self._safe_below = threshold / 2 if settings.safe_below is None else settings.safe_below
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """Logits (B, V), a copy, with what led astray impossible, and [RESET] as likely as it is asked to be."""
+        logits = logits.clone()
+        found = [(b, token) for b, row in enumerate(self.rows) for token in row.forbidden.get(len(row.tokens), ())]
+        reset = self.settings.reset_token_id
+        if reset is not None:
+            logits[:, reset] += self.settings.reset_bias
+            found += [(b, reset) for b, row in enumerate(self.rows) if not self._may_go_back(row)]
+        if found:
+            rows, tokens = torch.tensor(found, device=logits.device).T
+            logits[rows, tokens] = -torch.inf
+        return logits
+
+    def beta(self, beta: float, rows: Sequence[int]) -> Tensor | float:
+        """The strength for each of the rows, float32 (R, 1), or one for all."""
+        boosts = [self.settings.boost * (self.rows[b].boosted > 0) for b in rows]
+        return beta + torch.tensor(boosts)[:, None] if any(boosts) else beta
+
+    def told(self, rows: Tensor, tokens: Tensor, margins: Tensor, open_: Tensor, over: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes down what was written.
+
+        Args:
+            rows: int64 (R,), indices into the batch; tokens int64 (R,), and margins (R, S) of the texts with them.
+            open_: (B,), nonzero where a row had not ended before; over: bool (B,), where a stopping criterion holds.
+
+        Returns:
+            how many tokens each of the rows goes back, int64 (R,), and where rows have ended, bool (B,); both on the CPU.
+        """
+        margins, over = margins.float().cpu(), over.cpu().clone()
+        odds = torch.stack([b.log_odds(margins[:, i]) for i, b in enumerate(self.boundaries)])
+        unsafe = (-odds).sigmoid().amax(0).tolist()
+        open_rows = open_.tolist()
+        back = torch.zeros(len(rows), dtype=torch.long)
+        for i, (b, token, margin) in enumerate(zip(rows.tolist(), tokens.tolist(), margins.tolist(), strict=True)):
+            if open_rows[b]:
+                back[i], ended = self._one(self.rows[b], token, margin, unsafe[i])
+                over[b] = ended or (bool(over[b]) and not back[i])  # a text that was taken back has not ended
+        return back, over
+
+    def final(self, row: int) -> list[int]:
+        """What can no longer be taken back of a row's response."""
+        history = self.rows[row]
+        return [] if self.settings.reset_token_id is not None else history.tokens[: history.safe]
+
+    def _may_go_back(self, row: History) -> bool:
+        return len(row.attempts) < self.settings.max_resets and row.spent < self._budget
+
+    def _one(self, row: History, token: int, margins: list[float], unsafe: float) -> tuple[int, bool]:
+        threshold = self.settings.threshold
+        row.spent += 1
+        row.boosted -= 1
+        if token == self.settings.reset_token_id:
+            row.attempts.append(Attempt(tuple(row.tokens), 0, unsafe, "reset"))
+            row.tokens, row.margins, row.safe, row.forbidden, row.failed = [], [], 0, {}, []
+            return 0, False
+        row.tokens.append(token)
+        row.margins.append(margins)
+        if token in self.eos or threshold is None or unsafe < threshold:
+            if unsafe < self._safe_below and not self.settings.to_start:
+                row.safe, row.failed = len(row.tokens), []
+            return 0, len(row.tokens) >= self.room
+        place = row.safe
+        row.failed.append((unsafe, row.tokens[place:], row.margins[place:]))
+        if self._may_go_back(row):
+            row.attempts.append(Attempt(tuple(row.tokens), place, unsafe, "threshold"))
+            row.forbidden = {at: found for at, found in row.forbidden.items() if at <= place}
+            row.forbidden.setdefault(place, set()).add(row.tokens[place])
+            row.boosted = self.settings.boost_tokens
+            back = len(row.tokens) - place
+            del row.tokens[place:], row.margins[place:]
+            return back, False
+        _, tokens, kept = min(row.failed, key=lambda end: end[0])
+        row.tokens[place:], row.margins[place:] = tokens, kept
+        row.exhausted = True
+        return 0, True
