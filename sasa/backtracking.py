@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary
+
+THRESHOLD, MAX_RESETS = 0.9, 4
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,10 @@ class Backtracking:
         ValueError: a value outside its range, or neither a threshold nor a [RESET] token.
     """
 
-    threshold: float | None = 0.9
+    threshold: float | None = THRESHOLD
     safe_below: float | None = None
     to_start: bool = False
-    max_resets: int = 4
+    max_resets: int = MAX_RESETS
     max_tokens: int | None = None
     boost: float = 2.0
     boost_tokens: int = 10
@@ -66,6 +69,13 @@ class Backtracking:
             raise ValueError(f"reset_bias must be finite, got {self.reset_bias}")
 
 
+def reset_token_id(tokenizer: PreTrainedTokenizerBase, token: str = "[RESET]") -> int:
+    """The id of a model's own [RESET] token. Raises ValueError where its tokenizer has none."""
+    if (found := tokenizer.get_vocab().get(token)) is None:
+        raise ValueError(f"the tokenizer has no token {token!r}: this model was not trained to write it")
+    return found
+
+
 @dataclass(frozen=True)
 class Attempt:
     """What was thrown away.
@@ -75,12 +85,14 @@ class Attempt:
         kept: to where it went back.
         p_unsafe: of the text with its last token, the greatest of the boundaries'.
         reason: `threshold`, or `reset` where the model wrote [RESET].
+        text: of the tokens, where `sasa.generate` tells.
     """
 
     tokens: tuple[int, ...]
     kept: int
     p_unsafe: float
     reason: str
+    text: str = ""
 
 
 @dataclass

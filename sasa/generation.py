@@ -236,7 +236,10 @@ def generate(
                 for prompt, row, of_row in zip(prompts_of, rows, margins, strict=True)
             ]
             if backtrack is not None:
-                made = [_told(*pair, refusal) for pair in zip(made, histories, strict=True)]
+                made = [
+                    _told(tokenizer, prompt, completion, history, refusal)
+                    for prompt, completion, history in zip(prompts_of, made, histories, strict=True)
+                ]
             for place, i in enumerate(batch):
                 results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]
             bar.advance(task, len(batch))
@@ -313,9 +316,16 @@ def _reason(row: list[int], eos: list[int], max_new_tokens: int) -> str:
     return "length" if len(row) == max_new_tokens and row[-1] not in eos else "stop"
 
 
-def _told(completion: Completion, history: History, refusal: str | None) -> Completion:
+def _told(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    completion: Completion,
+    history: History,
+    refusal: str | None,
+) -> Completion:
     """A completion with what backtracking did to it."""
-    told = replace(completion, attempts=tuple(history.attempts), spent=history.spent)
+    attempts = tuple(replace(a, text=_text(tokenizer, prompt, list(a.tokens))) for a in history.attempts)
+    told = replace(completion, attempts=attempts, spent=history.spent)
     if not history.exhausted:
         return told
     return replace(told, finish_reason="unsafe", text=completion.text if refusal is None else refusal)

@@ -78,7 +78,7 @@ def test_generate_json_is_a_line_a_prompt_and_nothing_else(fitted, tiny_folder, 
         assert set(row) == {"prompt", "completions"}
         assert len(row["completions"]) == 2
         for completion in row["completions"]:
-            assert set(completion) == {"text", "margin", "margins", "tokens", "finish_reason"}
+            assert set(completion) == {"text", "margin", "margins", "tokens", "finish_reason", "attempts", "spent"}
             assert completion["margins"] == [completion["margin"]]
 
 
@@ -97,6 +97,21 @@ def test_compare(fitted, tiny_folder):
     assert set(row) == {"prompt", "completions", "plain"}
     zero = json.loads(sasa(*command, "--json", "--beta", 0).stdout)
     assert row["plain"][0]["tokens"] == zero["completions"][0]["tokens"] == zero["plain"][0]["tokens"]
+
+
+def test_backtrack(fitted, tiny_folder):
+    command = ("generate", "hello", "--model", tiny_folder, "-b", fitted[0], "--beta", 0, "-n", 8, "--seed", 1)
+    watched = (*command, "--num-return-sequences", 8, "--backtrack", "--threshold", 0.3)
+    found = json.loads(sasa(*watched, "--json").stdout)["completions"]
+    attempts = [attempt for completion in found for attempt in completion["attempts"]]
+    assert attempts
+    assert set(attempts[0]) == {"tokens", "kept", "p_unsafe", "reason", "text"}
+    assert all(attempt["p_unsafe"] >= 0.3 for attempt in attempts)
+    shown = sasa(*watched).stdout
+    assert shown.count("went back (threshold") == len(attempts)
+    refused = json.loads(sasa(*watched, "--json", "--max-resets", 1, "--threshold", 1e-9, "--refusal", "No.").stdout)
+    assert {completion["text"] for completion in refused["completions"]} == {"No."}
+    assert "SASA, beta 0, backtracking" in " ".join(sasa(*watched, "--compare").stdout.split())
 
 
 def test_txt_prompts_and_chat(fitted, tiny_folder, tmp_path):
@@ -141,6 +156,15 @@ def test_classifiers():
         ),
         (["generate", "x", "--model", "MODEL", "--top-p", "1.5", "--boundary", "FITTED"], "top_p must be in (0, 1]"),
         (["generate", "x", "--model", "MODEL"], "no bundled 'toxicity' boundary for this model"),
+        (
+            ["generate", "x", "--model", "./nowhere", "--backtrack", "--threshold", "1"],
+            "threshold is a probability in (0, 1)",
+        ),
+        (["generate", "x", "--model", "./nowhere", "--refusal", "no"], "belong to --backtrack"),
+        (
+            ["generate", "x", "--model", "MODEL", "--boundary", "FITTED", "--backtrack", "--reset-token", "[RESET]"],
+            "the tokenizer has no token '[RESET]': this model was not trained to write it",
+        ),
         (["generate", "x", "--model", "./nowhere"], "no model folder or GGUF file at nowhere"),
         (["generate", "--prompts", "nowhere.txt"], "no prompts file at nowhere.txt"),
         (["generate", "x" * 300, "--model", "MODEL", "--boundary", "FITTED"], "context window of 256"),

@@ -7,17 +7,20 @@ import http.server
 import json
 import math
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from sasa import Backtracking
 from sasa.evaluation import metrics, runner, scorers
 from sasa.evaluation.methods import Settings, World, method
 from sasa.evaluation.report import compare, write_report
@@ -277,8 +280,8 @@ def test_unknown_scorers_and_methods_say_what_there_is():
         scorers.scorer("gut feeling")
     with pytest.raises(ValueError, match="best-of:N"):
         method("pray")
-    for bad in ("sasa:-1", "sasa:x", "best-of:1", "plain:2"):
-        with pytest.raises(ValueError, match=bad):
+    for bad in ("sasa:-1", "sasa:x", "best-of:1", "plain:2", "backtrack:1", "sasa+backtrack:2:x", "sasa+backtrack:-1"):
+        with pytest.raises(ValueError, match=re.escape(bad)):
             method(bad)
 
 
@@ -303,6 +306,15 @@ def test_best_of_keeps_the_greatest_margin(world):
     every = [world.generate(["hello", "you"], seed=1 + i) for i in range(4)]
     for prompt, row in enumerate(best):
         assert [c.margin for c in row] == [max(tried[prompt][i].margin for tried in every) for i in range(3)]
+        assert [c.spent for c in row] == [sum(len(tried[prompt][i].tokens) for tried in every) for i in range(3)]
+
+
+@pytest.mark.parametrize(("spec", "beta"), [("backtrack:0.4", 0.0), ("sasa+backtrack:1.5:0.4", 1.5)])
+def test_backtracking_as_a_method(world, spec, beta):
+    prompts = ["abcdefgh", "ab"]
+    found = method(spec)(world, prompts, seed=1)
+    assert found == world.generate(prompts, beta, backtrack=Backtracking(0.4), seed=1)
+    assert any(c.attempts for row in found for c in row)
 
 
 def test_the_word_filter_forbids_its_words(world):
@@ -425,6 +437,28 @@ def test_reports(world, tmp_path):
     assert summary["methods"]["plain"]["toxicity"]["counting"]["emt"]["value"] == pytest.approx(scores.max(1).mean())
     assert (run.folder / "frontier.png").stat().st_size > 5000
     assert (run.folder / "groups.png").is_file()
+
+
+def test_what_backtracking_costs_is_reported(world, tmp_path):
+    boundary = replace(world.boundary, bias=world.boundary.bias + 3)  # right among the margins of these texts
+    world = replace(world, boundary=boundary)
+    run = make_run(tmp_path, world, ("plain", "backtrack:0.5"))
+    text = write_report([run.folder]).read_text()
+    rows = run.completed("backtrack:0.5")
+    found = compare([run.folder])["runs"][0]["methods"]
+    figures = found["backtrack:0.5"]["figures"]
+    assert figures["sent_back"].value == pytest.approx(np.mean([bool(r["attempts"]) for r in rows]))
+    assert 0 < figures["sent_back"].value < 1
+    assert figures["spent"].value == pytest.approx(sum(r["spent"] for r in rows) / sum(len(r["tokens"]) for r in rows))
+    likelihoods = runner.read(run.file("backtrack:0.5", "likelihood"))
+    others = [one for one, r in zip(likelihoods, rows, strict=True) if not r["attempts"]]
+    want = math.exp(sum(r["nats"] for r in others) / sum(r["tokens"] for r in others))
+    assert figures["perplexity_never_back"].value == pytest.approx(want)
+    groups = {p.id: p.group for p in run.prompts}
+    toxic = [bool(r["attempts"]) for r in rows if groups[r["prompt"]] == "toxic"]
+    assert "backtrack:0.5 sent back" in text
+    assert f"{np.mean(toxic):.1%} of toxic" in text
+    assert not {"sent_back", "spent"} & set(found["plain"]["figures"])
 
 
 def test_plain_may_come_last_and_be_read_by_a_judge(world, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import sasa
+from sasa.backtracking import MAX_RESETS, THRESHOLD, Backtracking, reset_token_id
 from sasa.boundary import Boundary
 from sasa.candidates import check_truncation
 from sasa.cli.common import (
@@ -65,6 +66,24 @@ def command(
     seed: Annotated[int | None, typer.Option(help="For the same completions again.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 8,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    backtrack: Annotated[
+        bool, typer.Option("--backtrack", help="A completion that goes wrong goes back and is written anew from there.")
+    ] = False,
+    threshold: Annotated[float, typer.Option(help="P(unsafe), in (0, 1), from which it goes back.")] = THRESHOLD,
+    max_resets: Annotated[int, typer.Option(min=1, help="How often one completion may go back.")] = MAX_RESETS,
+    refusal: Annotated[
+        str | None,
+        typer.Option(help="Said in place of a completion that is still unsafe then.", show_default="its safest try"),
+    ] = None,
+    reset_token: Annotated[
+        str | None,
+        typer.Option(
+            help="With --backtrack: [RESET], of a model trained to write it; what is before it is dropped, too."
+        ),
+    ] = None,
+    reset_bias: Annotated[
+        float, typer.Option(help="Added to the logit of [RESET]: above 0 safer, below 0 faster.")
+    ] = 0.0,
     compare: Annotated[
         bool, typer.Option("--compare", help="Plain and steered side by side, from the same seed.")
     ] = False,
@@ -82,8 +101,13 @@ def command(
 
         sasa generate "The driver cut me off, so I" --compare
 
+        sasa generate "The driver cut me off, so I" --backtrack --beta 0
+
         sasa generate --prompts prompts.jsonl --num-return-sequences 25 --json > completions.jsonl
     """
+    if not backtrack and (refusal is not None or reset_token is not None):
+        raise ValueError("--refusal and --reset-token belong to --backtrack: give it, too")
+    watch = Backtracking(threshold, max_resets=max_resets, reset_bias=reset_bias) if backtrack else None
     check_beta(beta)
     check_value(value)
     texts = [*(prompts or []), *(read_prompts(file) if file else [])]
@@ -91,6 +115,8 @@ def command(
         raise ValueError("no prompts: give them as arguments, or a file with --prompts")
     check_truncation(top_k, top_p)
     loaded, tokenizer = sasa.load(model, device, dtype)
+    if watch is not None and reset_token is not None:
+        watch = replace(watch, reset_token_id=reset_token_id(tokenizer, reset_token))
     lines = load_boundaries(boundary, loaded, strict)
     line, _ = lines[0]
     encode_prompts(loaded, tokenizer, texts, line.embedding, chat, max_new_tokens)  # all, before the first is used
@@ -109,19 +135,20 @@ def command(
     # A few batches at a time, so that a long run shows what it has.
     for first in range(0, len(texts), 8 * batch_size):
         part = texts[first : first + 8 * batch_size]
-        runs: dict[float, list[list[Completion]]] = {}
-        for strength in (0.0, beta) if compare else (beta,):
-            runs[strength] = sasa.generate(loaded, tokenizer, part, lines, strength, seed=seed + first, **settings)
+        settings |= {"seed": seed + first}
+        watched = settings | {"backtrack": watch, "refusal": refusal}
+        steered = sasa.generate(loaded, tokenizer, part, lines, beta, **watched)
+        plain = sasa.generate(loaded, tokenizer, part, lines, 0.0, **settings) if compare else []
         for i, prompt in enumerate(part):
             if as_json:
-                row = {"prompt": prompt, "completions": [asdict(c) for c in runs[beta][i]]}
+                row = {"prompt": prompt, "completions": [asdict(c) for c in steered[i]]}
                 if compare:
-                    row["plain"] = [asdict(c) for c in runs[0.0][i]]
+                    row["plain"] = [asdict(c) for c in plain[i]]
                 print(json.dumps(row, ensure_ascii=False), flush=True)
             elif compare:
-                _side_by_side(line, prompt, beta, runs[0.0][i], runs[beta][i])
+                _side_by_side(line, prompt, f"SASA, beta {beta:g}" + ", backtracking" * backtrack, plain[i], steered[i])
             else:
-                for completion in runs[beta][i]:
+                for completion in steered[i]:
                     out.print(Text(prompt, style="dim") + _coloured(line, completion), soft_wrap=True)
 
 
@@ -157,15 +184,19 @@ def _coloured(boundary: Boundary, completion: Completion) -> Text:
     assert completion.margin is not None
     # Blank lines take room and say nothing here; --json has the text as it is.
     text = Text(re.sub(r"\s*\n\s*", "\n", completion.text).strip("\n"), style(boundary, completion.margin))
-    return text.append(f"  ⟨{completion.margin:+.1f}, P(safe) {probability(boundary, completion.margin):.2f}⟩", "dim")
+    text.append(f"  ⟨{completion.margin:+.1f}, P(safe) {probability(boundary, completion.margin):.2f}⟩", "dim")
+    for attempt in completion.attempts:
+        text.append(f"\n  went back ({attempt.reason}, P(unsafe) {attempt.p_unsafe:.2f}): ", "dim")
+        text.append(" ".join(attempt.text.split()), "dim strike")
+    return text
 
 
 def _side_by_side(
-    boundary: Boundary, prompt: str, beta: float, plain: list[Completion], steered: list[Completion]
+    boundary: Boundary, prompt: str, title: str, plain: list[Completion], steered: list[Completion]
 ) -> None:
     table = Table(title=escape(prompt), title_justify="left", expand=True, show_lines=len(plain) > 1)
     table.add_column("plain", ratio=1)
-    table.add_column(f"SASA, beta {beta:g}", ratio=1)
+    table.add_column(title, ratio=1)
     for one, other in zip(plain, steered, strict=True):
         table.add_row(_coloured(boundary, one), _coloured(boundary, other))
     out.print(table)

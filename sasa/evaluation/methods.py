@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sasa
+from sasa.backtracking import THRESHOLD, Backtracking
 from sasa.boundary import Boundary
 from sasa.generation import Completion
 from sasa.steering import BETA, VALUE, VALUES, Boundaries, check_beta, check_value, terms
@@ -58,7 +59,14 @@ class World:
         return terms(self.boundary)[0][0]
 
     def generate(
-        self, prompts: Sequence[str], beta: float = 0.0, value: str = VALUE, *, words: bool = False, seed: int
+        self,
+        prompts: Sequence[str],
+        beta: float = 0.0,
+        value: str = VALUE,
+        *,
+        words: bool = False,
+        backtrack: Backtracking | None = None,
+        seed: int,
     ) -> list[list[Completion]]:
         """`sasa.generate` with these settings, and the word filter or not."""
         s = self.settings
@@ -66,7 +74,7 @@ class World:
         return sasa.generate(
             self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
             seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
-            num_return_sequences=s.completions, value=value, **more,
+            num_return_sequences=s.completions, value=value, backtrack=backtrack, **more,
         )  # fmt: skip
 
     def _bad_words(self) -> list[list[int]]:
@@ -131,9 +139,32 @@ class BestOf:
         # One after the other: n times as many rows at once take more than n times as long.
         tries = [world.generate(prompts, seed=seed + i) for i in range(self.n)]
         return [
-            [max(same, key=lambda c: cast(float, c.margin)) for same in zip(*rows, strict=True)]
+            [
+                replace(max(same, key=lambda c: cast(float, c.margin)), spent=sum(c.spent for c in same))
+                for same in zip(*rows, strict=True)
+            ]
             for rows in zip(*tries, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class Backtrack:
+    """Text that goes wrong goes back; with SASA before or without."""
+
+    threshold: float = THRESHOLD
+    beta: float = 0.0
+
+    @classmethod
+    def parse(cls, argument: str = f"{BETA:g}") -> Backtrack:
+        """From `BETA` or `BETA:THRESHOLD`."""
+        beta, _, threshold = argument.partition(":")
+        made = cls(float(threshold or THRESHOLD), float(beta))
+        check_beta(made.beta)
+        Backtracking(made.threshold)
+        return made
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        return world.generate(prompts, self.beta, backtrack=Backtracking(self.threshold), seed=seed)
 
 
 METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
@@ -147,6 +178,11 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
         "sasa+words:BETA[:VALUE], SASA and the word filter",
         lambda beta=f"{BETA:g}": SASA.parse(beta, words=True),
     ),
+    "backtrack": (
+        f"backtrack:THRESHOLD, back from where P(unsafe) reaches it, by default {THRESHOLD:g}",
+        lambda threshold=f"{THRESHOLD:g}": Backtrack.parse(f"0:{threshold}"),
+    ),
+    "sasa+backtrack": ("sasa+backtrack:BETA[:THRESHOLD], SASA, and back where it was not enough", Backtrack.parse),
     "best-of": ("best-of:N, the one of N completions with the greatest margin", lambda n="4": BestOf(_count(n))),
 }
 
