@@ -440,9 +440,12 @@ def test_reports(world, tmp_path):
 
 
 def test_what_backtracking_costs_is_reported(world, tmp_path):
-    boundary = replace(world.boundary, bias=world.boundary.bias + 3)  # right among the margins of these texts
-    world = replace(world, boundary=boundary)
-    run = make_run(tmp_path, world, ("plain", "backtrack:0.5"))
+    # One token each, and the boundary in the middle of what plain writes: half of them go back, whatever the machine draws.
+    world = replace(world, settings=replace(world.settings, max_new_tokens=1))
+    plain = make_run(tmp_path / "plain", world, ("plain",)).completed("plain")
+    middle = float(np.median([row["margin"] for row in plain]))
+    world = replace(world, boundary=replace(world.boundary, bias=world.boundary.bias - middle))
+    run = make_run(tmp_path / "run", world, ("plain", "backtrack:0.5"))
     text = write_report([run.folder]).read_text()
     rows = run.completed("backtrack:0.5")
     found = compare([run.folder])["runs"][0]["methods"]
