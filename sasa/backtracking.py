@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from sasa.boundary import Boundary
 
 THRESHOLD, MAX_RESETS = 0.9, 4
+RESET = "[RESET]"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Backtracking:
             raise ValueError(f"reset_bias must be finite, got {self.reset_bias}")
 
 
-def reset_token_id(tokenizer: PreTrainedTokenizerBase, token: str = "[RESET]") -> int:
+def reset_token_id(tokenizer: PreTrainedTokenizerBase, token: str = RESET) -> int:
     """The id of a model's own [RESET] token. Raises ValueError where its tokenizer has none."""
     if (found := tokenizer.get_vocab().get(token)) is None:
         raise ValueError(f"the tokenizer has no token {token!r}: this model was not trained to write it")
@@ -124,7 +125,7 @@ class Watch:
 
     Args:
         settings: when to go back.
-        boundaries: S of them; any may send a text back.
+        boundaries: S of them; any may send a text back. None at all leaves it to the model's own [RESET].
         rows: of the batch.
         room: tokens that a response may have.
         eos: ids that end a text; they are no text of their own and go unwatched.
@@ -171,8 +172,8 @@ class Watch:
             how many tokens each of the rows goes back, int64 (R,), and where rows have ended, bool (B,); both on the CPU.
         """
         margins, over = margins.float().cpu(), over.cpu().clone()
-        odds = torch.stack([b.log_odds(margins[:, i]) for i, b in enumerate(self.boundaries)])
-        unsafe = (-odds).sigmoid().amax(0).tolist()
+        odds = [-b.log_odds(margins[:, i]) for i, b in enumerate(self.boundaries)]
+        unsafe = torch.stack(odds).sigmoid().amax(0).tolist() if odds else [math.nan] * len(rows)
         open_rows = open_.tolist()
         back = torch.zeros(len(rows), dtype=torch.long)
         for i, (b, token, margin) in enumerate(zip(rows.tolist(), tokens.tolist(), margins.tolist(), strict=True)):

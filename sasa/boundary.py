@@ -48,7 +48,10 @@ class ModelInfo:
         )
 
     def differences(self, other: ModelInfo, strict: bool = True) -> list[str]:
-        """The fields in which two models differ, as text. Ids count by their last part, and not at all if not `strict`."""
+        """The fields in which two models differ, as text. Ids count by their last part.
+
+        If not `strict`, neither they nor the vocabulary count: a fine-tune may have gained tokens.
+        """
         found = []
         for name, mine in asdict(self).items():
             theirs = getattr(other, name)
@@ -56,7 +59,7 @@ class ModelInfo:
                 a, b = (re.split(r"[/\\]", x.rstrip("/\\"))[-1].lower() for x in (mine, theirs))
                 if not strict or not a or not b or a == b:
                     continue
-            elif mine == theirs:
+            elif mine == theirs or (name == "vocab_size" and not strict):
                 continue
             found.append(f"{name}: fitted on {mine!r}, this model has {theirs!r}")
         return found
@@ -198,7 +201,7 @@ class Boundary:
         if model is not None:
             boundary.check(model, strict)
             if not strict:  # settled here once, so that no later check asks again
-                boundary = replace(boundary, model=replace(boundary.model, id=""))
+                boundary = replace(boundary, model=replace(ModelInfo.of(model), id=""))
             device = model.device if device is None else device
         return boundary if device is None else boundary.to(device)
 

@@ -71,7 +71,8 @@ class SASADecoder:
     read once for all its `num_return_sequences`, and rows that have ended leave the forward pass.
 
     Args:
-        boundary: fitted on the model that generates; or several with a weight each, [(boundary, weight), …], from the same pass.
+        boundary: fitted on the model that generates; or several with a weight each, [(boundary, weight), …], from the same pass;
+            or None, with `beta=0` and a `backtrack` that waits for the model's own [RESET] alone.
         beta: strength, >= 0. At 0 it writes what plain `generate()` writes from the same seed.
         value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`, itself (the paper); see
             `sasa.steering`.
@@ -92,7 +93,7 @@ class SASADecoder:
 
     def __init__(
         self,
-        boundary: Boundaries,
+        boundary: Boundaries | None,
         beta: float = BETA,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -104,6 +105,8 @@ class SASADecoder:
     ) -> None:
         check_truncation(top_k, top_p)
         self.steering = Steering.of(boundary, beta, value)
+        if not self.steering.terms and (backtrack is None or backtrack.threshold is not None):
+            raise ValueError("without a boundary there is only backtracking with threshold=None and a reset_token_id")
         self.top_k = top_k
         self.top_p = top_p
         self.compiled = compiled
@@ -291,7 +294,7 @@ class SASADecoder:
         margins = torch.full((len(histories), width, boundaries), torch.nan)
         for b, row in enumerate(histories):
             written[b, : len(row.tokens)] = prompts.new_tensor(row.tokens)
-            margins[b, : len(row.tokens)] = torch.tensor(row.margins).view(-1, boundaries)
+            margins[b, : len(row.tokens)] = torch.tensor(row.margins).view(len(row.tokens), boundaries)
         sequences = cast(torch.LongTensor, torch.cat([prompts, written], 1))
         return SASAOutput(sequences=sequences, margins=margins.to(prompts.device).unbind(1), histories=histories)
 

@@ -119,7 +119,8 @@ def generate(
         temperature, top_k, top_p, min_p: None takes the model's generation config, and where that has none, 1.0, 20, 0.9 and
             no limit; top_k=0 and top_p=1.0 set none.
         compiled: see `SASADecoder`: on a GPU, for many tokens in batches of one size.
-        backtrack: lets responses that go wrong go back, see `Backtracking`; with `beta=0`, that alone.
+        backtrack: lets responses that go wrong go back, see `Backtracking`; with `beta=0`, that alone. A model's own [RESET]
+            needs no boundary beside it.
         refusal: what is said in place of a response on which backtracking's budget was spent.
         generate_kwargs: passed on to `model.generate`.
 
@@ -136,8 +137,11 @@ def generate(
     top_k, top_p = _first(top_k, config.top_k, DEFAULT_TOP_K), _first(top_p, config.top_p, TOP_P)
     min_p = _first(min_p, config.min_p)
     steering = None if boundary is None else Steering.of(boundary, beta, value)
-    if backtrack is not None and boundary is None:
-        raise ValueError("backtracking needs a boundary to watch the text; beta=0 keeps it from steering")
+    if backtrack is not None and boundary is None and backtrack.threshold is not None:
+        raise ValueError(
+            "backtracking by a threshold needs a boundary to watch the text; beta=0 keeps it from steering"
+        )
+    ours = boundary is not None or backtrack is not None  # whether the loop is sasa's
     if refusal is not None and backtrack is None:
         raise ValueError("refusal is what backtracking says in the end: give backtrack, too")
     check_truncation(top_k, top_p, min_p)
@@ -176,7 +180,7 @@ def generate(
     if not do_sample:  # greedy decoding truncates nothing, but SASA needs to know which tokens to look at
         looked_at, truncation = {"top_k": top_k, "top_p": top_p}, {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     elif (
-        boundary is not None
+        ours
         and model.device.type == "cpu"
         and not min_p
         and not any(_first(generate_kwargs.get(n), getattr(config, n, None)) for n in LATER)
@@ -189,10 +193,16 @@ def generate(
     criteria = StoppingCriteriaList(generate_kwargs.pop("stopping_criteria", None) or [])
     if stop_strings := generate_kwargs.pop("stop_strings", None):
         criteria.append(StopStringCriteria(tokenizer, stop_strings))
-    if boundary is not None:
+    if ours:
         streamer = generate_kwargs.get("streamer")
         generate_kwargs["custom_generate"] = SASADecoder(
-            boundary, beta, value=value, **looked_at, compiled=compiled, backtrack=backtrack, streamer=streamer
+            boundary,
+            0.0 if boundary is None else beta,
+            value=value,
+            **looked_at,
+            compiled=compiled,
+            backtrack=backtrack,
+            streamer=streamer,
         )
     results: list[list[Completion]] = [[] for _ in texts]
     with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
@@ -208,13 +218,13 @@ def generate(
                 num_return_sequences=num_return_sequences,
                 eos_token_id=eos or None,
                 pad_token_id=pad_id,
-                return_dict_in_generate=boundary is not None,  # for the margins
+                return_dict_in_generate=ours,  # for the margins and histories
                 output_scores=False,
                 output_logits=False,
                 stopping_criteria=criteria,
                 **generate_kwargs,
             )
-            sequences = written if boundary is None else written.sequences
+            sequences = written.sequences if ours else written
             rows = [_cut(row, eos, pad_id if criteria else None) for row in sequences[:, ids.shape[1] :].tolist()]
             histories = getattr(written, "histories", None) or [None] * len(rows)
             rows = [row if history is None else history.tokens for row, history in zip(rows, histories, strict=True)]

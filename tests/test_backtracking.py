@@ -168,6 +168,25 @@ def test_a_models_own_reset(model, tokenizer):
     assert out[0, len(prompt) :].tolist()[: len(always.tokens)] == always.tokens
 
 
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_a_models_own_reset_needs_no_boundary(model, tokenizer, do_sample):
+    watch = Backtracking(threshold=None, reset_token_id=77, reset_bias=4.0)
+    options = dict(max_new_tokens=NEW, num_return_sequences=3, seed=1, do_sample=do_sample, backtrack=watch)
+    alone = sasa.generate(model, tokenizer, ["abcd", "xyz"], **options)
+    beside = sasa.generate(model, tokenizer, ["abcd", "xyz"], tiny.boundary(model), 0.0, **options)
+    assert [[c.tokens for c in row] for row in alone] == [[c.tokens for c in row] for row in beside]
+    assert any(c.attempts for row in alone for c in row)
+    for row, other in zip(alone, beside, strict=True):
+        for c, of in zip(row, other, strict=True):
+            assert (c.margin, c.margins) == (None, ())
+            assert [(a.tokens, a.reason) for a in c.attempts] == [(a.tokens, a.reason) for a in of.attempts]
+    with pytest.raises(ValueError, match="there is no boundary to steer by"):
+        SASADecoder(None, 1.0, backtrack=watch)
+    for without in (None, SETTINGS):
+        with pytest.raises(ValueError, match="without a boundary there is only"):
+            SASADecoder(None, 0.0, backtrack=without)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_training import write_pairs
 
 import sasa
+from sasa.fitting import Recipe, fit_boundary
+from sasa.training import Training, train_backtracking
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -72,3 +76,27 @@ def test_search(tiny_folder, tmp_path):
     for spec in ("1-mean-text", "2-ema-text-3"):
         one, two = (sasa.Boundary.load(f / "boundaries" / spec) for f in (folder, other))
         assert one.fingerprint != two.fingerprint
+
+
+def test_reset(tiny_folder, tmp_path):
+    pytest.importorskip("profanity_check")
+    pytest.importorskip("trl")
+    pairs = write_pairs(tmp_path / "pairs.jsonl.gz", 60, question="\n\nHuman: Any.\n\nAssistant:")
+    model, tokenizer = sasa.load(str(tiny_folder), device="cpu")
+    spec = sasa.EmbeddingSpec(pooling="mean", span="response")
+    judge = fit_boundary(model, tokenizer, Recipe((pairs,), attribute="harm", embedding=spec), tmp_path / "judge")
+    training = Training(replace(pairs, rows="0:8"), lora=2, epochs=1, max_length=200)
+    trained = train_backtracking(model, tokenizer, training, tmp_path / "trained", base=str(tiny_folder))
+    shown = run(
+        *("reset.py", "--pairs", pairs.path, "--rows", "40:", "--judge", tmp_path / "judge", "--base", tiny_folder),
+        *("--model", trained, "--limit", 6, "--completions", 2, "--tokens", 4, "--max-length", 400, "--bias", 0),
+        *("--bias", 1e4, "--output", tmp_path / "reset.json"),
+    )
+    assert "6 held-out pairs" in shown
+    untrained, plain, forced = json.loads((tmp_path / "reset.json").read_text())["results"]
+    assert "next, unsafe" not in untrained["figures"]
+    figures = plain["figures"]
+    assert 0 < figures["next, unsafe"]["value"] < figures["anywhere, unsafe"]["value"] < 1
+    assert forced["figures"]["replies sent back"]["value"] == 1
+    assert untrained["figures"]["replies sent back"]["value"] == 0
+    assert judge.attribute == "harm"

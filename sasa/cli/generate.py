@@ -30,8 +30,11 @@ from sasa.cli.common import (
     probability,
     style,
 )
+from sasa.embedding import EmbeddingSpec
 from sasa.generation import Completion, encode_prompts
 from sasa.steering import BETA, VALUE, check_beta, check_value
+
+NO_BOUNDARY = "none"
 
 
 def command(
@@ -78,7 +81,8 @@ def command(
     reset_token: Annotated[
         str | None,
         typer.Option(
-            help="With --backtrack: [RESET], of a model trained to write it; what is before it is dropped, too."
+            help="With --backtrack: [RESET], of a model trained to write it; what is before it is dropped, too. "
+            "--boundary none leaves it to the model alone."
         ),
     ] = None,
     reset_bias: Annotated[
@@ -103,6 +107,8 @@ def command(
 
         sasa generate "The driver cut me off, so I" --backtrack --beta 0
 
+        sasa generate "How do I" --chat --model reset-dpo --boundary none --backtrack --reset-token "[RESET]"
+
         sasa generate --prompts prompts.jsonl --num-return-sequences 25 --json > completions.jsonl
     """
     if not backtrack and (refusal is not None or reset_token is not None):
@@ -117,9 +123,12 @@ def command(
     loaded, tokenizer = sasa.load(model, device, dtype)
     if watch is not None and reset_token is not None:
         watch = replace(watch, reset_token_id=reset_token_id(tokenizer, reset_token))
-    lines = load_boundaries(boundary, loaded, strict)
-    line, _ = lines[0]
-    encode_prompts(loaded, tokenizer, texts, line.embedding, chat, max_new_tokens)  # all, before the first is used
+    lines = None if boundary == [NO_BOUNDARY] else load_boundaries(boundary, loaded, strict)
+    line = lines[0][0] if lines else None
+    if watch is not None and line is None:  # the model's own [RESET] is all that there is to watch for
+        watch = replace(watch, threshold=None)
+    spec = line.embedding if line else EmbeddingSpec()
+    encode_prompts(loaded, tokenizer, texts, spec, chat, max_new_tokens)  # all, before the first is used
     settings = dict(
         value=value,
         chat=chat,
@@ -146,7 +155,8 @@ def command(
                     row["plain"] = [asdict(c) for c in plain[i]]
                 print(json.dumps(row, ensure_ascii=False), flush=True)
             elif compare:
-                _side_by_side(line, prompt, f"SASA, beta {beta:g}" + ", backtracking" * backtrack, plain[i], steered[i])
+                title = ", ".join([f"SASA, beta {beta:g}"] * (line is not None) + ["backtracking"] * backtrack)
+                _side_by_side(line, prompt, title, plain[i], steered[i])
             else:
                 for completion in steered[i]:
                     out.print(Text(prompt, style="dim") + _coloured(line, completion), soft_wrap=True)
@@ -180,19 +190,21 @@ def read_prompts(file: Path) -> list[str]:
     return found
 
 
-def _coloured(boundary: Boundary, completion: Completion) -> Text:
-    assert completion.margin is not None
+def _coloured(boundary: Boundary | None, completion: Completion) -> Text:
     # Blank lines take room and say nothing here; --json has the text as it is.
-    text = Text(re.sub(r"\s*\n\s*", "\n", completion.text).strip("\n"), style(boundary, completion.margin))
-    text.append(f"  ⟨{completion.margin:+.1f}, P(safe) {probability(boundary, completion.margin):.2f}⟩", "dim")
+    text = Text(re.sub(r"\s*\n\s*", "\n", completion.text).strip("\n"))
+    if boundary is not None and completion.margin is not None:
+        text.stylize(style(boundary, completion.margin))
+        text.append(f"  ⟨{completion.margin:+.1f}, P(safe) {probability(boundary, completion.margin):.2f}⟩", "dim")
     for attempt in completion.attempts:
-        text.append(f"\n  went back ({attempt.reason}, P(unsafe) {attempt.p_unsafe:.2f}): ", "dim")
+        why = attempt.reason if boundary is None else f"{attempt.reason}, P(unsafe) {attempt.p_unsafe:.2f}"
+        text.append(f"\n  went back ({why}): ", "dim")
         text.append(" ".join(attempt.text.split()), "dim strike")
     return text
 
 
 def _side_by_side(
-    boundary: Boundary, prompt: str, title: str, plain: list[Completion], steered: list[Completion]
+    boundary: Boundary | None, prompt: str, title: str, plain: list[Completion], steered: list[Completion]
 ) -> None:
     table = Table(title=escape(prompt), title_justify="left", expand=True, show_lines=len(plain) > 1)
     table.add_column("plain", ratio=1)

@@ -46,6 +46,15 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A prompt, the reply to it that people preferred, and the one that they rejected."""
+
+    prompt: str
+    safe: str
+    unsafe: str
+
+
+@dataclass(frozen=True)
 class Corpus:
     """A labelled source, and how its labels are read.
 
@@ -158,6 +167,26 @@ class Corpus:
                     yield example
                 else:
                     skipped[example] += 1
+
+    def pairs(self, skipped: Counter[str], seed: int = 0) -> Iterator[Pair]:
+        """Pairs of replies to the same prompt, of dialogues in the schema of hh-rlhf; `skipped` counts others by reason.
+
+        Raises:
+            FileNotFoundError, ValueError: as `examples`, and for a source of another kind.
+        """
+        if self.source != "hh-rlhf":
+            raise ValueError(f"corpus {self.source} has no pairs: give hh-rlhf, or hh-rlhf::path=FILE in its schema")
+        table, numbers = self._open(seed)
+        for number, row in zip(numbers, _rows(table), strict=True):
+            safe, unsafe = self._dialogues(row, number)
+            if isinstance(safe, str) or isinstance(unsafe, str):
+                skipped["with an empty reply"] += 1
+            elif safe.text[0] != unsafe.text[0]:
+                skipped["with two prompts"] += 1
+            elif safe.text == unsafe.text:
+                skipped["with the same reply twice"] += 1
+            else:
+                yield Pair(safe.text[0], safe.text[1], unsafe.text[1])
 
     # --- readers ---------------------------------------------------------------------------------------------
 

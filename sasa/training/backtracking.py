@@ -1,0 +1,294 @@
+"""Teaching a model to write [RESET]: to give up an unsafe reply that it has begun, and to write a safe one (Zhang et al.,
+ICLR 2025, arXiv 2409.14586).
+
+From dialogues with a preferred and a rejected reply come examples as token ids; trl trains on them, peft keeps what it
+learns in an adapter. What such a model does at inference, `sasa.Backtracking` knows.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.backtracking import RESET
+from sasa.boundary import ModelInfo, write_atomically
+from sasa.fitting.corpora import Corpus, Pair
+from sasa.models import ADAPTER, DEFAULT_MODEL, fit_vocabulary
+
+METHODS = ("sft", "dpo")
+ABOUT = "training.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is taught to go back.
+
+    Attributes:
+        corpus: pairs of dialogues in the schema of hh-rlhf, from the Hub or a file.
+        method: `sft`: after a random prefix of the unsafe reply, [RESET] and the safe reply, and from nothing the safe reply;
+            no loss on the prefix. `dpo`: after a prefix of the unsafe reply, [RESET] and the safe reply are preferred to going
+            on; after a prefix of the safe reply, going on is preferred to [RESET] and the unsafe reply.
+        lora: the rank of the adapter; 0 trains all weights.
+        epochs, learning_rate: None takes 5e-4 for an adapter and 2e-5 for all weights, a tenth of these for `dpo`.
+        batch_size: examples in a step.
+        max_length: tokens of an example; longer ones are left out, and counted.
+        beta: of DPO: how much a departure from the model as it was costs.
+        save_steps: steps between checkpoints.
+        seed: of prefixes, order and initial weights.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    corpus: Corpus
+    method: str = "sft"
+    lora: int = 16
+    epochs: float = 1.0
+    learning_rate: float | None = None
+    batch_size: int = 8
+    max_length: int = 256
+    beta: float = 0.1
+    save_steps: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.learning_rate is None:
+            rate = (5e-4 if self.lora else 2e-5) / (10 if self.method == "dpo" else 1)
+            object.__setattr__(self, "learning_rate", rate)
+        for name in ("epochs", "learning_rate", "beta"):
+            if not (math.isfinite(number := getattr(self, name)) and number > 0):
+                raise ValueError(f"{name} must be > 0, got {number}")
+        for name, least in (("lora", 0), ("batch_size", 1), ("max_length", 8), ("save_steps", 1)):
+            if (number := getattr(self, name)) < least:
+                raise ValueError(f"{name} must be >= {least}, got {number}")
+
+
+def train_backtracking(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: Training,
+    output: str | os.PathLike[str],
+    *,
+    base: str | None = None,
+    progress: bool = False,
+) -> Path:
+    """Teaches a model to write [RESET], and saves what `sasa.load` loads: an adapter, or the whole model.
+
+    Started again with the same settings, it goes on from its last checkpoint.
+
+    Args:
+        model: is changed: it gets the token, and is trained.
+        output: a folder, for checkpoints, the result and `training.json`: settings, counts and what trl logged.
+        base: what `sasa.load` knows the model by, for the adapter to name; None takes the model's own name.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ImportError: trl or peft is missing.
+        ValueError: no pair can be trained on, or the folder holds a training with other settings; the message names them.
+    """
+    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[train]'")
+    from transformers.trainer_utils import get_last_checkpoint
+
+    output = Path(output)
+    base = base or str(model.config._name_or_path or DEFAULT_MODEL)
+    about = {"training": _told(training), "base": base, "model": asdict(ModelInfo.of(model))}
+    file = output / ABOUT
+    if file.is_file():
+        there = json.loads(file.read_text("utf-8"))
+        differ = [
+            f"{name} was {there[part].get(name)}, is {mine}"
+            for part in ("training", "model")
+            for name, mine in about[part].items()  # type: ignore[attr-defined]
+            if there[part].get(name) != mine
+        ]
+        if differ:
+            raise ValueError(f"{output} holds a training with other settings: {'; '.join(differ)}")
+        if "log" in there:
+            return output
+    elif output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty and holds no training: give another folder")
+    reset = add_reset_token(model, tokenizer)
+    skipped: Counter[str] = Counter()
+    rows = examples(training, tokenizer, reset, skipped)
+    if not rows:
+        raise ValueError(
+            f"corpus {training.corpus.source}: no pair can be trained on: "
+            + (", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it has none")
+        )
+    about["counts"] = {"examples": len(rows), "skipped": dict(skipped)}
+    write_atomically(file, json.dumps(about, indent=1) + "\n")
+    trainer = _trainer(model, tokenizer, training, rows, output / "checkpoints", progress)
+    checkpoints = str(output / "checkpoints")
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if os.path.isdir(checkpoints) else None)
+    tokenizer.save_pretrained(output)
+    if not training.lora:
+        trainer.save_model(str(output))
+    else:
+        # [RESET]'s embedding is not trained: `fit_vocabulary` draws it again. That the model can learn to write and to read it
+        # is up to the layers. peft's trainable tokens would do more, but trl (1.16) reads its head past them.
+        trainer.model.save_pretrained(output, save_embedding_layers=False)
+        # what peft writes is where the weights were, such as a cache folder
+        settings = json.loads((output / ADAPTER).read_text("utf-8")) | {"base_model_name_or_path": base}
+        write_atomically(output / ADAPTER, json.dumps(settings, indent=2) + "\n")
+    about |= {
+        "versions": {name: importlib.metadata.version(name) for name in ("trl", "peft", "transformers", "torch")},
+        "log": trainer.state.log_history,
+    }
+    write_atomically(file, json.dumps(about, indent=1) + "\n")
+    return output
+
+
+def add_reset_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Gives a model and its tokenizer [RESET], where they have none; its id."""
+    if RESET not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [RESET]}, replace_extra_special_tokens=False)
+    fit_vocabulary(model, tokenizer)
+    return int(tokenizer.get_vocab()[RESET])
+
+
+def examples(
+    training: Training, tokenizer: PreTrainedTokenizerBase, reset: int, skipped: Counter[str]
+) -> list[dict[str, list[int]]]:
+    """The examples as token ids, with the columns that trl's trainers read.
+
+    Of each pair come two: for `sft` one that goes back and one that has no need to; for `dpo` one in which going back is
+    preferred, and one in which it is rejected.
+    """
+    draw = random.Random(training.seed)
+    rows: list[dict[str, list[int]]] = []
+    for pair in training.corpus.pairs(skipped):
+        prompt, safe, unsafe = encode_pair(tokenizer, pair)
+        cut = draw.randint(1, max(1, len(unsafe) - 2))  # at least one token of it, and not its end
+        if training.method == "sft":
+            found = [
+                _row(prompt + unsafe[:cut], [reset, *safe]),
+                _row(prompt, safe),
+            ]
+        else:
+            at = draw.randint(0, max(0, len(safe) - 2))
+            found = [
+                {"prompt_ids": prompt + unsafe[:cut], "chosen_ids": [reset, *safe], "rejected_ids": unsafe[cut:]},
+                {"prompt_ids": prompt + safe[:at], "chosen_ids": safe[at:], "rejected_ids": [reset, *unsafe]},
+            ]
+        if max(map(_length, found)) > training.max_length:
+            skipped[f"longer than {training.max_length} tokens"] += 1
+            continue
+        rows += found
+    return rows
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[int], list[int], list[int]]:
+    """Token ids of the prompt, as decoding reads it, and of the safe and the unsafe reply, each with its end.
+
+    A tokenizer with a chat template gets turns; one without gets the dialogue as it stands in hh-rlhf.
+    """
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    chat = tokenizer.chat_template is not None
+    if chat:
+        encoded: Any = tokenizer.apply_chat_template(
+            turns(pair.prompt), add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        prompt = list(encoded["input_ids"])
+    else:
+        prompt = list(tokenizer(pair.prompt)["input_ids"])
+    replies = [reply.strip() if chat else reply for reply in (pair.safe, pair.unsafe)]
+    safe, unsafe = (list(tokenizer(reply, add_special_tokens=False)["input_ids"]) + end for reply in replies)
+    return prompt, safe, unsafe
+
+
+def turns(dialogue: str) -> list[dict[str, str]]:
+    """A dialogue of hh-rlhf, without its last reply, as chat messages."""
+    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + dialogue.strip())[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    messages = [
+        {"role": roles[name], "content": content.strip()} for name, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    if messages and messages[-1]["role"] == "assistant":  # the turn that the reply is going to fill
+        messages.pop()
+    return messages
+
+
+def _row(before: Sequence[int], after: Sequence[int]) -> dict[str, list[int]]:
+    return {"input_ids": [*before, *after], "completion_mask": [0] * len(before) + [1] * len(after)}
+
+
+def _length(row: dict[str, list[int]]) -> int:
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def _trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: Training,
+    rows: list[dict[str, list[int]]],
+    checkpoints: Path,
+    progress: bool,
+) -> Any:
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    class PairsOfIds(DPOTrainer):
+        """trl's, of token ids: as text, the prefix of a reply and what follows would be tokenized as one."""
+
+        def _prepare_dataset(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
+            return dataset
+
+    cuda = model.device.type == "cuda"
+    common: dict[str, Any] = dict(
+        output_dir=str(checkpoints),
+        num_train_epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        per_device_train_batch_size=training.batch_size,
+        max_length=training.max_length,
+        lr_scheduler_type="linear",
+        warmup_steps=0.1,
+        logging_steps=5,
+        save_steps=training.save_steps,
+        save_total_limit=1,
+        report_to="none",
+        seed=training.seed,
+        bf16=cuda,
+        use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=cuda,
+        disable_tqdm=not progress,
+    )
+    adapter = None
+    if training.lora:
+        adapter = LoraConfig(
+            r=training.lora,
+            lora_alpha=2 * training.lora,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+    table = datasets.Dataset.from_list(rows)
+    model.train()
+    if training.method == "sft":
+        sft = SFTConfig(**common, completion_only_loss=True)
+        return SFTTrainer(model, sft, train_dataset=table, processing_class=tokenizer, peft_config=adapter)
+    dpo = DPOConfig(**common, beta=training.beta, precompute_ref_log_probs=True)
+    return PairsOfIds(model, args=dpo, train_dataset=table, processing_class=tokenizer, peft_config=adapter)
+
+
+def _told(training: Training) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(training) | {"corpus": training.corpus.to_dict()}))

@@ -1,0 +1,272 @@
+"""Teaching a model to go back: the examples as the paper has them, a training that can be stopped, and what it leaves."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+import sasa
+from sasa.backtracking import RESET, Backtracking, reset_token_id
+from sasa.fitting import Corpus
+from sasa.training import Training, train_backtracking
+from sasa.training.backtracking import add_reset_token, encode_pair, examples, turns
+
+trl = pytest.importorskip("trl", reason="pip install 'sasa-decoding[train]'")
+pytest.importorskip("peft", reason="pip install 'sasa-decoding[train]'")
+
+QUESTION = "\n\nHuman: Say a word.\n\nAssistant: Which?\n\nHuman: Any.\n\nAssistant:"
+
+
+def write_pairs(path, count=12, question=QUESTION):
+    with gzip.open(path, "wt") as file:
+        for i in range(count):
+            asked = question.replace("Any", f"Any {i}")
+            file.write(json.dumps({"chosen": asked + " calm and kind", "rejected": asked + " XQZ ZZX QXQ"}) + "\n")
+    return Corpus("hh-rlhf", path=str(path))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_pairs(tmp_path / "pairs.jsonl.gz")
+
+
+@pytest.fixture
+def fresh():
+    """A model and a tokenizer that a test may change."""
+    return tiny.model("llama"), tiny.tokenizer()
+
+
+def test_dialogues_become_turns():
+    assert turns(QUESTION) == [
+        {"role": "user", "content": "Say a word."},
+        {"role": "assistant", "content": "Which?"},
+        {"role": "user", "content": "Any."},
+    ]
+
+
+def test_pairs_that_teach_nothing_are_counted(tmp_path):
+    rows = [
+        {"chosen": QUESTION + " a", "rejected": QUESTION + " b"},
+        {"chosen": QUESTION + " ", "rejected": QUESTION + " b"},
+        {"chosen": QUESTION + " a", "rejected": QUESTION},
+        {"chosen": QUESTION + " a", "rejected": QUESTION + " a"},
+        {"chosen": QUESTION + " a", "rejected": QUESTION.replace("word", "thing") + " b"},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    skipped: Counter[str] = Counter()
+    (pair,) = Corpus("hh-rlhf", path=str(file)).pairs(skipped)
+    assert (pair.safe, pair.unsafe) == (" a", " b")
+    assert skipped == {"with an empty reply": 2, "with the same reply twice": 1, "with two prompts": 1}
+    with pytest.raises(ValueError, match="has no pairs"):
+        next(Corpus("rtp").pairs(Counter()))
+
+
+def test_sft_examples(corpus, fresh):
+    """After a prefix of the unsafe reply, [RESET] and the safe one, with no loss on the prefix; and the safe one alone."""
+    model, tokenizer = fresh
+    reset = add_reset_token(model, tokenizer)
+    (pair, *_) = corpus.pairs(Counter())
+    prompt, safe, unsafe = encode_pair(tokenizer, pair)
+    assert tokenizer.decode(prompt).endswith("[user]Any 0.</s>[assistant]")
+    assert safe[-1] == unsafe[-1] == tiny.EOS
+    assert tokenizer.decode(safe[:-1]) == "calm and kind"
+    rows = examples(Training(corpus, max_length=200), tokenizer, reset, Counter())
+    back, plain = rows[:2]
+    assert len(rows) == 24
+    assert plain["input_ids"] == prompt + safe
+    assert plain["completion_mask"] == [0] * len(prompt) + [1] * len(safe)
+    at = back["input_ids"].index(reset)
+    assert len(prompt) < at < len(prompt + unsafe) - 1
+    assert back["input_ids"][:at] == (prompt + unsafe)[:at]
+    assert back["input_ids"][at:] == [reset, *safe]
+    assert back["completion_mask"] == [0] * at + [1] * (1 + len(safe))
+    lengths = {len(row["input_ids"]) - sum(row["completion_mask"]) for row in rows[::2]}
+    assert len(lengths) > 3  # the prefixes are of many lengths
+
+
+def test_dpo_examples(corpus, fresh):
+    """Going back is preferred to going on where the reply is unsafe, and rejected where it is safe."""
+    model, tokenizer = fresh
+    reset = add_reset_token(model, tokenizer)
+    (pair, *_) = corpus.pairs(Counter())
+    prompt, safe, unsafe = encode_pair(tokenizer, pair)
+    wrong, right = examples(Training(corpus, "dpo", max_length=200), tokenizer, reset, Counter())[:2]
+    assert wrong["prompt_ids"][: len(prompt)] == right["prompt_ids"][: len(prompt)] == prompt
+    assert wrong["prompt_ids"] + wrong["rejected_ids"] == prompt + unsafe
+    assert len(prompt) < len(wrong["prompt_ids"])
+    assert wrong["chosen_ids"] == [reset, *safe]
+    assert right["prompt_ids"] + right["chosen_ids"] == prompt + safe
+    assert right["rejected_ids"] == [reset, *unsafe]
+
+
+def test_a_tokenizer_without_a_chat_template_reads_the_dialogue_as_it_stands(corpus):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = None
+    (pair, *_) = corpus.pairs(Counter())
+    prompt, safe, _ = encode_pair(tokenizer, pair)
+    assert tokenizer.decode(prompt + safe[:-1]) == pair.prompt + pair.safe
+
+
+def chance_of_reset(model, tokenizer, corpus):
+    """Log P([RESET]) after half of the unsafe reply, and after half of the safe one."""
+    reset = reset_token_id(tokenizer)
+    (pair, *_) = corpus.pairs(Counter())
+    prompt, safe, unsafe = encode_pair(tokenizer, pair)
+    ends = [torch.tensor([prompt + reply[: len(reply) // 2]]) for reply in (unsafe, safe)]
+    with torch.no_grad():
+        return torch.tensor([float(model(input_ids=ids).logits[0, -1].log_softmax(-1)[reset]) for ids in ends])
+
+
+@pytest.mark.parametrize(("method", "lora"), [("sft", 4), ("sft", 0), ("dpo", 4), ("dpo", 0)])
+def test_a_trained_model_goes_back_from_what_is_unsafe(method, lora, corpus, fresh, tmp_path):
+    model, tokenizer = fresh
+    folder = tmp_path / "base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    rate = 2e-2 if lora else 3e-3
+    add_reset_token(model, tokenizer)
+    before = chance_of_reset(model, tokenizer, corpus)
+    training = Training(corpus, method, lora, epochs=12, learning_rate=rate, max_length=200, save_steps=1000)
+    out = train_backtracking(model, tokenizer, training, tmp_path / "out", base=str(folder))
+    loaded, words = sasa.load(str(out), device="cpu")
+    assert type(loaded) is type(tiny.model("llama"))  # nothing of an adapter is left in the way
+    unsafe, safe = (chance_of_reset(loaded, words, corpus) - before).tolist()
+    print(method, lora, unsafe, safe)
+    assert unsafe > safe + 0.5
+    about = json.loads((out / "training.json").read_text())
+    assert about["counts"] == {"examples": 24, "skipped": {}}
+    assert any("loss" in row for row in about["log"])
+    # and it is what sasa.Backtracking waits for, without a boundary
+    watch = Backtracking(threshold=None, reset_token_id=reset_token_id(words), reset_bias=1e4, max_resets=1)
+    (found,) = sasa.generate(loaded, words, "Any 0.", chat=True, max_new_tokens=4, seed=0, backtrack=watch)
+    assert [a.reason for a in found.attempts] == ["reset"]
+    assert found.margin is None
+    assert RESET not in found.text
+
+
+def test_new_tokens_are_drawn_where_the_others_are():
+    for tied in (False, True):
+        model, tokenizer = tiny.model("llama", tie_word_embeddings=tied), tiny.tokenizer()
+        old = model.get_output_embeddings().weight.detach().clone()
+        reset = add_reset_token(model, tokenizer)
+        assert reset == tiny.VOCABULARY == add_reset_token(model, tokenizer)
+        new = model.get_output_embeddings().weight.detach()
+        assert torch.equal(new[:-1], old)
+        assert 0.5 < float((new[-1] - old.mean(0)).norm() / (old - old.mean(0)).norm(dim=1).mean()) < 1.5
+        again = tiny.model("llama", tie_word_embeddings=tied)
+        add_reset_token(again, tiny.tokenizer())
+        for one, other in zip(model.parameters(), again.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_an_adapter_gives_what_was_trained(corpus, fresh, tmp_path):
+    """Loaded again, the merged weights write what the trained model wrote."""
+    model, tokenizer = fresh
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    training = Training(corpus, lora=4, epochs=2, learning_rate=1e-2, max_length=200)
+    out = train_backtracking(model, tokenizer, training, tmp_path / "out", base=str(tmp_path / "base"))
+    loaded, words = sasa.load(str(out), device="cpu")
+    ids = torch.tensor([words("Any 0.").input_ids])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits, atol=1e-3, rtol=1e-3)
+    # a second training on top of the first
+    again = Training(corpus, "dpo", lora=4, epochs=1, max_length=200)
+    on_top = train_backtracking(loaded, words, again, tmp_path / "dpo", base=str(out))
+    assert sasa.load(str(on_top), device="cpu")[0].config.vocab_size == tiny.VOCABULARY + 1
+
+
+def test_stopped_it_goes_on_from_its_checkpoint(corpus, tmp_path, monkeypatch):
+    training = Training(corpus, lora=4, epochs=3, learning_rate=1e-2, batch_size=4, max_length=200, save_steps=5)
+
+    def train(folder):
+        return train_backtracking(tiny.model("llama"), tiny.tokenizer(), training, folder)
+
+    def logged(folder):
+        return json.loads((folder / "training.json").read_text()).get("log")
+
+    whole, half = train(tmp_path / "whole"), tmp_path / "half"
+    assert logged(whole)[-1]["step"] == 18
+    steps = []
+    own = trl.SFTTrainer.training_step
+
+    def step(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) == 13:
+            raise KeyboardInterrupt
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(trl.SFTTrainer, "training_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(half)
+    assert logged(half) is None
+    train(half)
+    assert steps[12:15] == [12, 10, 11]  # it went on behind its last checkpoint
+    want, found = (load_file(folder / "adapter_model.safetensors") for folder in (whole, half))
+    assert want.keys() == found.keys()
+    for name, weight in want.items():
+        torch.testing.assert_close(found[name], weight)
+    train(half)  # what is done is not done again
+    assert len(steps) == 12 + 1 + 8
+
+
+def test_other_settings_are_refused(corpus, fresh, tmp_path):
+    training = Training(corpus, lora=2, epochs=1, max_length=200)
+    train_backtracking(*fresh, training, tmp_path / "out")
+    other = Training(corpus, lora=2, epochs=2, max_length=200)
+    with pytest.raises(ValueError, match=r"other settings: epochs was 1, is 2"):
+        train_backtracking(tiny.model("llama"), tiny.tokenizer(), other, tmp_path / "out")
+    with pytest.raises(ValueError, match="holds no training"):
+        train_backtracking(tiny.model("llama"), tiny.tokenizer(), other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "ppo"}, "method must be one of sft, dpo, got 'ppo'"),
+        ({"epochs": 0}, "epochs must be > 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be > 0"),
+        ({"lora": -1}, "lora must be >= 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be >= 1"),
+        ({"beta": 0.0}, "beta must be > 0"),
+    ],
+)
+def test_bad_settings(change, message, corpus):
+    with pytest.raises(ValueError, match=message):
+        Training(corpus, **change)
+
+
+def test_pairs_that_are_all_too_long(corpus, fresh, tmp_path):
+    with pytest.raises(ValueError, match="no pair can be trained on: 12 longer than 16 tokens"):
+        train_backtracking(*fresh, Training(corpus, max_length=16), tmp_path / "out")
+
+
+def test_the_command(corpus, tiny_folder, tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "sasa", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    source = f"hh-rlhf::path={corpus.path}"
+    out = tmp_path / "out"
+    made = run("train", "backtracking", source, "-m", tiny_folder, "-o", out, "--lora", 2, "--max-length", 200)
+    assert made.returncode == 0, made.stderr
+    written = run(
+        "generate", "hello", "-m", out, "--boundary", "none", "--backtrack", "--reset-token", RESET,
+        "--reset-bias", "1e4", "--max-resets", 1, "--chat", "-n", 3, "--json",
+    )  # fmt: skip
+    assert written.returncode == 0, written.stderr
+    (completion,) = json.loads(written.stdout)["completions"]
+    assert [a["reason"] for a in completion["attempts"]] == ["reset"]
+    bad = run("train", "backtracking", f"hh-rlhf::path={tmp_path / 'no.jsonl'}", "-m", tiny_folder, "-o", out)
+    assert (bad.returncode, "no file at" in bad.stderr) == (1, True)
+    bad = run("generate", "x", "-m", tiny_folder, "--boundary", "none", "--backtrack", "--reset-token", RESET)
+    assert (bad.returncode, "was not trained to write it" in bad.stderr) == (1, True)
