@@ -1,7 +1,6 @@
 """The command line, as a process."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -9,17 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from shell import sasa
 
 from sasa.fitting import Recipe
-
-BIN = Path(sys.executable).parent / "sasa"
-
-
-def sasa(*arguments, status=0):
-    environment = os.environ | {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([BIN, *map(str, arguments)], capture_output=True, text=True, env=environment)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +23,8 @@ def fitted(tiny_folder, corpus_file, tmp_path_factory):
 
 
 def test_help_teaches():
-    assert "moderates its own language" in sasa("--help").stdout
+    installed = Path(sys.executable).parent / "sasa"
+    assert "moderates its own language" in subprocess.run([installed, "--help"], capture_output=True, text=True).stdout
     for command, example in (("generate", "--compare"), ("fit", "positive=0+1"), ("inspect", "token by token")):
         assert example in sasa(command, "--help").stdout
 

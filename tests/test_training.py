@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from shell import sasa as command
 
 import sasa
 from sasa.backtracking import RESET, Backtracking, reset_token_id
@@ -251,22 +250,16 @@ def test_pairs_that_are_all_too_long(corpus, fresh, tmp_path):
 
 
 def test_the_command(corpus, tiny_folder, tmp_path):
-    def run(*arguments):
-        command = [sys.executable, "-m", "sasa", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True)
-
     source = f"hh-rlhf::path={corpus.path}"
     out = tmp_path / "out"
-    made = run("train", "backtracking", source, "-m", tiny_folder, "-o", out, "--lora", 2, "--max-length", 200)
-    assert made.returncode == 0, made.stderr
-    written = run(
+    command("train", "backtracking", source, "-m", tiny_folder, "-o", out, "--lora", 2, "--max-length", 200)
+    written = command(
         "generate", "hello", "-m", out, "--boundary", "none", "--backtrack", "--reset-token", RESET,
         "--reset-bias", "1e4", "--max-resets", 1, "--chat", "-n", 3, "--json",
     )  # fmt: skip
-    assert written.returncode == 0, written.stderr
     (completion,) = json.loads(written.stdout)["completions"]
     assert [a["reason"] for a in completion["attempts"]] == ["reset"]
-    bad = run("train", "backtracking", f"hh-rlhf::path={tmp_path / 'no.jsonl'}", "-m", tiny_folder, "-o", out)
-    assert (bad.returncode, "no file at" in bad.stderr) == (1, True)
-    bad = run("generate", "x", "-m", tiny_folder, "--boundary", "none", "--backtrack", "--reset-token", RESET)
-    assert (bad.returncode, "was not trained to write it" in bad.stderr) == (1, True)
+    bad = command("train", "backtracking", f"hh-rlhf::path={tmp_path / 'no.jsonl'}", "-o", out, status=1)
+    assert "no file at" in bad.stderr
+    bad = command("generate", "x", "-m", tiny_folder, "-b", "none", "--backtrack", "--reset-token", RESET, status=1)
+    assert "was not trained to write it" in bad.stderr
