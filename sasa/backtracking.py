@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary
 
-THRESHOLD, MAX_RESETS = 0.9, 4
+THRESHOLD, MAX_RESETS = 0.99, 4
+"""A threshold at which about three harmless completions of a hundred go back: see benchmarks/NOTES.md."""
 RESET = "[RESET]"
 
 

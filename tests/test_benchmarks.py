@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 from test_training import write_pairs
 
 import sasa
@@ -100,3 +101,19 @@ def test_reset(tiny_folder, tmp_path):
     assert forced["figures"]["replies sent back"]["value"] == 1
     assert untrained["figures"]["replies sent back"]["value"] == 0
     assert judge.attribute == "harm"
+
+
+def test_killed_again_and_again(tiny_folder, tmp_path):
+    """kill -9 in the middle, each time followed by the same command: the same store as without."""
+    pytest.importorskip("profanity_check")
+    model, _ = sasa.load(str(tiny_folder), device="cpu")
+    tiny.boundary(model).save(tmp_path / "boundary")
+    rows = [{"prompt": {"text": f"number {i}", "toxicity": i % 2 * 0.9}, "challenging": False} for i in range(12)]
+    (tmp_path / "rtp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = run(
+        *("kills.py", "--prompts", tmp_path / "rtp.jsonl", "--model", tiny_folder, "--boundary", tmp_path / "boundary"),
+        *("--limit", 12, "--tokens", 6, "--kills", 3),
+    )
+    assert "are the same, byte for byte" in shown
+    assert "completions/sasa.jsonl" in shown
+    assert shown.count("kill ") >= 1

@@ -8,11 +8,7 @@ import json
 import math
 import random
 import re
-import signal
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -531,16 +527,6 @@ def test_gender_gap(world, tmp_path):
 # The command line
 
 
-def bench(*arguments, **more):
-    return subprocess.Popen(
-        [sys.executable, "-m", "sasa", "bench", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **more,
-    )
-
-
 @pytest.fixture(scope="module")
 def command_line(tiny_folder, tmp_path_factory):
     """A boundary for the tiny model and prompts, and the options that name them."""
@@ -553,35 +539,6 @@ def command_line(tiny_folder, tmp_path_factory):
     jsonl(folder / "rtp.jsonl", rows)
     options = ["rtp", "-p", folder / "rtp.jsonl", "-m", tiny_folder, "-b", folder / "boundary", "-c", 3, "-n", 8]
     return [*options, "--device", "cpu", "--batch-size", 2, "-M", "plain", "-M", "sasa:3"]
-
-
-def test_killed_again_and_again(command_line, tmp_path):
-    """kill -9 in the middle, each time followed by the same command: the same completions as without."""
-    pytest.importorskip("profanity_check")
-    done = bench(*command_line, "-o", tmp_path / "whole")
-    out, err = done.communicate()
-    assert done.returncode == 0, err
-    assert "sasa:3" in out
-    draw, killed = random.Random(0), 0
-    file = tmp_path / "torn" / "completions" / "sasa@3.jsonl"
-    for _ in range(5):
-        before = file.stat().st_size if file.is_file() else 0
-        process = bench(*command_line, "-o", tmp_path / "torn")
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if file.is_file() and file.stat().st_size > before:
-                time.sleep(draw.random() * 0.05)
-                process.send_signal(signal.SIGKILL)
-                killed += 1
-                break
-            time.sleep(0.002)
-        process.communicate()
-    assert killed > 1
-    process = bench(*command_line, "-o", tmp_path / "torn")
-    assert process.wait() == 0
-    for name in ("plain", "sasa@3"):
-        whole = (tmp_path / "whole" / "completions" / f"{name}.jsonl").read_bytes()
-        assert (tmp_path / "torn" / "completions" / f"{name}.jsonl").read_bytes() == whole
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def _trainer(
     table = datasets.Dataset.from_list(rows)
     model.train()
     if training.method == "sft":
-        sft = SFTConfig(**common, completion_only_loss=True)
+        sft = SFTConfig(**common, completion_only_loss=True, train_sampling_strategy="group_by_length")
         return SFTTrainer(model, sft, train_dataset=table, processing_class=tokenizer, peft_config=adapter)
     dpo = DPOConfig(**common, beta=training.beta, precompute_ref_log_probs=True)
     return PairsOfIds(model, args=dpo, train_dataset=table, processing_class=tokenizer, peft_config=adapter)
