@@ -49,7 +49,8 @@ def held_out(args: argparse.Namespace, tokenizer: Any) -> list[Pair]:
     ]
     if not found:
         raise SystemExit(f"{args.pairs}: no pair of one question and at most {args.max_length} tokens in {args.rows}")
-    return [found[i * len(found) // args.limit] for i in range(min(args.limit, len(found)))]
+    count = min(args.limit, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 @torch.no_grad()

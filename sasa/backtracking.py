@@ -37,7 +37,8 @@ class Backtracking:
         safe_below: in (0, threshold]: a point at which P(unsafe) is below this is safe; None takes half of the threshold.
         to_start: goes back to the start of the response and not to the last safe point.
         max_resets: of one response; then it ends with the safest of what was tried from the last safe point.
-        max_tokens: of one response, those that were thrown away included; None takes four times what may be delivered.
+        max_tokens: once so many were drawn for one response, those thrown away included, it goes back no more; None takes four
+            times what may be delivered.
         boost: what is added to beta after a reset, for `boost_tokens` tokens.
         reset_token_id: of [RESET], for a model that was trained to write it; reset_bias: is added to its logit.
 
@@ -69,6 +70,8 @@ class Backtracking:
             raise ValueError(f"boost and boost_tokens must be >= 0, got {self.boost} and {self.boost_tokens}")
         if not math.isfinite(self.reset_bias):
             raise ValueError(f"reset_bias must be finite, got {self.reset_bias}")
+        if self.reset_bias and self.reset_token_id is None:
+            raise ValueError("reset_bias is added to the logit of [RESET]: give reset_token_id, too")
 
 
 def reset_token_id(tokenizer: PreTrainedTokenizerBase, token: str = RESET) -> int:
@@ -85,14 +88,14 @@ class Attempt:
     Attributes:
         tokens: of the response when it was stopped; the first `kept` of them stayed.
         kept: to where it went back.
-        p_unsafe: of the text with its last token, the greatest of the boundaries'.
+        p_unsafe: of the text with its last token, the greatest of the boundaries'; None without a boundary.
         reason: `threshold`, or `reset` where the model wrote [RESET].
         text: of the tokens, where `sasa.generate` tells.
     """
 
     tokens: tuple[int, ...]
     kept: int
-    p_unsafe: float
+    p_unsafe: float | None
     reason: str
     text: str = ""
 
@@ -130,15 +133,28 @@ class Watch:
         rows: of the batch.
         room: tokens that a response may have.
         eos: ids that end a text; they are no text of their own and go unwatched.
+        beyond: tokens that the model can read beyond prompt and response; None: no limit. The model's own [RESET], which takes
+            nothing out of its context, is impossible where what comes after it would not fit.
+
+    Attributes:
+        begun_anew: rows in which the model has just written [RESET].
     """
 
     def __init__(
-        self, settings: Backtracking, boundaries: Sequence[Boundary], rows: int, room: int, eos: Sequence[int]
+        self,
+        settings: Backtracking,
+        boundaries: Sequence[Boundary],
+        rows: int,
+        room: int,
+        eos: Sequence[int],
+        beyond: int | None = None,
     ) -> None:
         self.settings = settings
         self.boundaries = boundaries
         self.room = room
         self.eos = frozenset(eos)
+        self.beyond = beyond
+        self.begun_anew: set[int] = set()
         self.rows = [History() for _ in range(rows)]
         self._budget = settings.max_tokens or 4 * room
         threshold = settings.threshold or 1.0
@@ -151,7 +167,7 @@ class Watch:
         reset = self.settings.reset_token_id
         if reset is not None:
             logits[:, reset] += self.settings.reset_bias
-            found += [(b, reset) for b, row in enumerate(self.rows) if not self._may_go_back(row)]
+            found += [(b, reset) for b, row in enumerate(self.rows) if not (self._may_go_back(row) and self._fits(row))]
         if found:
             rows, tokens = torch.tensor(found, device=logits.device).T
             logits[rows, tokens] = -torch.inf
@@ -174,12 +190,15 @@ class Watch:
         """
         margins, over = margins.float().cpu(), over.cpu().clone()
         odds = [-b.log_odds(margins[:, i]) for i, b in enumerate(self.boundaries)]
-        unsafe = torch.stack(odds).sigmoid().amax(0).tolist() if odds else [math.nan] * len(rows)
+        unsafe = torch.stack(odds).sigmoid().amax(0).tolist() if odds else [None] * len(rows)
+        self.begun_anew = set()
         open_rows = open_.tolist()
         back = torch.zeros(len(rows), dtype=torch.long)
         for i, (b, token, margin) in enumerate(zip(rows.tolist(), tokens.tolist(), margins.tolist(), strict=True)):
             if open_rows[b]:
                 back[i], ended = self._one(self.rows[b], token, margin, unsafe[i])
+                if token == self.settings.reset_token_id:
+                    self.begun_anew.add(b)
                 over[b] = ended or (bool(over[b]) and not back[i])  # a text that was taken back has not ended
         return back, over
 
@@ -191,7 +210,12 @@ class Watch:
     def _may_go_back(self, row: History) -> bool:
         return len(row.attempts) < self.settings.max_resets and row.spent < self._budget
 
-    def _one(self, row: History, token: int, margins: list[float], unsafe: float) -> tuple[int, bool]:
+    def _fits(self, row: History) -> bool:
+        """Whether a whole response has room behind one more [RESET]."""
+        dropped = sum(len(attempt.tokens) + 1 for attempt in row.attempts if attempt.reason == "reset")
+        return self.beyond is None or dropped + len(row.tokens) + 1 <= self.beyond
+
+    def _one(self, row: History, token: int, margins: list[float], unsafe: float | None) -> tuple[int, bool]:
         threshold = self.settings.threshold
         row.spent += 1
         row.boosted -= 1
@@ -201,8 +225,8 @@ class Watch:
             return 0, False
         row.tokens.append(token)
         row.margins.append(margins)
-        if token in self.eos or threshold is None or unsafe < threshold:
-            if unsafe < self._safe_below and not self.settings.to_start:
+        if token in self.eos or threshold is None or unsafe is None or unsafe < threshold:
+            if unsafe is not None and unsafe < self._safe_below and not self.settings.to_start:
                 row.safe, row.failed = len(row.tokens), []
             return 0, len(row.tokens) >= self.room
         place = row.safe

@@ -142,7 +142,11 @@ class SASADecoder:
         if self.backtrack is not None:
             boundaries = [boundary.to("cpu") for boundary, _ in steering.terms]
             longest = generation_config.max_length - prompts.shape[1]
-            watch = Watch(self.backtrack, boundaries, len(prompts), longest, eos_ids)
+            window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            beyond = None if window is None else window - generation_config.max_length
+            watch = Watch(self.backtrack, boundaries, len(prompts), longest, eos_ids, beyond)
+            if self.backtrack.reset_token_id is not None:  # no text either: beta must not change how often it comes
+                eos = torch.cat([eos, eos.new_tensor([self.backtrack.reset_token_id])])
             # Lengths are the watch's: in `input_ids`, what was thrown away leaves padding.
             others = [criterion for criterion in stopping_criteria if not isinstance(criterion, MaxLengthCriteria)]
             stopping_criteria = StoppingCriteriaList(others)
@@ -210,6 +214,8 @@ class SASADecoder:
             if watch is not None:
                 of_rows = margins[torch.arange(len(rows)), choice]
                 back, over = watch.told(rows, tokens[rows], of_rows, unfinished, over)
+                if watch.begun_anew:
+                    look.forget([i for i, b in enumerate(rows.tolist()) if b in watch.begun_anew])
                 if back.any():
                     look.rewind(back)
                     input_ids = input_ids.index_copy(0, rows, look.ids)
@@ -258,6 +264,10 @@ class SASADecoder:
                 or config.min_length
                 or config.forced_eos_token_id
                 or config.exponential_decay_length_penalty,
+                "backtracking and processors that keep count of what was written (guidance_scale, begin_suppress_tokens, "
+                "watermarking_config)": (config.guidance_scale or 1) != 1
+                or config.begin_suppress_tokens
+                or config.watermarking_config,
             }
         if self.compiled and not packs(model):
             raise ValueError(f"compiled=True needs candidates side by side, which {type(model).__name__} does not take")

@@ -121,7 +121,8 @@ def generate(
         compiled: see `SASADecoder`: on a GPU, for many tokens in batches of one size.
         backtrack: lets responses that go wrong go back, see `Backtracking`; with `beta=0`, that alone. A model's own [RESET]
             needs no boundary beside it.
-        refusal: what is said in place of a response on which backtracking's budget was spent.
+        refusal: the text of a response on which backtracking's budget was spent; its tokens and margins stay those of the safest
+            attempt.
         generate_kwargs: passed on to `model.generate`.
 
     Returns:
@@ -142,8 +143,10 @@ def generate(
             "backtracking by a threshold needs a boundary to watch the text; beta=0 keeps it from steering"
         )
     ours = boundary is not None or backtrack is not None  # whether the loop is sasa's
-    if refusal is not None and backtrack is None:
-        raise ValueError("refusal is what backtracking says in the end: give backtrack, too")
+    if refusal is not None and (backtrack is None or backtrack.threshold is None):
+        raise ValueError("refusal is what backtracking by a threshold says in the end: give backtrack, too")
+    if refusal is not None and generate_kwargs.get("streamer") is not None:
+        raise ValueError("refusal cannot be used with a streamer: a stream ends with the safest attempt")
     check_truncation(top_k, top_p, min_p)
     for name, number in (
         ("temperature", temperature),

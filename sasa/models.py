@@ -58,8 +58,8 @@ def load(
         if not isinstance(named, torch.dtype) or not named.is_floating_point:
             raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
         dtype = named
-    if name is not None and (Path(name) / ADAPTER).is_file():
-        return _adapted(Path(name), device, dtype)
+    if name is not None and (Path(name).expanduser() / ADAPTER).is_file():
+        return _adapted(Path(name).expanduser(), device, dtype)
     source, identity = _resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -96,30 +96,33 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Pr
         raise ValueError(f"the adapter in {folder} does not say what model it was trained on")
     if Path(base).resolve() == folder.resolve():
         raise ValueError(f"the adapter in {folder} names itself as the model that it was trained on")
-    model, _ = load(None if base == DEFAULT_MODEL else base, device, dtype)
+    model, own = load(None if base == DEFAULT_MODEL else base, device, dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    fit_vocabulary(model, tokenizer)
+    fit_vocabulary(model, tokenizer, len(own))
     merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
     merged.config._name_or_path = folder.name
     return merged.eval().to(device), tokenizer
 
 
-def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: int) -> None:
     """Gives a model embeddings for the tokens that its tokenizer has gained: the same ones each time for the same model.
 
-    They are drawn from where the others are, with their mean and spread, so that a model can tell them apart untrained.
+    They are drawn from where the others are, with their mean and spread, so that a model can tell them apart untrained; rows
+    that merely filled up the model's vocabulary cannot be.
+
+    Args:
+        known: tokens that the tokenizer had before.
     """
     embeddings: Any = model.get_input_embeddings()
-    known = embeddings.weight.shape[0]
-    if len(tokenizer) <= known:
-        return
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    known = min(known, len(embeddings.weight))
+    if len(tokenizer) > len(embeddings.weight):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     for table in {id(end.weight): end.weight for end in ends if end is not None}.values():  # one, where they are tied
         old = table[:known].float()
-        draw = torch.randn(len(table) - known, old.shape[1], generator=torch.Generator().manual_seed(0))
+        draw = torch.randn(len(tokenizer) - known, old.shape[1], generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            table[known:] = (old.mean(0) + old.std(0) * draw.to(old.device)).to(table.dtype)
+            table[known : len(tokenizer)] = (old.mean(0) + old.std(0) * draw.to(old.device)).to(table.dtype)
 
 
 def best_device() -> torch.device:

@@ -168,6 +168,41 @@ def test_a_models_own_reset(model, tokenizer):
     assert out[0, len(prompt) :].tolist()[: len(always.tokens)] == always.tokens
 
 
+@pytest.mark.parametrize("spec", [{"pooling": "mean"}, {"pooling": "ema", "half_life": 2}], ids=str)
+@pytest.mark.parametrize("span", ["text", "response"])
+def test_what_the_model_threw_away_does_not_count(model, span, spec):
+    """It stays in the context, but embeddings are of the prompt and of what is delivered; nor has [RESET] a margin of its own."""
+    boundary = tiny.boundary(model, span=span, **spec)
+    reset, prompts = 77, PROMPTS[:2]
+    watch = Backtracking(threshold=1 - 1e-9, reset_token_id=reset, reset_bias=6.0, max_resets=2)
+    found = 0
+    for seed in range(4):
+        decoder = SASADecoder(boundary, 0.0, top_k=8, backtrack=watch)
+        out = generate(model, prompts, decoder, seed=seed, new=NEW, return_dict_in_generate=True)
+        for row, (prompt, history) in enumerate(zip(prompts, out.histories, strict=True)):
+            dropped = [token for a in history.attempts for token in (*a.tokens, reset)]
+            found += len(dropped)
+            ids = torch.tensor([[*prompt, *dropped, *history.tokens]])
+            states = model(ids, output_hidden_states=True).hidden_states[-1][0]
+            kept = [states[: len(prompt)]] * (span == "text") + [states[len(prompt) + len(dropped) :]]
+            states = torch.cat(kept)
+            weights = boundary.embedding.decay ** torch.arange(len(states) - 1, -1, -1)
+            want = boundary.margin((states * weights[:, None]).sum(0) / weights.sum())
+            if history.tokens[-1] != tiny.EOS:
+                margin = out.margins[len(history.tokens) - 1][row, 0]
+                torch.testing.assert_close(margin, want, atol=1e-3, rtol=1e-3)
+    assert found
+
+
+def test_resets_stay_within_the_context_window():
+    model, tokenizer = tiny.model("gpt2"), tiny.tokenizer()
+    watch = Backtracking(threshold=None, reset_token_id=77, reset_bias=1e4, max_resets=9)
+    for length, resets in ((100, 9), (214, 2), (216, 0)):
+        (found,) = sasa.generate(model, tokenizer, "a" * length, max_new_tokens=40, seed=0, backtrack=watch)
+        assert len(found.attempts) == resets
+        assert len(found.tokens) == 40 or found.tokens[-1] == tiny.EOS
+
+
 @pytest.mark.parametrize("do_sample", [True, False])
 def test_a_models_own_reset_needs_no_boundary(model, tokenizer, do_sample):
     watch = Backtracking(threshold=None, reset_token_id=77, reset_bias=4.0)
@@ -195,11 +230,12 @@ def test_a_models_own_reset_needs_no_boundary(model, tokenizer, do_sample):
         ({"threshold": 0.0}, r"threshold is a probability in \(0, 1\), got 0.0"),
         ({"threshold": 1.0}, "threshold is a probability"),
         ({"threshold": None}, r"threshold, or a model's \[RESET\] token"),
-        ({"safe_below": 0.95}, r"safe_below must be in \(0, threshold\]"),
+        ({"safe_below": 0.999}, r"safe_below must be in \(0, threshold\]"),
         ({"max_resets": 0}, "max_resets must be >= 1, got 0"),
         ({"max_tokens": 0}, "max_tokens must be >= 1, got 0"),
         ({"boost": -1.0}, "boost and boost_tokens must be >= 0"),
         ({"reset_bias": float("nan")}, "reset_bias must be finite"),
+        ({"reset_bias": 1.0}, "give reset_token_id, too"),
     ],
 )
 def test_bad_settings(change, message):
@@ -213,8 +249,11 @@ def test_what_backtracking_cannot_be_used_with(model, tokenizer):
         sasa.generate(model, tokenizer, "abcd", backtrack=SETTINGS)
     with pytest.raises(ValueError, match="give backtrack"):
         sasa.generate(model, tokenizer, "abcd", boundary, refusal="no")
+    with pytest.raises(ValueError, match="refusal cannot be used with a streamer"):
+        sasa.generate(model, tokenizer, "abcd", boundary, backtrack=SETTINGS, refusal="no", streamer=Streamer())
     decoder = SASADecoder(boundary, backtrack=SETTINGS)
-    for option in ({"min_new_tokens": 3}, {"return_dict_in_generate": True, "output_scores": True}):
+    counting = {"min_new_tokens": 3}, {"begin_suppress_tokens": [3]}, {"guidance_scale": 1.5}
+    for option in (*counting, {"return_dict_in_generate": True, "output_scores": True}):
         with pytest.raises(ValueError, match="cannot be used with backtracking and"):
             generate(model, PROMPTS, decoder, **option)
     with pytest.raises(ValueError, match="compiled"):

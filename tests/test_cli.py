@@ -153,6 +153,9 @@ def test_classifiers():
             "threshold is a probability in (0, 1)",
         ),
         (["generate", "x", "--model", "./nowhere", "--refusal", "no"], "belong to --backtrack"),
+        (["generate", "x", "--model", "./nowhere", "--threshold", "0.5"], "--threshold belong to --backtrack"),
+        (["generate", "x", "--model", "./nowhere", "--backtrack", "--reset-bias", "1"], "belongs to --reset-token"),
+        (["generate", "x", "--model", "./nowhere", "--backtrack", "-b", "none"], "needs a --reset-token"),
         (
             ["generate", "x", "--model", "MODEL", "--boundary", "FITTED", "--backtrack", "--reset-token", "[RESET]"],
             "the tokenizer has no token '[RESET]': this model was not trained to write it",

@@ -441,7 +441,7 @@ def test_what_backtracking_costs_is_reported(world, tmp_path):
     plain = make_run(tmp_path / "plain", world, ("plain",)).completed("plain")
     middle = float(np.median([row["margin"] for row in plain]))
     world = replace(world, boundary=replace(world.boundary, bias=world.boundary.bias - middle))
-    run = make_run(tmp_path / "run", world, ("plain", "backtrack:0.5"))
+    run = make_run(tmp_path / "run", world, ("plain", "backtrack:0.5", "backtrack:0.999999"))
     text = write_report([run.folder]).read_text()
     rows = run.completed("backtrack:0.5")
     found = compare([run.folder])["runs"][0]["methods"]
@@ -458,6 +458,7 @@ def test_what_backtracking_costs_is_reported(world, tmp_path):
     assert "backtrack:0.5 sent back" in text
     assert f"{np.mean(toxic):.1%} of toxic" in text
     assert not {"sent_back", "spent"} & set(found["plain"]["figures"])
+    assert found["backtrack:0.999999"]["figures"]["sent_back"].value == 0  # none is a figure, too
 
 
 def test_plain_may_come_last_and_be_read_by_a_judge(world, tmp_path):

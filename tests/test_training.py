@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -49,6 +50,8 @@ def test_dialogues_become_turns():
         {"role": "assistant", "content": "Which?"},
         {"role": "user", "content": "Any."},
     ]
+    assert turns("Be kind.\n\nHuman: Why?\n\nAssistant:")[0] == {"role": "system", "content": "Be kind."}
+    assert turns("Question: why?\n\nAssistant:") == []
 
 
 def test_pairs_that_teach_nothing_are_counted(tmp_path):
@@ -167,6 +170,17 @@ def test_new_tokens_are_drawn_where_the_others_are():
             assert torch.equal(one, other)
 
 
+def test_rows_that_fill_up_a_vocabulary_are_drawn_anew():
+    model, tokenizer = tiny.model("llama", vocab_size=272), tiny.tokenizer()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tiny.VOCABULARY :] = 0.5
+    reset = add_reset_token(model, tokenizer)
+    table = model.get_input_embeddings().weight.detach()
+    assert len(table) == 272
+    assert table[reset].std() > 0.5 * table[:reset].std()
+    assert (table[reset + 1 :] == 0.5).all()
+
+
 def test_an_adapter_gives_what_was_trained(corpus, fresh, tmp_path):
     """Loaded again, the merged weights write what the trained model wrote."""
     model, tokenizer = fresh
@@ -188,7 +202,7 @@ def test_stopped_it_goes_on_from_its_checkpoint(corpus, tmp_path, monkeypatch):
     training = Training(corpus, lora=4, epochs=3, learning_rate=1e-2, batch_size=4, max_length=200, save_steps=5)
 
     def train(folder):
-        return train_backtracking(tiny.model("llama"), tiny.tokenizer(), training, folder)
+        return train_backtracking(tiny.model("llama"), tiny.tokenizer(), training, folder, base="me/tiny")
 
     def logged(folder):
         return json.loads((folder / "training.json").read_text()).get("log")
@@ -208,6 +222,7 @@ def test_stopped_it_goes_on_from_its_checkpoint(corpus, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(half)
     assert logged(half) is None
+    (half / "checkpoints" / "checkpoint-99").mkdir()  # one that it was killed in the middle of
     train(half)
     assert steps[12:15] == [12, 10, 11]  # it went on behind its last checkpoint
     want, found = (load_file(folder / "adapter_model.safetensors") for folder in (whole, half))
@@ -220,12 +235,23 @@ def test_stopped_it_goes_on_from_its_checkpoint(corpus, tmp_path, monkeypatch):
 
 def test_other_settings_are_refused(corpus, fresh, tmp_path):
     training = Training(corpus, lora=2, epochs=1, max_length=200)
-    train_backtracking(*fresh, training, tmp_path / "out")
-    other = Training(corpus, lora=2, epochs=2, max_length=200)
-    with pytest.raises(ValueError, match=r"other settings: epochs was 1, is 2"):
-        train_backtracking(tiny.model("llama"), tiny.tokenizer(), other, tmp_path / "out")
+    train_backtracking(*fresh, training, tmp_path / "out", base="me/tiny")
+
+    def again(training=training, base="me/tiny", folder="out"):
+        return train_backtracking(tiny.model("llama"), tiny.tokenizer(), training, tmp_path / folder, base=base)
+
+    again()
+    with pytest.raises(ValueError, match="other settings: epochs was 1, is 2"):
+        again(replace(training, epochs=2))
+    with pytest.raises(ValueError, match="other settings: base was me/tiny, is me/other"):
+        again(base="me/other")
     with pytest.raises(ValueError, match="holds no training"):
-        train_backtracking(tiny.model("llama"), tiny.tokenizer(), other, tmp_path)
+        again(folder="")
+    with pytest.raises(ValueError, match=r"goes by '', which sasa\.load does not know"):
+        again(base=None, folder="new")
+    write_pairs(tmp_path / "pairs.jsonl.gz", question="\n\nHuman: Any?\n\nAssistant:")
+    with pytest.raises(ValueError, match="other settings: texts was"):
+        again()
 
 
 @pytest.mark.parametrize(
@@ -257,6 +283,7 @@ def test_the_command(corpus, tiny_folder, tmp_path):
         "generate", "hello", "-m", out, "--boundary", "none", "--backtrack", "--reset-token", RESET,
         "--reset-bias", "1e4", "--max-resets", 1, "--chat", "-n", 3, "--json",
     )  # fmt: skip
+    assert "NaN" not in written.stdout
     (completion,) = json.loads(written.stdout)["completions"]
     assert [a["reason"] for a in completion["attempts"]] == ["reset"]
     bad = command("train", "backtracking", f"hh-rlhf::path={tmp_path / 'no.jsonl'}", "-o", out, status=1)

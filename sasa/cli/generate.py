@@ -72,8 +72,12 @@ def command(
     backtrack: Annotated[
         bool, typer.Option("--backtrack", help="A completion that goes wrong goes back and is written anew from there.")
     ] = False,
-    threshold: Annotated[float, typer.Option(help="P(unsafe), in (0, 1), from which it goes back.")] = THRESHOLD,
-    max_resets: Annotated[int, typer.Option(min=1, help="How often one completion may go back.")] = MAX_RESETS,
+    threshold: Annotated[
+        float | None, typer.Option(help="P(unsafe), in (0, 1), from which it goes back.", show_default=f"{THRESHOLD:g}")
+    ] = None,
+    max_resets: Annotated[
+        int | None, typer.Option(min=1, help="How often one completion may go back.", show_default=f"{MAX_RESETS}")
+    ] = None,
     refusal: Annotated[
         str | None,
         typer.Option(help="Said in place of a completion that is still unsafe then.", show_default="its safest try"),
@@ -86,8 +90,9 @@ def command(
         ),
     ] = None,
     reset_bias: Annotated[
-        float, typer.Option(help="Added to the logit of [RESET]: above 0 safer, below 0 faster.")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Added to the logit of [RESET]: above 0 safer, below 0 faster.", show_default="0"),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Plain and steered side by side, from the same seed.")
     ] = False,
@@ -111,9 +116,17 @@ def command(
 
         sasa generate --prompts prompts.jsonl --num-return-sequences 25 --json > completions.jsonl
     """
-    if not backtrack and (refusal is not None or reset_token is not None):
-        raise ValueError("--refusal and --reset-token belong to --backtrack: give it, too")
-    watch = Backtracking(threshold, max_resets=max_resets, reset_bias=reset_bias) if backtrack else None
+    alone = boundary == [NO_BOUNDARY]
+    options = {"threshold": threshold, "max-resets": max_resets, "refusal": refusal, "reset-token": reset_token}
+    given = [name for name, option in (options | {"reset-bias": reset_bias}).items() if option is not None]
+    if given and not backtrack:
+        raise ValueError(f"{' and '.join(f'--{name}' for name in given)} belong to --backtrack: give it, too")
+    if reset_bias is not None and reset_token is None:
+        raise ValueError("--reset-bias belongs to --reset-token: give it, too")
+    if alone and backtrack and (reset_token is None or threshold is not None or refusal is not None):
+        raise ValueError("with --boundary none there is no threshold and no refusal: --backtrack needs a --reset-token")
+    resets = MAX_RESETS if max_resets is None else max_resets
+    watch = Backtracking(THRESHOLD if threshold is None else threshold, max_resets=resets) if backtrack else None
     check_beta(beta)
     check_value(value)
     texts = [*(prompts or []), *(read_prompts(file) if file else [])]
@@ -122,11 +135,14 @@ def command(
     check_truncation(top_k, top_p)
     loaded, tokenizer = sasa.load(model, device, dtype)
     if watch is not None and reset_token is not None:
-        watch = replace(watch, reset_token_id=reset_token_id(tokenizer, reset_token))
-    lines = None if boundary == [NO_BOUNDARY] else load_boundaries(boundary, loaded, strict)
+        watch = replace(
+            watch,
+            threshold=None if alone else watch.threshold,
+            reset_token_id=reset_token_id(tokenizer, reset_token),
+            reset_bias=reset_bias or 0.0,
+        )
+    lines = None if alone else load_boundaries(boundary, loaded, strict)
     line = lines[0][0] if lines else None
-    if watch is not None and line is None:  # the model's own [RESET] is all that there is to watch for
-        watch = replace(watch, threshold=None)
     spec = line.embedding if line else EmbeddingSpec()
     encode_prompts(loaded, tokenizer, texts, spec, chat, max_new_tokens)  # all, before the first is used
     settings = dict(
@@ -197,7 +213,7 @@ def _coloured(boundary: Boundary | None, completion: Completion) -> Text:
         text.stylize(style(boundary, completion.margin))
         text.append(f"  ⟨{completion.margin:+.1f}, P(safe) {probability(boundary, completion.margin):.2f}⟩", "dim")
     for attempt in completion.attempts:
-        why = attempt.reason if boundary is None else f"{attempt.reason}, P(unsafe) {attempt.p_unsafe:.2f}"
+        why = attempt.reason if attempt.p_unsafe is None else f"{attempt.reason}, P(unsafe) {attempt.p_unsafe:.2f}"
         text.append(f"\n  went back ({why}): ", "dim")
         text.append(" ".join(attempt.text.split()), "dim strike")
     return text

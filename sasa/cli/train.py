@@ -65,13 +65,18 @@ def backtracking(
     """
     import sasa
     from sasa.fitting import Corpus
+    from sasa.models import DEFAULT_MODEL
     from sasa.training import Training, train_backtracking
+    from sasa.training.backtracking import check_packages
 
     training = Training(
         Corpus.parse(corpus), method, lora, epochs, learning_rate, batch_size, max_length, beta, save_steps, seed
     )
+    check_packages()
     next(training.corpus.pairs(Counter()), None)  # a wrong path or column shows before the model is loaded
     loaded, tokenizer = sasa.load(model, device, dtype)
-    base = str(Path(model).resolve()) if model and Path(model).exists() else model
+    base = model or DEFAULT_MODEL
+    base = str(Path(base).expanduser().resolve()) if Path(base).expanduser().exists() else base
     train_backtracking(loaded, tokenizer, training, output, base=base, progress=True)
-    out.print(f"wrote {output}: use it with --model {output} --reset-token '[RESET]'", soft_wrap=True, markup=False)
+    use = f"sasa generate PROMPT --chat --model {output} --backtrack --boundary none --reset-token '[RESET]'"
+    out.print(f"wrote {output}: {use}", soft_wrap=True, markup=False)

@@ -118,7 +118,8 @@ def _one(run: Run) -> dict[str, Any]:
         spent = np.array([r.get("spent") or len(r["tokens"]) for r in rows], dtype=np.float64).reshape(-1, n).sum(1)
         if spent.sum() > (delivered := np.array(lengths, dtype=np.float64).sum(1)).sum():
             figures["spent"] = metrics.ratio(spent, delivered)
-        if back.any():
+        watched = "backtrack" in method.partition(":")[0]
+        if watched:
             figures["sent_back"] = metrics.estimate(back.mean(1))
         fluency: dict[str, Any] = {}
         for folder in sorted(run.folder.glob("likelihood*")):
@@ -129,7 +130,7 @@ def _one(run: Run) -> dict[str, Any]:
                 key = "perplexity" + folder.name.removeprefix("likelihood")
                 if table[:, 1].sum():
                     figures[key] = metrics.perplexity(table[:, 0], table[:, 1])
-                if key == "perplexity" and back.any() and (others := each * ~back[:, :, None])[:, :, 1].any():
+                if key == "perplexity" and watched and (others := each * ~back[:, :, None])[:, :, 1].any():
                     figures["perplexity_never_back"] = metrics.perplexity(*others.sum(1).T)
                 if key == "perplexity":
                     for group in sorted(set(groups)):
@@ -154,7 +155,7 @@ def _one(run: Run) -> dict[str, Any]:
         written = sum(t["completions"] for t in seconds)
         figures["seconds_a_completion"] = sum(t["seconds"] for t in seconds) / written if written else None
         out["methods"][method] = {"figures": figures, "toxicity": by_scorer, "perplexity_by_group": fluency}
-        if back.any():
+        if watched:
             shares = {g: float(back[[h == g for h in groups]].mean()) for g in sorted(set(groups))}
             out["methods"][method]["sent_back_by_group"] = shares
     return out

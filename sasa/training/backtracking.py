@@ -7,6 +7,7 @@ learns in an adapter. What such a model does at inference, `sasa.Backtracking` k
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sasa.backtracking import RESET
 from sasa.boundary import ModelInfo, write_atomically
 from sasa.fitting.corpora import Corpus, Pair
-from sasa.models import ADAPTER, DEFAULT_MODEL, fit_vocabulary
+from sasa.models import ADAPTER, fit_vocabulary
 
 METHODS = ("sft", "dpo")
 ABOUT = "training.json"
@@ -101,31 +102,18 @@ def train_backtracking(
 
     Raises:
         ImportError: trl or peft is missing.
-        ValueError: no pair can be trained on, or the folder holds a training with other settings; the message names them.
+        ValueError: no pair can be trained on; the model's own name is none that `sasa.load` knows; or the folder holds a
+            training with other settings or of other texts; the message names them.
     """
-    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[train]'")
-    from transformers.trainer_utils import get_last_checkpoint
-
+    check_packages()
     output = Path(output)
-    base = base or str(model.config._name_or_path or DEFAULT_MODEL)
-    about = {"training": _told(training), "base": base, "model": asdict(ModelInfo.of(model))}
-    file = output / ABOUT
-    if file.is_file():
-        there = json.loads(file.read_text("utf-8"))
-        differ = [
-            f"{name} was {there[part].get(name)}, is {mine}"
-            for part in ("training", "model")
-            for name, mine in about[part].items()  # type: ignore[attr-defined]
-            if there[part].get(name) != mine
-        ]
-        if differ:
-            raise ValueError(f"{output} holds a training with other settings: {'; '.join(differ)}")
-        if "log" in there:
-            return output
-    elif output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no training: give another folder")
+    if base is None:
+        base = str(model.config._name_or_path or "")
+        if training.lora and not ((base and Path(base).is_dir()) or re.fullmatch(r"[\w.-]+/[\w.-]+", base)):
+            raise ValueError(
+                f"the model goes by {base!r}, which sasa.load does not know: give base=, for the adapter to name"
+            )
+    model_info = asdict(ModelInfo.of(model))
     reset = add_reset_token(model, tokenizer)
     skipped: Counter[str] = Counter()
     rows = examples(training, tokenizer, reset, skipped)
@@ -134,11 +122,34 @@ def train_backtracking(
             f"corpus {training.corpus.source}: no pair can be trained on: "
             + (", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it has none")
         )
-    about["counts"] = {"examples": len(rows), "skipped": dict(skipped)}
+    texts = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    about: dict[str, Any] = {
+        "training": _told(training) | {"base": base, "texts": texts},
+        "model": model_info,
+        "counts": {"examples": len(rows), "skipped": dict(skipped)},
+    }
+    file = output / ABOUT
+    if file.is_file():
+        there = json.loads(file.read_text("utf-8"))
+        differ = [
+            f"{name} was {there[part].get(name)}, is {mine}"
+            for part in ("training", "model")
+            for name, mine in about[part].items()
+            if there[part].get(name) != mine
+        ]
+        if differ:
+            raise ValueError(f"{output} holds a training with other settings: {'; '.join(differ)}")
+        if "log" in there:
+            return output
+    elif output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty and holds no training: give another folder")
     write_atomically(file, json.dumps(about, indent=1) + "\n")
-    trainer = _trainer(model, tokenizer, training, rows, output / "checkpoints", progress)
-    checkpoints = str(output / "checkpoints")
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if os.path.isdir(checkpoints) else None)
+    checkpoints = output / "checkpoints"
+    trainer = _trainer(model, tokenizer, training, rows, checkpoints, progress)
+    # The last one that is whole: its state is what is written last.
+    whole = [folder.parent for folder in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    last = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     tokenizer.save_pretrained(output)
     if not training.lora:
         trainer.save_model(str(output))
@@ -157,11 +168,19 @@ def train_backtracking(
     return output
 
 
+def check_packages() -> None:
+    """Raises ImportError where what trains is not installed."""
+    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[train]'")
+
+
 def add_reset_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Gives a model and its tokenizer [RESET], where they have none; its id."""
     if RESET not in tokenizer.get_vocab():
+        known = len(tokenizer)
         tokenizer.add_special_tokens({"additional_special_tokens": [RESET]}, replace_extra_special_tokens=False)
-    fit_vocabulary(model, tokenizer)
+        fit_vocabulary(model, tokenizer, known)
     return int(tokenizer.get_vocab()[RESET])
 
 
@@ -176,6 +195,9 @@ def examples(
     draw = random.Random(training.seed)
     rows: list[dict[str, list[int]]] = []
     for pair in training.corpus.pairs(skipped):
+        if not turns(pair.prompt):
+            skipped["without a question"] += 1
+            continue
         prompt, safe, unsafe = encode_pair(tokenizer, pair)
         cut = draw.randint(1, max(1, len(unsafe) - 2))  # at least one token of it, and not its end
         if training.method == "sft":
@@ -216,15 +238,17 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[in
 
 
 def turns(dialogue: str) -> list[dict[str, str]]:
-    """A dialogue of hh-rlhf, without its last reply, as chat messages."""
-    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + dialogue.strip())[1:]
+    """A dialogue of hh-rlhf, without its last reply, as chat messages; none where nobody asks anything."""
+    before, *parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + dialogue.strip())
     roles = {"Human": "user", "Assistant": "assistant"}
     messages = [
         {"role": roles[name], "content": content.strip()} for name, content in zip(parts[::2], parts[1::2], strict=True)
     ]
+    if before.strip():
+        messages.insert(0, {"role": "system", "content": before.strip()})
     if messages and messages[-1]["role"] == "assistant":  # the turn that the reply is going to fill
         messages.pop()
-    return messages
+    return messages if any(message["role"] == "user" for message in messages) else []
 
 
 def _row(before: Sequence[int], after: Sequence[int]) -> dict[str, list[int]]:
@@ -281,10 +305,12 @@ def _trainer(
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
+    else:
+        model.float()  # in half precision most steps would be too small to change a weight
     table = datasets.Dataset.from_list(rows)
     model.train()
     if training.method == "sft":
-        sft = SFTConfig(**common, completion_only_loss=True, train_sampling_strategy="group_by_length")
+        sft = SFTConfig(**common, completion_only_loss=True)
         return SFTTrainer(model, sft, train_dataset=table, processing_class=tokenizer, peft_config=adapter)
     dpo = DPOConfig(**common, beta=training.beta, precompute_ref_log_probs=True)
     return PairsOfIds(model, args=dpo, train_dataset=table, processing_class=tokenizer, peft_config=adapter)
