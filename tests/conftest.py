@@ -14,6 +14,7 @@ import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: threads that wait for a busy core waste it
 sys.path.insert(0, str(Path(__file__).parent))  # reference.py and tiny.py
+os.environ["COLUMNS"] = "100"  # rich looks once, when it is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the Hub
 
 import tiny

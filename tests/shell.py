@@ -23,7 +23,6 @@ def sasa(*arguments, status=0):
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
-                os.environ |= {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
                 sys.argv = ["sasa", *map(str, arguments)]
                 main()
                 code = 0

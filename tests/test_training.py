@@ -272,7 +272,7 @@ def test_bad_settings(change, message, corpus):
 
 def test_pairs_that_are_all_too_long(corpus, fresh, tmp_path):
     with pytest.raises(ValueError, match="no pair can be trained on: 12 longer than 16 tokens"):
-        train_backtracking(*fresh, Training(corpus, max_length=16), tmp_path / "out")
+        train_backtracking(*fresh, Training(corpus, max_length=16), tmp_path / "out", base="me/tiny")
 
 
 def test_the_command(corpus, tiny_folder, tmp_path):
