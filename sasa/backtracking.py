@@ -135,9 +135,6 @@ class Watch:
         eos: ids that end a text; they are no text of their own and go unwatched.
         beyond: tokens that the model can read beyond prompt and response; None: no limit. The model's own [RESET], which takes
             nothing out of its context, is impossible where what comes after it would not fit.
-
-    Attributes:
-        begun_anew: rows in which the model has just written [RESET].
     """
 
     def __init__(
@@ -154,7 +151,6 @@ class Watch:
         self.room = room
         self.eos = frozenset(eos)
         self.beyond = beyond
-        self.begun_anew: set[int] = set()
         self.rows = [History() for _ in range(rows)]
         self._budget = settings.max_tokens or 4 * room
         threshold = settings.threshold or 1.0
@@ -191,14 +187,11 @@ class Watch:
         margins, over = margins.float().cpu(), over.cpu().clone()
         odds = [-b.log_odds(margins[:, i]) for i, b in enumerate(self.boundaries)]
         unsafe = torch.stack(odds).sigmoid().amax(0).tolist() if odds else [None] * len(rows)
-        self.begun_anew = set()
         open_rows = open_.tolist()
         back = torch.zeros(len(rows), dtype=torch.long)
         for i, (b, token, margin) in enumerate(zip(rows.tolist(), tokens.tolist(), margins.tolist(), strict=True)):
             if open_rows[b]:
                 back[i], ended = self._one(self.rows[b], token, margin, unsafe[i])
-                if token == self.settings.reset_token_id:
-                    self.begun_anew.add(b)
                 over[b] = ended or (bool(over[b]) and not back[i])  # a text that was taken back has not ended
         return back, over
 

@@ -285,6 +285,18 @@ def bundled() -> dict[str, Path]:
     return {file.parent.name: file for file in sorted(folder.glob(f"*/{FILE_NAME}"))}
 
 
+def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    """How the settings that a folder was made with differ from those of now, as text; dictionaries within are gone into."""
+    found = []
+    for key in here:
+        a, b = there.get(key), here[key]
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} was {a}, is {b}")
+    return found
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Writes a file beside its place and moves it there, so that no reader and no crash ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

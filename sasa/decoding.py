@@ -214,8 +214,9 @@ class SASADecoder:
             if watch is not None:
                 of_rows = margins[torch.arange(len(rows)), choice]
                 back, over = watch.told(rows, tokens[rows], of_rows, unfinished, over)
-                if watch.begun_anew:
-                    look.forget([i for i, b in enumerate(rows.tolist()) if b in watch.begun_anew])
+                if watch.settings.reset_token_id is not None:
+                    anew = (tokens[rows] == watch.settings.reset_token_id) & unfinished[rows].bool()
+                    look.forget(anew.nonzero()[:, 0])
                 if back.any():
                     look.rewind(back)
                     input_ids = input_ids.index_copy(0, rows, look.ids)

@@ -379,14 +379,13 @@ class Lookahead:
         if self.packed:
             self.cache.rewind(back)
 
-    def forget(self, rows: Sequence[int]) -> None:
-        """Leaves what was written after the prompt out of the embeddings of these rows; it stays in their context."""
+    def forget(self, rows: Tensor) -> None:
+        """Leaves what was written after the prompt out of these rows' embeddings, int64 (R,); it stays in their context."""
         assert self._past is not None
         last, end, total, count = self._past[-1]
         _, _, first_total, first_count = self._past[0]
-        place = torch.tensor(rows, device=self.ids.device)
-        total = total.index_copy(0, place, first_total[place])
-        count = count.index_copy(0, place, first_count[place])
+        total = total.index_copy(0, rows, first_total[rows])
+        count = count.index_copy(0, rows, first_count[rows])
         self._past[-1] = last, end, total, count
         self._total, self._count = total.transpose(0, 1), count.transpose(0, 1)
 

@@ -249,6 +249,9 @@ def test_what_backtracking_cannot_be_used_with(model, tokenizer):
         sasa.generate(model, tokenizer, "abcd", backtrack=SETTINGS)
     with pytest.raises(ValueError, match="give backtrack"):
         sasa.generate(model, tokenizer, "abcd", boundary, refusal="no")
+    own = Backtracking(threshold=None, reset_token_id=77)
+    with pytest.raises(ValueError, match="backtracking by a threshold says"):
+        sasa.generate(model, tokenizer, "abcd", backtrack=own, refusal="no")
     with pytest.raises(ValueError, match="refusal cannot be used with a streamer"):
         sasa.generate(model, tokenizer, "abcd", boundary, backtrack=SETTINGS, refusal="no", streamer=Streamer())
     decoder = SASADecoder(boundary, backtrack=SETTINGS)

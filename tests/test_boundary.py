@@ -133,6 +133,11 @@ def test_another_id_needs_strict_false(tmp_path):
     with pytest.raises(ValueError, match=r"id: fitted on 'org/original'.*strict=False"):
         Boundary.load(path, model=model)
     Boundary.load(path, model=model, strict=False).check(model)
+    more = tiny.model("llama", vocab_size=tiny.VOCABULARY + 1)  # a fine-tune with a token of its own
+    more.config._name_or_path = "somewhere/original"
+    with pytest.raises(ValueError, match="vocab_size: fitted on 260, this model has 261"):
+        Boundary.load(path, model=more)
+    Boundary.load(path, model=more, strict=False).check(more)
 
 
 def test_fingerprints_tell_apart_what_measures_differently(tmp_path):

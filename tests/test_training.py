@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +18,7 @@ import sasa
 from sasa.backtracking import RESET, Backtracking, reset_token_id
 from sasa.fitting import Corpus
 from sasa.training import Training, train_backtracking
-from sasa.training.backtracking import add_reset_token, encode_pair, examples, turns
+from sasa.training.backtracking import add_reset_token, check_packages, encode_pair, examples, turns
 
 trl = pytest.importorskip("trl", reason="pip install 'sasa-decoding[train]'")
 pytest.importorskip("peft", reason="pip install 'sasa-decoding[train]'")
@@ -196,6 +197,32 @@ def test_an_adapter_gives_what_was_trained(corpus, fresh, tmp_path):
     again = Training(corpus, "dpo", lora=4, epochs=1, max_length=200)
     on_top = train_backtracking(loaded, words, again, tmp_path / "dpo", base=str(out))
     assert sasa.load(str(on_top), device="cpu")[0].config.vocab_size == tiny.VOCABULARY + 1
+
+
+def test_adapters_that_cannot_be_read(tmp_path, monkeypatch):
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text("{}")
+    with pytest.raises(ValueError, match="does not say what model it was trained on"):
+        sasa.load(str(tmp_path), device="cpu")
+    settings.write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    with pytest.raises(ValueError, match="names itself"):
+        sasa.load(f"~/{tmp_path.name}", device="cpu")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="reading it needs peft"):
+        sasa.load(str(tmp_path), device="cpu")
+    with pytest.raises(ImportError, match="training needs trl and peft"):
+        check_packages()
+
+
+def test_all_weights_are_trained_in_float32(corpus, tmp_path):
+    """In half precision most steps are smaller than what a weight can tell apart."""
+    model, tokenizer = tiny.model("llama", torch.bfloat16), tiny.tokenizer()
+    training = Training(corpus, lora=0, epochs=1, learning_rate=1e-6, max_length=200)
+    before = tiny.model("llama", torch.bfloat16).float().model.layers[0].mlp.up_proj.weight.detach()
+    out = train_backtracking(model, tokenizer, training, tmp_path / "out")
+    after = sasa.load(str(out), device="cpu")[0].model.layers[0].mlp.up_proj.weight.detach()
+    assert (after != before).float().mean() > 0.9
 
 
 def test_stopped_it_goes_on_from_its_checkpoint(corpus, tmp_path, monkeypatch):

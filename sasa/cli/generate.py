@@ -117,10 +117,16 @@ def command(
         sasa generate --prompts prompts.jsonl --num-return-sequences 25 --json > completions.jsonl
     """
     alone = boundary == [NO_BOUNDARY]
-    options = {"threshold": threshold, "max-resets": max_resets, "refusal": refusal, "reset-token": reset_token}
-    given = [name for name, option in (options | {"reset-bias": reset_bias}).items() if option is not None]
+    options = {
+        "--threshold": threshold,
+        "--max-resets": max_resets,
+        "--refusal": refusal,
+        "--reset-token": reset_token,
+        "--reset-bias": reset_bias,
+    }
+    given = [name for name, option in options.items() if option is not None]
     if given and not backtrack:
-        raise ValueError(f"{' and '.join(f'--{name}' for name in given)} belong to --backtrack: give it, too")
+        raise ValueError(f"{' and '.join(given)} belong to --backtrack: give it, too")
     if reset_bias is not None and reset_token is None:
         raise ValueError("--reset-bias belongs to --reset-token: give it, too")
     if alone and backtrack and (reset_token is None or threshold is not None or refusal is not None):

@@ -44,7 +44,7 @@ from rich.progress import (
 from rich.text import Text
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import ModelInfo, write_atomically
+from sasa.boundary import ModelInfo, differences, write_atomically
 from sasa.decoding import has_plain_head, head
 from sasa.embedding import EmbeddingSpec, hidden_states, pad, positions, tokenize_prompt
 from sasa.evaluation.methods import Method, World
@@ -146,7 +146,7 @@ class Run:
         file = folder / "run.json"
         if file.is_file():
             there = json.loads(file.read_text("utf-8"))
-            differ = _differences({k: there.get(k) for k in about}, about)
+            differ = differences({k: there.get(k) for k in about}, about)
             if differ:
                 raise SettingsDiffer(
                     f"{folder} was made with other settings: {'; '.join(differ)}. Give the same ones, or another --output"
@@ -465,17 +465,6 @@ def _by_length(suite: Suite, world: World) -> tuple[list[Prompt], dict[str, int]
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise ValueError(f"no prompt of {suite.source} can be completed: {reasons}")
     return sorted((p for p in suite.prompts if p.id in lengths), key=lambda p: (lengths[p.id], p.id)), dict(skipped)
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in here:
-        a, b = there.get(key), here[key]
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} was {a}, is {b}")
-    return found
 
 
 def _told(boundary: Boundaries) -> str:

@@ -25,7 +25,7 @@ import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.backtracking import RESET
-from sasa.boundary import ModelInfo, write_atomically
+from sasa.boundary import ModelInfo, differences, write_atomically
 from sasa.fitting.corpora import Corpus, Pair
 from sasa.models import ADAPTER, fit_vocabulary
 
@@ -131,13 +131,7 @@ def train_backtracking(
     file = output / ABOUT
     if file.is_file():
         there = json.loads(file.read_text("utf-8"))
-        differ = [
-            f"{name} was {there[part].get(name)}, is {mine}"
-            for part in ("training", "model")
-            for name, mine in about[part].items()
-            if there[part].get(name) != mine
-        ]
-        if differ:
+        if differ := [d for part in ("training", "model") for d in differences(there[part], about[part])]:
             raise ValueError(f"{output} holds a training with other settings: {'; '.join(differ)}")
         if "log" in there:
             return output
