@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sasa.partial import first_layers
+
 Text: TypeAlias = "str | tuple[str, str]"
 """A text, or a (prompt, response) pair."""
 
@@ -135,26 +137,39 @@ def positions(attention_mask: Tensor) -> Tensor:
 
 
 def hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, layers: Sequence[int] = (-1,), **inputs: Any
+    model: PreTrainedModel, input_ids: Tensor, layers: Sequence[int] = (-1,), *, whole: bool = True, **inputs: Any
 ) -> tuple[Tensor, Tensor]:
     """Hidden states of some layers, (L, B, T, d), and those of the last, (B, T, d), which the language-model head reads.
 
     `attention_mask` (B, T) is required unless `position_ids` come with a mask of the caller's own making.
 
+    Args:
+        whole: False leaves out the layers above the highest of `layers` where the model comes apart there; in the place of
+            the last states are then those of that layer.
+
     Raises:
         ValueError: the model is in training mode, or the layer does not exist.
     """
     check_ready(model, *layers)
-    decoder = model.get_decoder()
+    at = numbered(model, layers)
+    top = max(at)
+    decoder: Any = None if whole else first_layers(model, top)
+    if decoder is None:
+        decoder, top = model.get_decoder(), model.config.get_text_config().num_hidden_layers
     if "position_ids" not in inputs and _takes_positions(type(decoder)):  # type: ignore[arg-type]
         inputs["position_ids"] = positions(inputs["attention_mask"])
     inputs.setdefault("use_cache", "past_key_values" in inputs)
     # Layers by their indices, or a pass would hold the states of all of them until its end.
-    wanted = [layer for layer in layers if layer != -1]
+    wanted = [layer for layer in at if layer != top]
     read = decoder(input_ids=input_ids, output_hidden_states=wanted or False, **inputs)
     last = read.last_hidden_state
-    states = [last if layer == -1 else read.hidden_states[layer] for layer in layers]
+    states = [last if layer == top else read.hidden_states[layer] for layer in at]
     return torch.stack(states) if len(states) > 1 else states[0][None], last
+
+
+def numbered(model: PreTrainedModel, layers: Sequence[int]) -> list[int]:
+    """Layers counted from the token embeddings, 0, to the last, the model's number of layers."""
+    return [layer % (model.config.get_text_config().num_hidden_layers + 1) for layer in layers]
 
 
 @functools.cache
@@ -245,7 +260,7 @@ def _spans(
     """States (B, T, d) and span mask (B, T) for each spec, from one pass."""
     ids, mask = pad(sequences, "right", model.device)
     layers = layers_of(specs)
-    states, _ = hidden_states(model, ids, layers, attention_mask=mask)
+    states, _ = hidden_states(model, ids, layers, whole=False, attention_mask=mask)
     place, last = torch.arange(mask.shape[1], device=mask.device), mask.sum(1, keepdim=True) - 1
     found = []
     for spec, begins in zip(specs, starts, strict=True):

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
-from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, layers_of, positions
+from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, layers_of, numbered, positions
+from sasa.partial import divides, last_layers
 from sasa.replay import Replay
 from sasa.skinny import skinny_linears
 
@@ -30,6 +31,10 @@ CHUNK = 512
 """Candidates of a row in one forward pass; more of them take several."""
 REREAD_TOKENS = 8192
 """Padded tokens in one forward pass of the re-reading path."""
+READ_TOKENS = {"cpu": 256, "cuda": 8192}
+"""New tokens in one forward pass, of all rows together; longer prompts take several, which need less memory."""
+WIDE = {"cpu": 6, "cuda": 128}
+"""From so many candidates in a pass, of all rows together, their number and not the weights' is what a layer costs."""
 
 _packs: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 _spare: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, Any, Replay]] = weakref.WeakKeyDictionary()
@@ -132,13 +137,16 @@ class LookaheadCache(Cache):
         """Makes the first `tokens` entries of the last pass part of the text."""
         self.length += tokens
 
-    def keep(self, choice: Tensor) -> None:
-        """Makes one entry of the last pass, at offset `choice` (B,) behind the text, the text's next."""
+    def move(self, choice: Tensor, layers: int | None = None) -> None:
+        """Moves what the last pass wrote at offset `choice` (B,) behind the text to its end, in the first layers or in all."""
         row = torch.arange(len(choice), device=choice.device)
-        for pool in self._pools.values():
+        for (_, *own), pool in self._pools.items():
+            if not own:
+                pool = pool[:layers]
+            elif layers is not None and own[0] >= layers:
+                continue
             # Of the row and the position, (B, layers, heads, head_dim): indices apart from each other come first.
             pool[:, : self.batch, :, self.length] = pool[:, row, :, self.length + choice].transpose(0, 1)
-        self.length += 1
 
     def select(self, rows: Tensor) -> None:
         """Goes on with these rows, int64 (B',), in place where they move one way only, as they do when some leave."""
@@ -228,6 +236,7 @@ class Lookahead:
         replay: how many candidates of a row to read in one pass that is compiled once and replayed; 0 compiles nothing.
             Needs `positions`, and rows that stay.
         rewindable: whether `rewind` is going to be called: the states at the texts' ends are then kept for every step.
+        margins_only: whether all that is wanted are embeddings, and neither `last` nor `keep`.
 
     Attributes:
         ids: int64 (B, T), the texts so far.
@@ -235,6 +244,9 @@ class Lookahead:
 
     Where a model cannot take the candidates side by side (no key-value cache, attention that takes no 4-D mask, ALiBi
     from a 2-D one), every candidate re-reads its text: the same result, slower, and said once in the log.
+
+    Layers above those of the specs tell nothing about a candidate. Where the model comes apart there, `keep` has them read the
+    chosen one alone.
     """
 
     def __init__(
@@ -249,6 +261,7 @@ class Lookahead:
         cache: BorrowedCache | None = None,
         replay: int = 0,
         rewindable: bool = False,
+        margins_only: bool = False,
     ) -> None:
         self.model = model
         self.specs = (specs,) if isinstance(specs, EmbeddingSpec) else tuple(specs)
@@ -261,6 +274,15 @@ class Lookahead:
         batch, width = len(attention_mask), config.hidden_size
         self.ids = torch.empty(batch, 0, dtype=torch.long, device=model.device)
         layers = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
+        at = numbered(model, self.layers)
+        self._top = max(at)
+        self._highest = at.index(self._top)
+        parts = divides(model, self._top) if self.packed and not replay else (False, False)
+        self._margins_only = margins_only
+        if margins_only and parts[0]:
+            layers = min(layers, self._top)
+        self._upper = None if margins_only or not all(parts) else last_layers(model, self._top)
+        self._halfway = False  # whether the last look left the upper layers out
         self.cache: Any = LookaheadCache(layers, rows, positions, bool(replay)) if cache is None else cache
         self.chunk = replay or CHUNK
         self._replays = bool(replay)
@@ -296,10 +318,17 @@ class Lookahead:
             for each spec, float32 (B, d), the text, and (B, K, d), the text and one candidate.
         """
         new, candidates = new.to(self.ids.device), candidates.to(self.ids.device)
+        most = max(16, READ_TOKENS.get(self.ids.device.type, 8192) // len(new))
+        if self.packed and new.shape[1] > most:
+            *parts, new = new.split(most, 1)
+            for part in parts:
+                self.look(part, candidates[:, :0])
         n = new.shape[1]
         self.ids = torch.cat([self.ids, new], 1)
         read = self._read_replayed if self._replays else self._read_packed if self.packed else self._reread
         first, *rest = candidates.split(self.chunk, 1)
+        wide = candidates.numel() >= WIDE.get(self.ids.device.type, 128)
+        self._halfway = self._upper is not None and wide and not n and not rest
         with contextlib.nullcontext() if self._replays else skinny_linears(self.model):
             parts = [read(new, first), *(read(new[:, :0], chunk) for chunk in rest)]
         states, last = (torch.cat(part, -2) for part in zip(*parts, strict=True))
@@ -334,13 +363,31 @@ class Lookahead:
         if candidates.shape[1] > self.chunk:  # most candidates' entries have been written over by now
             self.look(candidates[row, choice][:, None], candidates[:, :0])
             return
-        self.ids = torch.cat([self.ids, candidates[row, choice][:, None]], 1)
-        self._append(states[:, row, choice][:, :, None], last[row, choice])
+        chosen, last = states[:, row, choice], last[row, choice]
         if self._replay is not None:
             self._replay.keep(choice, self.cache.length)
-            self.cache.commit(1)
         elif self.packed:
-            self.cache.keep(choice)
+            self.cache.move(choice, self._top if self._halfway else None)
+            if self._halfway:
+                last = self._read_on(chosen[self._highest])
+        if self.packed:
+            self.cache.commit(1)
+        self.ids = torch.cat([self.ids, candidates[row, choice][:, None]], 1)
+        self._append(chosen[:, :, None], last)
+
+    def _read_on(self, states: Tensor) -> Tensor:
+        """The last layer's states (B, d) of the texts' next tokens, from those where the last look ended, (B, d)."""
+        assert self._upper is not None
+        mask = self.mask(self.cache.length + 1)
+        with skinny_linears(self.model):
+            read = self._upper(
+                inputs_embeds=states[:, None],
+                attention_mask=self._packed_masks(mask, 0, 1),
+                position_ids=positions(mask)[:, -1:],
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        return read.last_hidden_state[:, 0]
 
     def release(self) -> None:
         """Ends the look-ahead: a compiled one leaves its memory, whose addresses are recorded, for the model's next."""
@@ -410,7 +457,7 @@ class Lookahead:
             counts[i] = counts[i] * spec.decay**n + weights.sum(1)
         if self.specs:
             self._total, self._count = torch.stack(totals), torch.stack(counts)
-        if self._past is not None:
+        if self._past is not None and self.ids.shape[1] >= self.prompt_length:
             of_rows = (part.transpose(0, 1) for part in (self._end, self._total, self._count))
             self._past.append((self.last, *of_rows))
 
@@ -446,6 +493,7 @@ class Lookahead:
             self.model,
             torch.cat([new, candidates], 1),
             self.layers,
+            whole=not (self._margins_only or self._halfway),
             # Without candidates it is ordinary reading, which needs no mask of ours.
             attention_mask=self._packed_masks(mask, n, k) if k else mask[:, :-1],
             position_ids=torch.cat([place[:, :n], place[:, n:].expand(-1, k)], 1),
@@ -489,14 +537,15 @@ class Lookahead:
         """The same states, each candidate's from a pass over its whole text."""
         (batch, k), n, length = candidates.shape, new.shape[1], self.ids.shape[1]
         found: list[tuple[Tensor, Tensor]] = []
+        whole = not self._margins_only
         if n:
-            read = hidden_states(self.model, self.ids, self.layers, attention_mask=self.mask(length))
+            read = hidden_states(self.model, self.ids, self.layers, whole=whole, attention_mask=self.mask(length))
             found.append((read[0][:, :, length - n :], read[1][:, length - n :]))
         extended = torch.cat([self.ids.repeat_interleave(k, 0), candidates.reshape(-1, 1)], 1)
         mask = self.mask(length + 1).repeat_interleave(k, 0)
         rows = max(1, REREAD_TOKENS // (length + 1))
         ends = [
-            [part[..., -1, :] for part in hidden_states(self.model, ids, self.layers, attention_mask=m)]
+            [part[..., -1, :] for part in hidden_states(self.model, ids, self.layers, whole=whole, attention_mask=m)]
             for ids, m in zip(extended.split(rows), mask.split(rows), strict=True)
             if len(ids)
         ]

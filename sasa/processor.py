@@ -116,9 +116,9 @@ class SASALogitsProcessor(LogitsProcessor):
             extends = (kept[:, None] == look.ids[None]).all(-1)
             if extends.any(1).all():  # the rows have moved, as in beam search: the texts are read again
                 prompt_mask = look.prompt_mask[extends.int().argmax(1)]
-                self._look = Lookahead(self.model, self.steering.specs, prompt_mask)
+                self._look = Lookahead(self.model, self.steering.specs, prompt_mask, margins_only=True)
                 return self._look, input_ids
-        self._look = Lookahead(self.model, self.steering.specs, self._prompt_mask(input_ids))
+        self._look = Lookahead(self.model, self.steering.specs, self._prompt_mask(input_ids), margins_only=True)
         return self._look, input_ids
 
     def hear(self, ids: Tensor, cache: Any, mask: Tensor | None, states: Tensor) -> None:
@@ -127,7 +127,8 @@ class SASALogitsProcessor(LogitsProcessor):
             self._lender, self._heard = weakref.ref(cache), None
             begins = cache.get_seq_length() == ids.shape[1] and BorrowedCache.lends(cache)
             if begins and mask is not None and mask.shape == ids.shape and packs(self.model):
-                self._heard = Lookahead(self.model, self.steering.specs, mask, cache=BorrowedCache(cache))
+                lent = BorrowedCache(cache)
+                self._heard = Lookahead(self.model, self.steering.specs, mask, cache=lent, margins_only=True)
         if self._heard is not None:
             self._heard.follow(ids, states)
 

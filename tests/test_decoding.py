@@ -32,12 +32,13 @@ def generate(model, prompts, decoder=None, seed=None, new=10, **kwargs):
     return out if settings.get("return_dict_in_generate") else out[:, ids.shape[1] :]
 
 
+@pytest.mark.parametrize("layer", [-1, 1])
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_it_writes_what_the_reference_writes(family, seed):
-    """Texts of 19 tokens, beyond sliding windows of 6."""
+def test_it_writes_what_the_reference_writes(family, seed, layer):
+    """Texts of 19 tokens, beyond sliding windows of 6; below the last layer, the others read the chosen token alone."""
     model = tiny.model(family)
-    boundary = tiny.boundary(model, pooling="mean")
+    boundary = tiny.boundary(model, pooling="mean", layer=layer)
     got = generate(model, PROMPTS[:1], SASADecoder(boundary, 2.0, top_k=6, top_p=0.95), seed)[0].tolist()
     want = reference.decode(model, boundary, 2.0, PROMPTS[0], 10, [tiny.EOS], top_k=6, top_p=0.95, seed=seed)
     assert got[: len(want)] == want

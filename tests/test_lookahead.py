@@ -9,7 +9,7 @@ import reference
 import tiny
 import torch
 
-from sasa import SASALogitsProcessor
+from sasa import SASALogitsProcessor, lookahead
 from sasa.lookahead import Lookahead, LookaheadCache, packs
 
 SPECS = [
@@ -181,8 +181,23 @@ def test_layers_of_different_shapes(model):
     for layer, (keys, values) in enumerate(states):
         cache.update(keys, values, layer)
     cache.commit(2)
-    cache.keep(torch.tensor([1]))
+    cache.move(torch.tensor([1]))
+    cache.commit(1)
     for layer, (keys, values) in enumerate(states):
         new = keys[:, :, :1], values[:, :, :1]
         for before, after, own in zip((keys, values), cache.update(*new, layer), new, strict=True):
             torch.testing.assert_close(after, torch.cat([before[:, :, [0, 1, 3]], own], 2))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_long_prompts_take_several_passes(family, monkeypatch):
+    """Also where a pass holds nothing but padding of a row."""
+    model = tiny.model(family)
+    specs = [tiny.boundary(model, **spec).embedding for spec in SPECS]
+    ids = torch.randint(250, (2, 50), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :21] = 0
+    candidates = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    at_once = Lookahead(model, specs, mask).look(ids, candidates)
+    monkeypatch.setitem(lookahead.READ_TOKENS, "cpu", 32)
+    torch.testing.assert_close(Lookahead(model, specs, mask).look(ids, candidates), at_once, atol=1e-4, rtol=1e-4)

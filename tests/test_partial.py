@@ -1,0 +1,70 @@
+"""The first layers of a model, and the rest of them, against the whole."""
+
+import pytest
+import tiny
+import torch
+
+from sasa import EmbeddingSpec
+from sasa.embedding import embed, hidden_states
+from sasa.partial import divides, first_layers, last_layers
+
+POSITIONS_WITH_THE_EMBEDDINGS = {"gpt2", "opt", "bloom"}  # these are added, or normed, before the first layer
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_both_parts_together_are_the_whole(family):
+    model = tiny.model(family)
+    mask = torch.ones_like(IDS)
+    (state,), last = hidden_states(model, IDS, (2,), attention_mask=mask)
+    torch.testing.assert_close(
+        first_layers(model, 2)(IDS, attention_mask=mask, use_cache=False).last_hidden_state, state
+    )
+    rest = last_layers(model, 2)
+    assert (rest is None) == (family in POSITIONS_WITH_THE_EMBEDDINGS)
+    if rest is not None:
+        torch.testing.assert_close(
+            rest(inputs_embeds=state, attention_mask=mask, use_cache=False).last_hidden_state, last
+        )
+
+
+def test_the_model_stays_as_it_is(model):
+    before = model.generate(
+        IDS, max_new_tokens=5, do_sample=False, output_hidden_states=True, return_dict_in_generate=True
+    )
+    part = first_layers(model, 1)
+    assert len(part.layers) == 1
+    assert part.layers[0] is model.model.layers[0]
+    after = model.generate(
+        IDS, max_new_tokens=5, do_sample=False, output_hidden_states=True, return_dict_in_generate=True
+    )
+    assert torch.equal(before.sequences, after.sequences)
+    assert len(after.hidden_states[0]) == len(before.hidden_states[0]) == 4
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_no_part_is_the_whole_or_nothing(model, depth):
+    assert divides(model, depth) == (False, False)
+
+
+def test_a_decoder_that_somebody_has_changed_is_read_whole():
+    model = tiny.model("llama")
+    assert divides(model, 1) == (True, True)
+    decoder = model.get_decoder()
+    forward = decoder.forward
+    decoder.forward = lambda *args, **kwargs: forward(*args, **kwargs)  # a part would not know of it
+    assert divides(model, 1) == (False, False)
+    assert embed(model, tiny.tokenizer(), ["abc"], EmbeddingSpec(layer=1)).shape == (1, 32)
+
+
+def test_layers_above_the_boundary_do_not_run_for_an_embedding():
+    model, tokenizer = tiny.model("llama"), tiny.tokenizer()
+    ids = torch.tensor([tokenizer("so he said").input_ids])
+    (state,), _ = hidden_states(model, ids, (1,), attention_mask=torch.ones_like(ids))
+    assert divides(model, 1)[0]
+    ran = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, *_: ran.append(module))
+    found = embed(model, tokenizer, ["so he said"], EmbeddingSpec(layer=1))
+    assert ran == [model.model.layers[0]]
+    torch.testing.assert_close(found, state[:, -1])
