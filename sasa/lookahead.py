@@ -33,7 +33,7 @@ REREAD_TOKENS = 8192
 """Padded tokens in one forward pass of the re-reading path."""
 READ_TOKENS = {"cpu": 256, "cuda": 8192}
 """New tokens in one forward pass, of all rows together; longer prompts take several, which need less memory."""
-WIDE = {"cpu": 6, "cuda": 128}
+WIDE = {"cpu": 8, "cuda": 128}
 """From so many candidates in a pass, of all rows together, their number and not the weights' is what a layer costs."""
 
 _packs: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
