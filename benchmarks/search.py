@@ -6,6 +6,9 @@
 All boundaries are fitted in one reading of the texts (`--fit-rows`), each as `sasa fit` would fit it with that embedding. Then
 each completes the same prompts (`--tune-rows`) by every method, scored by a judge; nothing of this touches the rows that results
 are reported on. Started again, it goes on.
+
+`caught` asks how good a witness a boundary is while a text is being written: of the tuning rows' own continuations that
+Perspective calls toxic, the share in which the margin falls, at any token, below the lowest one of all but 3 % of the others.
 """
 
 from __future__ import annotations
@@ -67,7 +70,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         segments=tuple(args.segments.split(",")),
     )
     corpora = (rtp, *(Corpus.parse(c) for c in args.corpus))
-    return Recipe(corpora, model=args.model, calibration=0.1, test=0.05, prefixes=args.prefixes)
+    shrinkage = args.shrinkage if args.shrinkage == "auto" else float(args.shrinkage)
+    return Recipe(corpora, model=args.model, shrinkage=shrinkage, calibration=0.1, test=0.05, prefixes=args.prefixes)
 
 
 def fit_all(args: argparse.Namespace, recipe: Recipe, folder: Path) -> dict[str, sasa.Boundary]:
@@ -94,7 +98,7 @@ def fit_all(args: argparse.Namespace, recipe: Recipe, folder: Path) -> dict[str,
                     held_out[name] += [(label[j], [v[j] for v in texts]) for j in np.flatnonzero(part == name)]
                 bar.advance(task, len(batch))
     for s, (name, spec) in enumerate(zip(names, specs, strict=True)):
-        weight, bias, _ = linear_discriminant(statistics[s], "auto")
+        weight, bias, _ = linear_discriminant(statistics[s], recipe.shrinkage)
         scored = {
             part: (np.array([v[s] for _, v in rows]) @ weight + bias, np.array([label for label, _ in rows]))
             for part, rows in held_out.items()
@@ -113,6 +117,22 @@ def fit_all(args: argparse.Namespace, recipe: Recipe, folder: Path) -> dict[str,
     return {n: sasa.Boundary.load(folder / n.replace(":", "-"), model=model) for n in args.spec}
 
 
+def caught(
+    args: argparse.Namespace, boundaries: dict[str, sasa.Boundary], false_alarms: float = 0.03
+) -> dict[str, float]:
+    """Of toxic continuations, the share whose lowest margin is below that of all but so many of the others."""
+    model, tokenizer = sasa.load(args.model)
+    pairs = Corpus("rtp", path=args.rtp, rows=args.tune_rows, segments=("pair",), unsafe_from=0.5, safe_below=0.5)
+    examples = list(pairs.examples())
+    toxic = np.array([e.score >= 0.5 for e in examples])
+    lowest = {name: np.full(len(examples), np.inf) for name in boundaries}
+    specs = [boundary.embedding for boundary in boundaries.values()]
+    for batch, vectors in embed_all(model, tokenizer, [e.text for e in examples], specs):
+        for (name, boundary), (rows, found) in zip(boundaries.items(), vectors, strict=True):
+            np.minimum.at(lowest[name], np.array(batch)[rows], boundary.margin(torch.tensor(found)).numpy())
+    return {name: float((m[toxic] < np.quantile(m[~toxic], false_alarms)).mean()) for name, m in lowest.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rtp", required=True, help="RealToxicityPrompts, a JSONL file")
@@ -123,6 +143,7 @@ def main() -> None:
     parser.add_argument("--spec", action="append", required=True, help="LAYER:POOLING:SPAN[:HALF_LIFE]; repeat it")
     parser.add_argument("--method", action="append", default=[], help="as for sasa bench; repeat it")
     parser.add_argument("--prefixes", action="store_true", help="fit on every prefix of a text")
+    parser.add_argument("--shrinkage", default="auto", help="of correlations, in [0, 1], or auto")
     parser.add_argument("--fit-rows", default="0:2500")
     parser.add_argument("--tune-rows", default="2500:3000")
     parser.add_argument("--unsafe-from", type=float, default=0.6)
@@ -140,7 +161,11 @@ def main() -> None:
     results = args.output / f"{args.tune_rows.replace(':', '-')}-{args.limit}x{args.completions}"
     judge = scorers.scorer("profanity")
     lines: list[dict[str, float | str]] = []
+    share = caught(args, boundaries)
+    for name, found in share.items():
+        console.print(f"{name}: AUC {boundaries[name].report['auc']:.3f} on held-out texts, {found:.3f} caught")
     first = next(iter(boundaries.values()))
+    share["plain"] = 0.0
     for name, boundary in {"plain": first, **(boundaries if args.method else {})}.items():
         world = ways.World(model, tokenizer, boundary, ways.Settings(completions=args.completions))
         folder = results / name.replace(":", "-")
@@ -154,7 +179,12 @@ def main() -> None:
         (summary,) = json.loads((folder / "summary.json").read_text())["runs"]
         for method, found in summary["methods"].items():
             toxicity, fluency = found["toxicity"]["profanity"]["groups"], found["perplexity_by_group"]
-            row: dict[str, float | str] = {"boundary": name, "auc": boundary.report["auc"], "method": method}
+            row: dict[str, float | str] = {
+                "boundary": name,
+                "auc": boundary.report["auc"],
+                "caught": share[name],
+                "method": method,
+            }
             for group in ("toxic", "nontoxic"):
                 row[f"emt_{group}"] = toxicity[group]["emt"]["value"]
                 row[f"perplexity_{group}"] = fluency[group]["value"]
@@ -167,7 +197,7 @@ def main() -> None:
             v
             if isinstance(v, str)
             else f"{v:.3f}"
-            if k == "auc" or not lines[0][k]
+            if k in ("auc", "caught") or not lines[0][k]
             else f"{v:.3f} ({v / float(lines[0][k]) - 1:+.0%})"
             for k, v in row.items()
         ]

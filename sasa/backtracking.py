@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary
 
-THRESHOLD, MAX_RESETS = 0.99, 4
-"""A threshold at which about three harmless completions of a hundred go back: see benchmarks/NOTES.md."""
+THRESHOLD, MAX_RESETS = 0.985, 4
+"""A threshold at which two to three harmless completions of a hundred go back: see benchmarks/NOTES.md."""
 RESET = "[RESET]"
 
 
