@@ -200,7 +200,7 @@ def test_another_recipe_does_not_take_over_an_unfinished_fit(model, tokenizer, r
     assert work.exists()
     other = replace(recipe, seed=7)
     with pytest.raises(
-        ValueError, match=r"holds an unfinished fit with other settings .*'seed': 0.*'seed': 7.*delete it"
+        ValueError, match=r"holds an unfinished fit with other settings \(recipe\.seed was 0, is 7\): delete it"
     ):
         fit_boundary(model, tokenizer, other, tmp_path)
     fit_boundary(model, tokenizer, recipe, tmp_path)

@@ -313,6 +313,11 @@ def test_the_command(corpus, tiny_folder, tmp_path):
     assert "NaN" not in written.stdout
     (completion,) = json.loads(written.stdout)["completions"]
     assert [a["reason"] for a in completion["attempts"]] == ["reset"]
+    train = ["train", "backtracking", source, "--method", "dpo", "--lora", 2, "--max-length", 200]
+    command(*train, "-m", out, "-o", tmp_path / "dpo")
+    assert json.loads((tmp_path / "dpo" / "training.json").read_text())["training"]["method"] == "dpo"
+    bad = command(*train, "-m", out, "-o", out, status=1)
+    assert "other settings" in bad.stderr
     bad = command("train", "backtracking", f"hh-rlhf::path={tmp_path / 'no.jsonl'}", "-o", out, status=1)
     assert "no file at" in bad.stderr
     bad = command("generate", "x", "-m", tiny_folder, "-b", "none", "--backtrack", "--reset-token", RESET, status=1)

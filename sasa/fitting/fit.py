@@ -31,7 +31,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import FILE_NAME, Boundary, ModelInfo, write_atomically
+from sasa.boundary import FILE_NAME, Boundary, ModelInfo, differences, write_atomically
 from sasa.embedding import EmbeddingSpec, check_ready, embed_stream, progress_bar
 from sasa.fitting import fairness
 from sasa.fitting.corpora import Corpus, Example
@@ -309,12 +309,7 @@ class Workspace:
         state = folder / "state.json"
         if state.is_file():
             saved = json.loads(state.read_text("utf-8"))
-            different = [
-                f"{k}: {saved['settings'].get(k)} there, {v} now"
-                for k, v in settings.items()
-                if saved["settings"].get(k) != v
-            ]
-            if different:
+            if different := differences({name: saved["settings"].get(name) for name in settings}, settings):
                 raise ValueError(
                     f"{folder} holds an unfinished fit with other settings ({'; '.join(different)}): delete it to begin anew"
                 )
