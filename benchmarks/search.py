@@ -118,10 +118,9 @@ def fit_all(args: argparse.Namespace, recipe: Recipe, folder: Path) -> dict[str,
 
 
 def caught(
-    args: argparse.Namespace, boundaries: dict[str, sasa.Boundary], false_alarms: float = 0.03
+    args: argparse.Namespace, model: object, tokenizer: object, boundaries: dict[str, sasa.Boundary]
 ) -> dict[str, float]:
-    """Of toxic continuations, the share whose lowest margin is below that of all but so many of the others."""
-    model, tokenizer = sasa.load(args.model)
+    """Of toxic continuations, the share whose lowest margin is below that of all but 3 % of the others."""
     pairs = Corpus("rtp", path=args.rtp, rows=args.tune_rows, segments=("pair",), unsafe_from=0.5, safe_below=0.5)
     examples = list(pairs.examples())
     toxic = np.array([e.score >= 0.5 for e in examples])
@@ -130,7 +129,7 @@ def caught(
     for batch, vectors in embed_all(model, tokenizer, [e.text for e in examples], specs):
         for (name, boundary), (rows, found) in zip(boundaries.items(), vectors, strict=True):
             np.minimum.at(lowest[name], np.array(batch)[rows], boundary.margin(torch.tensor(found)).numpy())
-    return {name: float((m[toxic] < np.quantile(m[~toxic], false_alarms)).mean()) for name, m in lowest.items()}
+    return {name: float((m[toxic] < np.quantile(m[~toxic], 0.03)).mean()) for name, m in lowest.items()}
 
 
 def main() -> None:
@@ -161,7 +160,7 @@ def main() -> None:
     results = args.output / f"{args.tune_rows.replace(':', '-')}-{args.limit}x{args.completions}"
     judge = scorers.scorer("profanity")
     lines: list[dict[str, float | str]] = []
-    share = caught(args, boundaries)
+    share = caught(args, model, tokenizer, boundaries)
     for name, found in share.items():
         console.print(f"{name}: AUC {boundaries[name].report['auc']:.3f} on held-out texts, {found:.3f} caught")
     first = next(iter(boundaries.values()))

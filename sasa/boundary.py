@@ -291,7 +291,8 @@ def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -
     for key in here:
         a, b = there.get(key), here[key]
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
+            every = dict.fromkeys([*b, *a])  # what is missing in one is a setting at its default there
+            found += differences(a, {k: b.get(k) for k in every}, f"{prefix}{key}.")
         elif a != b:
             found.append(f"{prefix}{key} was {a}, is {b}")
     return found

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, layers_of, numbered, positions
-from sasa.partial import divides, last_layers
+from sasa.partial import first_layers, last_layers
 from sasa.replay import Replay
 from sasa.skinny import skinny_linears
 
@@ -32,7 +32,7 @@ CHUNK = 512
 REREAD_TOKENS = 8192
 """Padded tokens in one forward pass of the re-reading path."""
 READ_TOKENS = {"cpu": 256, "cuda": 8192}
-"""New tokens in one forward pass, of all rows together; longer prompts take several, which need less memory."""
+"""New tokens in one forward pass, of all rows together but at least 16 of each; longer prompts take several, in less memory."""
 WIDE = {"cpu": 8, "cuda": 128}
 """From so many candidates in a pass, of all rows together, their number and not the weights' is what a layer costs."""
 
@@ -245,8 +245,8 @@ class Lookahead:
     Where a model cannot take the candidates side by side (no key-value cache, attention that takes no 4-D mask, ALiBi
     from a 2-D one), every candidate re-reads its text: the same result, slower, and said once in the log.
 
-    Layers above those of the specs tell nothing about a candidate. Where the model comes apart there, `keep` has them read the
-    chosen one alone.
+    Layers above those of the specs tell nothing about a candidate. Where the model comes apart there, and a pass has `WIDE`
+    candidates or more, `keep` has them read the chosen one alone.
     """
 
     def __init__(
@@ -277,11 +277,14 @@ class Lookahead:
         at = numbered(model, self.layers)
         self._top = max(at)
         self._highest = at.index(self._top)
-        parts = divides(model, self._top) if self.packed and not replay else (False, False)
         self._margins_only = margins_only
-        if margins_only and parts[0]:
+        apart = self.packed and not replay and first_layers(model, self._top) is not None
+        if margins_only and apart:
             layers = min(layers, self._top)
-        self._upper = None if margins_only or not all(parts) else last_layers(model, self._top)
+        self._upper = last_layers(model, self._top) if apart and not margins_only else None
+        # Frequencies that follow from the length of what a pass reads must be those of the whole prompt.
+        rope = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
+        self._in_passes = self.packed and not any(kind in rope for kind in ("longrope", "dynamic"))
         self._halfway = False  # whether the last look left the upper layers out
         self.cache: Any = LookaheadCache(layers, rows, positions, bool(replay)) if cache is None else cache
         self.chunk = replay or CHUNK
@@ -319,7 +322,7 @@ class Lookahead:
         """
         new, candidates = new.to(self.ids.device), candidates.to(self.ids.device)
         most = max(16, READ_TOKENS.get(self.ids.device.type, 8192) // len(new))
-        if self.packed and new.shape[1] > most:
+        if self._in_passes and new.shape[1] > most:
             *parts, new = new.split(most, 1)
             for part in parts:
                 self.look(part, candidates[:, :0])
@@ -353,6 +356,7 @@ class Lookahead:
         self.ids = torch.cat([self.ids, new], 1)
         self._append(states, states[0, :, -1])
 
+    @torch.no_grad()
     def keep(self, choice: Tensor) -> None:
         """Appends to each text the candidate of the last look at index `choice`, int64 (B,), without another pass.
 

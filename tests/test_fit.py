@@ -191,6 +191,7 @@ def test_another_recipe_does_not_take_over_an_unfinished_fit(model, tokenizer, r
     def stop(*_, **__):
         raise KeyboardInterrupt
 
+    recipe = replace(recipe, prefixes=True)
     work = tmp_path / ".fit"
     fit_boundary(model, tokenizer, recipe, tmp_path)
     with monkeypatch.context() as patch:
@@ -198,11 +199,11 @@ def test_another_recipe_does_not_take_over_an_unfinished_fit(model, tokenizer, r
         with pytest.raises(KeyboardInterrupt):
             fit_boundary(model, tokenizer, recipe, tmp_path, save_every=0)
     assert work.exists()
-    other = replace(recipe, seed=7)
-    with pytest.raises(
-        ValueError, match=r"holds an unfinished fit with other settings \(recipe\.seed was 0, is 7\): delete it"
-    ):
-        fit_boundary(model, tokenizer, other, tmp_path)
+    for change, said in (({"seed": 7}, "seed was 0, is 7"), ({"prefixes": False}, "prefixes was True, is None")):
+        with pytest.raises(
+            ValueError, match=rf"holds an unfinished fit with other settings \(recipe\.{said}\): delete it"
+        ):
+            fit_boundary(model, tokenizer, replace(recipe, **change), tmp_path)
     fit_boundary(model, tokenizer, recipe, tmp_path)
     assert not work.exists()
 

@@ -189,10 +189,19 @@ def test_layers_of_different_shapes(model):
             torch.testing.assert_close(after, torch.cat([before[:, :, [0, 1, 3]], own], 2))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_long_prompts_take_several_passes(family, monkeypatch):
-    """Also where a pass holds nothing but padding of a row."""
-    model = tiny.model(family)
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *((family, {}) for family in tiny.FAMILIES),
+        ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 32}),
+    ],
+)
+def test_long_prompts_take_several_passes(family, changes, monkeypatch):
+    """Also where a pass holds nothing but padding of a row, and not where a part of the text would be read otherwise."""
+    model = tiny.model(family, **changes)
     specs = [tiny.boundary(model, **spec).embedding for spec in SPECS]
     ids = torch.randint(250, (2, 50), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)

@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
-from sasa import EmbeddingSpec
+from sasa import EmbeddingSpec, lookahead
 from sasa.embedding import embed, hidden_states
-from sasa.partial import divides, first_layers, last_layers
+from sasa.partial import first_layers, last_layers
 
 POSITIONS_WITH_THE_EMBEDDINGS = {"gpt2", "opt", "bloom"}  # these are added, or normed, before the first layer
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
@@ -44,27 +44,49 @@ def test_the_model_stays_as_it_is(model):
 
 @pytest.mark.parametrize("depth", [0, 3])
 def test_no_part_is_the_whole_or_nothing(model, depth):
-    assert divides(model, depth) == (False, False)
+    assert first_layers(model, depth) is None
+    assert last_layers(model, depth) is None
 
 
-def test_a_decoder_that_somebody_has_changed_is_read_whole():
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda decoder: setattr(decoder, "forward", decoder.forward),
+        lambda decoder: decoder.register_forward_hook(lambda *_: None),
+        lambda decoder: decoder.register_forward_pre_hook(lambda *_: None),
+    ],
+)
+def test_a_decoder_that_somebody_has_changed_is_read_whole(change):
+    """Also where it came apart before: what was done to the whole must not be done to a part, or be left out."""
     model = tiny.model("llama")
-    assert divides(model, 1) == (True, True)
-    decoder = model.get_decoder()
-    forward = decoder.forward
-    decoder.forward = lambda *args, **kwargs: forward(*args, **kwargs)  # a part would not know of it
-    assert divides(model, 1) == (False, False)
-    assert embed(model, tiny.tokenizer(), ["abc"], EmbeddingSpec(layer=1)).shape == (1, 32)
+    assert first_layers(model, 1) is not None
+    change(model.get_decoder())
+    assert first_layers(model, 1) is None
+    assert last_layers(model, 1) is None
 
 
 def test_layers_above_the_boundary_do_not_run_for_an_embedding():
     model, tokenizer = tiny.model("llama"), tiny.tokenizer()
     ids = torch.tensor([tokenizer("so he said").input_ids])
     (state,), _ = hidden_states(model, ids, (1,), attention_mask=torch.ones_like(ids))
-    assert divides(model, 1)[0]
+    assert first_layers(model, 1) is not None
     ran = []
     for layer in model.model.layers:
         layer.register_forward_hook(lambda module, *_: ran.append(module))
     found = embed(model, tokenizer, ["so he said"], EmbeddingSpec(layer=1))
     assert ran == [model.model.layers[0]]
     torch.testing.assert_close(found, state[:, -1])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_layers_above_the_boundary_run_for_the_chosen_candidate_only(family, monkeypatch):
+    monkeypatch.setitem(lookahead.WIDE, "cpu", 3)
+    model = tiny.model(family)
+    look = lookahead.Lookahead(model, EmbeddingSpec(layer=1), torch.ones_like(IDS))
+    look.look(IDS, IDS[:, :0])
+    widths = []
+    (layers,) = (child for child in model.get_decoder().children() if isinstance(child, torch.nn.ModuleList))
+    layers[2].register_forward_hook(lambda module, args, output: widths.append(args[0].shape[1]), always_call=True)
+    look.look(IDS[:, :0], IDS[:, :4])
+    look.keep(torch.tensor([2]))
+    assert widths == ([4] if family in POSITIONS_WITH_THE_EMBEDDINGS else [1])
