@@ -161,10 +161,10 @@ def main() -> None:
     judge = scorers.scorer("profanity")
     lines: list[dict[str, float | str]] = []
     share = caught(args, model, tokenizer, boundaries)
-    for name, found in share.items():
-        console.print(f"{name}: AUC {boundaries[name].report['auc']:.3f} on held-out texts, {found:.3f} caught")
+    for name, boundary in boundaries.items():
+        boundary.report["caught"] = share[name]
+        console.print(f"{name}: AUC {boundary.report['auc']:.3f} on held-out texts, {share[name]:.3f} caught")
     first = next(iter(boundaries.values()))
-    share["plain"] = 0.0
     for name, boundary in {"plain": first, **(boundaries if args.method else {})}.items():
         world = ways.World(model, tokenizer, boundary, ways.Settings(completions=args.completions))
         folder = results / name.replace(":", "-")
@@ -181,7 +181,7 @@ def main() -> None:
             row: dict[str, float | str] = {
                 "boundary": name,
                 "auc": boundary.report["auc"],
-                "caught": share[name],
+                "caught": boundary.report["caught"],
                 "method": method,
             }
             for group in ("toxic", "nontoxic"):

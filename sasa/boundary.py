@@ -288,11 +288,10 @@ def bundled() -> dict[str, Path]:
 def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
     """How the settings that a folder was made with differ from those of now, as text; dictionaries within are gone into."""
     found = []
-    for key in here:
-        a, b = there.get(key), here[key]
+    for key in {**here, **there}:  # what is missing in one is a setting at its default there
+        a, b = there.get(key), here.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            every = dict.fromkeys([*b, *a])  # what is missing in one is a setting at its default there
-            found += differences(a, {k: b.get(k) for k in every}, f"{prefix}{key}.")
+            found += differences(a, b, f"{prefix}{key}.")
         elif a != b:
             found.append(f"{prefix}{key} was {a}, is {b}")
     return found

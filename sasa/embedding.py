@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.partial import first_layers
+from sasa.parts import depth_of, first_layers
 
 Text: TypeAlias = "str | tuple[str, str]"
 """A text, or a (prompt, response) pair."""
@@ -137,25 +137,23 @@ def positions(attention_mask: Tensor) -> Tensor:
 
 
 def hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, layers: Sequence[int] = (-1,), *, whole: bool = True, **inputs: Any
+    model: PreTrainedModel, input_ids: Tensor, layers: Sequence[int] = (-1,), *, lower: Any = None, **inputs: Any
 ) -> tuple[Tensor, Tensor]:
     """Hidden states of some layers, (L, B, T, d), and those of the last, (B, T, d), which the language-model head reads.
 
     `attention_mask` (B, T) is required unless `position_ids` come with a mask of the caller's own making.
 
     Args:
-        whole: False leaves out the layers above the highest of `layers` where the model comes apart there; in the place of
-            the last states are then those of that layer.
+        lower: the model's `first_layers` up to the highest of `layers`, where those above are not wanted; in the place of the
+            last states are then those of that layer.
 
     Raises:
         ValueError: the model is in training mode, or the layer does not exist.
     """
     check_ready(model, *layers)
     at = numbered(model, layers)
-    top = max(at)
-    decoder: Any = None if whole else first_layers(model, top)
-    if decoder is None:
-        decoder, top = model.get_decoder(), model.config.get_text_config().num_hidden_layers
+    decoder: Any = model.get_decoder() if lower is None else lower
+    top = depth_of(model) if lower is None else max(at)
     if "position_ids" not in inputs and _takes_positions(type(decoder)):  # type: ignore[arg-type]
         inputs["position_ids"] = positions(inputs["attention_mask"])
     inputs.setdefault("use_cache", "past_key_values" in inputs)
@@ -169,7 +167,7 @@ def hidden_states(
 
 def numbered(model: PreTrainedModel, layers: Sequence[int]) -> list[int]:
     """Layers counted from the token embeddings, 0, to the last, the model's number of layers."""
-    return [layer % (model.config.get_text_config().num_hidden_layers + 1) for layer in layers]
+    return [layer % (depth_of(model) + 1) for layer in layers]
 
 
 @functools.cache
@@ -181,7 +179,7 @@ def check_ready(model: PreTrainedModel, *layers: int) -> None:
     """Raises ValueError where the model is in training mode or has no such hidden states."""
     if model.training:
         raise ValueError("the model is in training mode, where dropout blurs its states: call model.eval() first")
-    depth = model.config.get_text_config().num_hidden_layers
+    depth = depth_of(model)
     for layer in layers:
         if not -depth - 1 <= layer <= depth:
             raise ValueError(f"layer must be in [{-depth - 1}, {depth}] for this model, got {layer}")
@@ -260,7 +258,8 @@ def _spans(
     """States (B, T, d) and span mask (B, T) for each spec, from one pass."""
     ids, mask = pad(sequences, "right", model.device)
     layers = layers_of(specs)
-    states, _ = hidden_states(model, ids, layers, whole=False, attention_mask=mask)
+    lower = first_layers(model, max(numbered(model, layers)))
+    states, _ = hidden_states(model, ids, layers, lower=lower, attention_mask=mask)
     place, last = torch.arange(mask.shape[1], device=mask.device), mask.sum(1, keepdim=True) - 1
     found = []
     for spec, begins in zip(specs, starts, strict=True):

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, layers_of, numbered, positions
-from sasa.partial import first_layers, last_layers
+from sasa.parts import first_layers, last_layers
 from sasa.replay import Replay
 from sasa.skinny import skinny_linears
 
@@ -274,14 +274,12 @@ class Lookahead:
         batch, width = len(attention_mask), config.hidden_size
         self.ids = torch.empty(batch, 0, dtype=torch.long, device=model.device)
         layers = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
-        at = numbered(model, self.layers)
-        self._top = max(at)
-        self._highest = at.index(self._top)
+        self._top = max(numbered(model, self.layers))
+        self._lower = None if replay else first_layers(model, self._top)
+        self._upper = None if self._lower is None or margins_only or not self.packed else last_layers(model, self._top)
         self._margins_only = margins_only
-        apart = self.packed and not replay and first_layers(model, self._top) is not None
-        if margins_only and apart:
+        if margins_only and self._lower is not None:
             layers = min(layers, self._top)
-        self._upper = last_layers(model, self._top) if apart and not margins_only else None
         # Frequencies that follow from the length of what a pass reads must be those of the whole prompt.
         rope = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
         self._in_passes = self.packed and not any(kind in rope for kind in ("longrope", "dynamic"))
@@ -373,7 +371,7 @@ class Lookahead:
         elif self.packed:
             self.cache.move(choice, self._top if self._halfway else None)
             if self._halfway:
-                last = self._read_on(chosen[self._highest])
+                last = self._read_on(last)
         if self.packed:
             self.cache.commit(1)
         self.ids = torch.cat([self.ids, candidates[row, choice][:, None]], 1)
@@ -497,7 +495,7 @@ class Lookahead:
             self.model,
             torch.cat([new, candidates], 1),
             self.layers,
-            whole=not (self._margins_only or self._halfway),
+            lower=self._lower if self._margins_only or self._halfway else None,
             # Without candidates it is ordinary reading, which needs no mask of ours.
             attention_mask=self._packed_masks(mask, n, k) if k else mask[:, :-1],
             position_ids=torch.cat([place[:, :n], place[:, n:].expand(-1, k)], 1),
@@ -541,15 +539,15 @@ class Lookahead:
         """The same states, each candidate's from a pass over its whole text."""
         (batch, k), n, length = candidates.shape, new.shape[1], self.ids.shape[1]
         found: list[tuple[Tensor, Tensor]] = []
-        whole = not self._margins_only
+        lower = self._lower if self._margins_only else None
         if n:
-            read = hidden_states(self.model, self.ids, self.layers, whole=whole, attention_mask=self.mask(length))
+            read = hidden_states(self.model, self.ids, self.layers, lower=lower, attention_mask=self.mask(length))
             found.append((read[0][:, :, length - n :], read[1][:, length - n :]))
         extended = torch.cat([self.ids.repeat_interleave(k, 0), candidates.reshape(-1, 1)], 1)
         mask = self.mask(length + 1).repeat_interleave(k, 0)
         rows = max(1, REREAD_TOKENS // (length + 1))
         ends = [
-            [part[..., -1, :] for part in hidden_states(self.model, ids, self.layers, whole=whole, attention_mask=m)]
+            [part[..., -1, :] for part in hidden_states(self.model, ids, self.layers, lower=lower, attention_mask=m)]
             for ids, m in zip(extended.split(rows), mask.split(rows), strict=True)
             if len(ids)
         ]

@@ -65,6 +65,7 @@ def test_search(tiny_folder, tmp_path):
     assert "2:ema:text:3" in run(*options, "--tune-rows", "480:500", "--limit", 4)
     (folder,) = (tmp_path / "search").iterdir()
     lines = json.loads((folder / "search.json").read_text())
+    assert all(0 <= line["caught"] <= 1 for line in lines)
     assert [(line["boundary"], line["method"]) for line in lines] == [
         ("plain", "plain"),
         ("1:mean:text", "sasa:2:log_sigmoid"),
@@ -72,11 +73,14 @@ def test_search(tiny_folder, tmp_path):
     ]
     run(*options, "--tune-rows", "490:", "--limit", 2)  # other prompts: what was found for the first ones is not theirs
     assert json.loads((folder / "search.json").read_text())[0] != lines[0]
-    run(*options, "--tune-rows", "490:", "--limit", 2, "--prefixes")
-    (other,) = set((tmp_path / "search").iterdir()) - {folder}
-    for spec in ("1-mean-text", "2-ema-text-3"):
-        one, two = (sasa.Boundary.load(f / "boundaries" / spec) for f in (folder, other))
-        assert one.fingerprint != two.fingerprint
+    before = {folder}
+    for change in (["--prefixes"], ["--shrinkage", 0.5]):
+        run(*options, "--tune-rows", "490:", "--limit", 2, *change)
+        (other,) = set((tmp_path / "search").iterdir()) - before
+        before.add(other)
+        for spec in ("1-mean-text", "2-ema-text-3"):
+            one, two = (sasa.Boundary.load(f / "boundaries" / spec) for f in (folder, other))
+            assert one.fingerprint != two.fingerprint
 
 
 def test_reset(tiny_folder, tmp_path):

@@ -309,7 +309,7 @@ class Workspace:
         state = folder / "state.json"
         if state.is_file():
             saved = json.loads(state.read_text("utf-8"))
-            if different := differences({name: saved["settings"].get(name) for name in settings}, settings):
+            if different := differences(saved["settings"], settings):
                 raise ValueError(
                     f"{folder} holds an unfinished fit with other settings ({'; '.join(different)}): delete it to begin anew"
                 )

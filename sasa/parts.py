@@ -48,11 +48,12 @@ def _comes_apart(model: PreTrainedModel, depth: int, upper: bool) -> bool:
         return False
     known = _found.setdefault(model, {})
     if (depth, upper) not in known:
-        known[depth, upper] = 0 < depth < _depth(model) and _agrees(model, depth, upper)
+        known[depth, upper] = 0 < depth < depth_of(model) and _agrees(model, depth, upper)
     return known[depth, upper]
 
 
-def _depth(model: PreTrainedModel) -> int:
+def depth_of(model: PreTrainedModel) -> int:
+    """How many layers a model has, which is the number of its last hidden state."""
     return int(model.config.get_text_config().num_hidden_layers)
 
 
@@ -62,7 +63,7 @@ def _part(model: PreTrainedModel, depth: int, upper: bool) -> Any:
     stacks = [
         name
         for name, child in decoder.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == _depth(model)
+        if isinstance(child, nn.ModuleList) and len(child) == depth_of(model)
     ]
     norms = [name for name in NORMS if name in decoder._modules]
     if len(stacks) != 1 or len(norms) != 1:

@@ -6,7 +6,7 @@ import torch
 
 from sasa import EmbeddingSpec, lookahead
 from sasa.embedding import embed, hidden_states
-from sasa.partial import first_layers, last_layers
+from sasa.parts import first_layers, last_layers
 
 POSITIONS_WITH_THE_EMBEDDINGS = {"gpt2", "opt", "bloom"}  # these are added, or normed, before the first layer
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
@@ -86,7 +86,7 @@ def test_layers_above_the_boundary_run_for_the_chosen_candidate_only(family, mon
     look.look(IDS, IDS[:, :0])
     widths = []
     (layers,) = (child for child in model.get_decoder().children() if isinstance(child, torch.nn.ModuleList))
-    layers[2].register_forward_hook(lambda module, args, output: widths.append(args[0].shape[1]), always_call=True)
+    layers[2].register_forward_hook(lambda module, args, output: widths.append(args[0].shape[1]))
     look.look(IDS[:, :0], IDS[:, :4])
     look.keep(torch.tensor([2]))
     assert widths == ([4] if family in POSITIONS_WITH_THE_EMBEDDINGS else [1])
