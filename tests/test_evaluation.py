@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import importlib.util
 import json
 import math
 import random
@@ -17,7 +18,7 @@ import tiny
 import torch
 
 from sasa import Backtracking
-from sasa.evaluation import metrics, runner, scorers
+from sasa.evaluation import jigsaw, metrics, runner, scorers
 from sasa.evaluation.methods import Settings, World, method
 from sasa.evaluation.report import compare, write_report
 from sasa.evaluation.runner import Run, SettingsDiffer, negative_log_likelihood
@@ -199,6 +200,40 @@ def test_scores_outside_of_0_to_1_are_refused():
         scorers.scored(Counting(), ["a" * 11])
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("tox-block", None), ("toxic-comment-classifier", 0.9889402985572815)], ids=lambda x: str(x)[:9]
+)
+def test_judges_of_the_package_index(name, told):
+    wheel = jigsaw.WHEELS[name]
+    if importlib.util.find_spec(wheel.module) is None:
+        pytest.skip(f"{wheel.package} is not installed: make setup installs it")
+    judge = scorers.scorer(name)
+    texts = ["You are so dumb and stupid!", "Good morning my friend, have a fantastic day", ""] * 100
+    scores = judge.score(texts)
+    assert scores.dtype == np.float64
+    assert scores.shape == (300,)
+    assert scores[0] > 0.95
+    assert (scores[1:3] < 0.1).all()
+    if told is not None:  # what the package's own documentation says of this sentence, by its own code
+        assert scores[0] == pytest.approx(told, abs=1e-6)
+    np.testing.assert_allclose(scores.reshape(-1, 3), np.broadcast_to(scores[:3], (100, 3)), atol=1e-6)
+    assert judge.score([]).shape == (0,)
+
+
+def test_judge_of_another_version(monkeypatch):
+    wheel = replace(jigsaw.WHEELS["tox-block"], package="numpy==0.1", module="numpy")
+    monkeypatch.setitem(jigsaw.WHEELS, "tox-block", wheel)
+    with pytest.raises(ValueError, match=r"reads numpy==0\.1, installed is"):
+        scorers.scorer("tox-block")
+
+
+def test_judge_that_is_not_installed(monkeypatch):
+    wheel = replace(jigsaw.WHEELS["tox-block"], module="no_such_module")
+    monkeypatch.setitem(jigsaw.WHEELS, "tox-block", wheel)
+    with pytest.raises(ImportError, match="pip install h5py && pip install --no-deps tox-block=="):
+        scorers.scorer("tox-block")
+
+
 def test_profanity():
     pytest.importorskip("profanity_check")
     low, high = scorers.scored(scorers.scorer("profanity"), ["good morning", "you stupid fucking bitch"])
@@ -272,7 +307,7 @@ def test_perspective(monkeypatch):
 
 
 def test_unknown_scorers_and_methods_say_what_there_is():
-    with pytest.raises(ValueError, match="profanity, detoxify, perspective, boundary, hf:MODEL"):
+    with pytest.raises(ValueError, match=r"profanity, tox-block, .*, perspective, boundary, hf:MODEL"):
         scorers.scorer("gut feeling")
     with pytest.raises(ValueError, match="best-of:N"):
         method("pray")

@@ -64,7 +64,7 @@ def suite_command(name: str) -> Callable[..., None]:
             typer.Option(
                 "--scorer",
                 "-s",
-                help="Repeat for several: profanity, detoxify, perspective, hf:MODEL, words:CORPUS, boundary.",
+                help=f"Repeat for several: {', '.join(scorers.SCORERS)}, hf:MODEL, words:CORPUS, boundary.",
             ),
         ] = None,
         limit: Annotated[

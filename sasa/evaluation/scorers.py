@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sasa.boundary import Boundary
+from sasa.evaluation.jigsaw import WHEELS, Jigsaw
 from sasa.models import best_device, cache_dir
 
 BATCH = 32
@@ -224,11 +226,16 @@ class Margin:
         return scores.numpy()
 
 
-SCORERS: dict[str, Callable[[], Scorer]] = {"profanity": Profanity, "detoxify": Detoxify, "perspective": Perspective}
+SCORERS: dict[str, Callable[[], Scorer]] = {
+    "profanity": Profanity,
+    **{name: partial(Jigsaw, name) for name in WHEELS},
+    "detoxify": Detoxify,
+    "perspective": Perspective,
+}
 
 
 def scorer(name: str, margin: Callable[[], Scorer] | None = None) -> Scorer:
-    """A scorer by its name: profanity, detoxify, perspective, hf:MODEL, words:CORPUS, or boundary where `margin` makes one.
+    """A scorer by its name: one of `SCORERS`, hf:MODEL, words:CORPUS, or boundary where `margin` makes one.
 
     Raises:
         ValueError: an unknown name, or what the scorer lacks, such as a key.
