@@ -5,6 +5,7 @@
     python benchmarks/speed.py --profile                         # and where the time of a step goes
     python benchmarks/speed.py --random-weights meta-llama/Llama-3.1-8B --dtype bfloat16 --device cuda
     python benchmarks/speed.py --random-weights llama-8b --dtype bfloat16 --device cuda          # without a network
+    python benchmarks/speed.py --sides plain decoder raw several --boundary toxicity --boundary harm   # values and boundaries
 
 The sides alternate, and the ratio to plain is taken round by round: the median of the rounds is reported. Every side writes
 exactly the same number of tokens, under the same top-k and top-p. Memory is the peak of all tensors that are made, beyond the
@@ -37,12 +38,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LogitsPr
 import sasa
 import sasa.decoding
 from sasa.boundary import ModelInfo
+from sasa.steering import Boundaries
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import reference
 
 ROOT = Path(__file__).parents[1]
 
+COLOURS = {"decoder": "tab:blue", "processor": "tab:orange", "raw": "tab:green", "several": "tab:red", "compiled": "k"}
 SHAPES = {
     "llama-8b": LlamaConfig(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
@@ -56,12 +59,13 @@ SHAPES = {
 }  # fmt: skip
 
 
-def load(args: argparse.Namespace) -> tuple[PreTrainedModel, sasa.Boundary, Tensor]:
-    """The model, its bundled boundary or, for random weights, a random one, and a long text's token ids."""
+def load(args: argparse.Namespace) -> tuple[PreTrainedModel, list[sasa.Boundary], Tensor]:
+    """The model, its boundaries or, for random weights, a random one, and a long text's token ids."""
     if not args.random_weights:
         model, tokenizer = sasa.load(args.model, args.device, args.dtype)
         text = (ROOT / "README.md").read_text() + (ROOT / "benchmarks" / "NOTES.md").read_text()
-        return model, sasa.Boundary.load("toxicity", model=model), tokenizer(text, return_tensors="pt").input_ids[0]
+        boundaries = [sasa.Boundary.load(name, model=model) for name in args.boundary or ["toxicity"]]
+        return model, boundaries, tokenizer(text, return_tensors="pt").input_ids[0]
     config = SHAPES.get(args.random_weights) or AutoConfig.from_pretrained(args.random_weights)
     device = args.device or str(sasa.models.best_device())
     torch.manual_seed(0)
@@ -70,14 +74,14 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, sasa.Boundary, Tens
     info = ModelInfo.of(model)
     weight = torch.randn(info.hidden_size) / info.hidden_size**0.5
     text = torch.randint(3, info.vocab_size, (4096,))
-    return model, sasa.Boundary(weight, 0.0, sasa.EmbeddingSpec(pooling="mean"), info), text
+    return model, [sasa.Boundary(weight, 0.0, sasa.EmbeddingSpec(pooling="mean"), info)], text
 
 
 def sides(
-    model: PreTrainedModel, boundary: sasa.Boundary, ids: Tensor, k: int, args: argparse.Namespace
+    model: PreTrainedModel, boundaries: list[sasa.Boundary], ids: Tensor, k: int, args: argparse.Namespace
 ) -> dict[str, Callable[[], object]]:
     """What is timed: a function without arguments for each side."""
-    tokens = args.tokens
+    tokens, boundary = args.tokens, boundaries[0]
     settings = dict(do_sample=True, top_k=k, top_p=args.top_p, max_new_tokens=tokens, min_new_tokens=tokens)
     settings |= dict(attention_mask=torch.ones_like(ids), pad_token_id=0)
 
@@ -89,12 +93,15 @@ def sides(
         scores = reference.logits(model, ids[0].tolist())
         return reference.reweighted(model, boundary, 1.0, ids[0].tolist(), scores, [], top_k=k, top_p=args.top_p)
 
+    def decoder(by: Boundaries = boundary, **more: Any) -> Callable[[], object]:
+        return lambda: model.generate(ids, custom_generate=sasa.SASADecoder(by, 1.0, **more), **settings)
+
     every = {
         "plain": lambda: model.generate(ids, **settings),
-        "decoder": lambda: model.generate(ids, custom_generate=sasa.SASADecoder(boundary, 1.0), **settings),
-        "compiled": lambda: model.generate(
-            ids, custom_generate=sasa.SASADecoder(boundary, 1.0, compiled=True), **settings
-        ),
+        "decoder": decoder(),
+        "raw": decoder(value="raw"),
+        "several": decoder([(each, 1.0) for each in boundaries]),
+        "compiled": decoder(compiled=True),
         "processor": processor,
         "reference": rereading,
     }
@@ -240,9 +247,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="written by each side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--sides", nargs="+", default=["plain", "decoder", "processor"], help="and: compiled, reference"
+        "--sides",
+        nargs="+",
+        default=["plain", "decoder", "processor"],
+        help="and: raw (the paper's value), several (all boundaries at once), compiled, reference",
     )
     parser.add_argument("--model")
+    parser.add_argument("--boundary", action="append", help="repeat it for several; all but `several` use the first")
     parser.add_argument(
         "--random-weights",
         help=f"a model of this shape, no weights needed: {', '.join(SHAPES)}, or a config.json or Hub id",
@@ -254,7 +265,9 @@ def main() -> None:
     args = parser.parse_args()
     if "plain" not in args.sides:
         parser.error("--sides must include plain: it is what all others are compared with")
-    model, boundary, text = load(args)
+    if args.boundary and args.random_weights:
+        parser.error("--random-weights draws its own boundary: --boundary is for models that have one")
+    model, boundaries, text = load(args)
     if len(text) < max(args.prompt) + max(args.batch):
         parser.error(f"--prompt is at most {len(text) - max(args.batch)} here")
     console, results = Console(width=None if sys.stdout.isatty() else 120), []
@@ -274,10 +287,10 @@ def main() -> None:
         # Each row begins at another word of the text; several rows are several prompts.
         ids = torch.stack([text[row : row + prompt] for row in range(batch)]).to(model.device)
         for k in args.candidates:
-            runs = sides(model, boundary, ids, k, args)
+            runs = sides(model, boundaries, ids, k, args)
             for run in runs.values():
                 timed(run, model.device)  # warm up
-            found = mean_candidates(model, boundary, ids, k, args.tokens, args.top_p)
+            found = mean_candidates(model, boundaries[0], ids, k, args.tokens, args.top_p)
             rounds = [{name: timed(run, model.device) for name, run in runs.items()} for _ in range(args.rounds)]
             least = floor(model, batch, prompt + args.tokens // 2, rate)
             for name, run in runs.items():
@@ -317,7 +330,7 @@ def plot(path: Path, results: list[dict]) -> None:
                 lines.setdefault((r["side"], r["prompt"]), []).append((r["top_k"], r["times_plain"]))
         prompts = sorted({prompt for _, prompt in lines})
         for (side, prompt), points in lines.items():
-            style = dict(color="tab:blue" if side == "decoder" else "tab:orange", marker="o")
+            style = dict(color=COLOURS.get(side, "tab:grey"), marker="o")
             style["linestyle"] = "-" if prompt == prompts[0] else "--"
             axis.plot(*zip(*sorted(points), strict=True), **style, label=f"{side}, prompt {prompt}")
         axis.axhline(1, color="grey", linewidth=1, linestyle=":")

@@ -27,7 +27,7 @@ def test_speed_of_a_model_without_weights(tiny_folder, tmp_path):
     shown = run(
         *("speed.py", "--random-weights", tiny_folder, "--device", "cpu", "--dtype", "float32", "--tokens", 3),
         *("--rounds", 1, "--candidates", 4, "--prompt", 8, "--batch", 1, 2, "--output", tmp_path / "speed.json"),
-        *("--sides", "plain", "decoder", "processor", "reference", "--profile"),
+        *("--sides", "plain", "decoder", "raw", "several", "processor", "reference", "--profile"),
     )
     assert "look-ahead passes" in shown
     results = json.loads((tmp_path / "speed.json").read_text())["results"]
@@ -36,6 +36,8 @@ def test_speed_of_a_model_without_weights(tiny_folder, tmp_path):
         (2, "decoder"),
         (1, "processor"),
         (1, "reference"),
+        (2, "raw"),
+        (2, "several"),
     }
     assert all(r["times_plain"] == 1 for r in results if r["side"] == "plain")
     assert (tmp_path / "speed.png").is_file()
