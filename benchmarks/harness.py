@@ -1,6 +1,6 @@
 """What the benchmark harness adds to the time of generating alone: the store, records and checks of `sasa bench`.
 
-python benchmarks/harness.py --prompts ../shared/data/rtp/prompts.jsonl
+python benchmarks/harness.py --prompts ../shared/data/rtp/prompts.jsonl --rows 3000:4000
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from pathlib import Path
 import sasa
 from sasa.evaluation import Run, Settings, World, generate_stage, load_suite, method
 from sasa.evaluation.runner import seed_of
+from sasa.fitting.corpora import parse_rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, required=True, help="RealToxicityPrompts rows, JSONL")
-    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--rows", default=":", help="START:STOP")
+    parser.add_argument("--model")
+    parser.add_argument("--boundary", default="toxicity")
+    parser.add_argument("--limit", type=int, default=12)
     parser.add_argument("--completions", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=6)
     args = parser.parse_args()
-    model, tokenizer = sasa.load()
-    boundary = sasa.Boundary.load("toxicity", model=model)
-    suite = load_suite("rtp", args.prompts, rows=(3000, 4000), limit=args.count)
+    model, tokenizer = sasa.load(args.model)
+    boundary = sasa.Boundary.load(args.boundary, model=model)
+    suite = load_suite("rtp", args.prompts, rows=None if args.rows == ":" else parse_rows(args.rows), limit=args.limit)
     world = World(model, tokenizer, boundary, Settings(args.completions))
     world.generate(["So"], seed=0)  # warms up
 

@@ -109,17 +109,26 @@ def test_reset(tiny_folder, tmp_path):
     assert judge.attribute == "harm"
 
 
-def test_killed_again_and_again(tiny_folder, tmp_path):
-    """kill -9 in the middle, each time followed by the same command: the same store as without."""
-    pytest.importorskip("profanity_check")
+@pytest.fixture
+def few_prompts(tiny_folder, tmp_path):
+    """Options: twelve prompts, a tiny model, and a boundary for it."""
     model, _ = sasa.load(str(tiny_folder), device="cpu")
     tiny.boundary(model).save(tmp_path / "boundary")
     rows = [{"prompt": {"text": f"number {i}", "toxicity": i % 2 * 0.9}, "challenging": False} for i in range(12)]
     (tmp_path / "rtp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shown = run(
-        *("kills.py", "--prompts", tmp_path / "rtp.jsonl", "--model", tiny_folder, "--boundary", tmp_path / "boundary"),
-        *("--limit", 12, "--tokens", 6, "--kills", 3),
-    )
+    return "--prompts", tmp_path / "rtp.jsonl", "--model", tiny_folder, "--boundary", tmp_path / "boundary"
+
+
+def test_killed_again_and_again(few_prompts):
+    """kill -9 in the middle, each time followed by the same command: the same store as without."""
+    pytest.importorskip("profanity_check")
+    shown = run("kills.py", *few_prompts, "--limit", 12, "--tokens", 6, "--kills", 3)
     assert "are the same, byte for byte" in shown
+
+
+def test_what_the_harness_adds(few_prompts):
+    shown = run("harness.py", *few_prompts, "--rows", "0:8", "--limit", 4, "--completions", 2, "--rounds", 2)
+    assert shown.count("of the processor") == 2
+    assert "median of 2 ratios" in shown
     assert "completions/sasa.jsonl" in shown
     assert shown.count("kill ") > 1

@@ -126,8 +126,10 @@ def test_classifiers():
     shown = sasa("classifiers").stdout
     assert "toxicity" in shown
     rows = [json.loads(line) for line in sasa("classifiers", "--json").stdout.splitlines()]
-    bundled = next(row for row in rows if row["name"] == "toxicity-smollm2-135m-instruct")
-    assert bundled["test"]["auc"] > 0.85
+    bundled = {row["name"]: row for row in rows}
+    for name in ("toxicity-smollm2-135m-instruct", "toxicity-gemma-3-270m"):
+        assert bundled[name]["attribute"] == "toxicity"
+        assert bundled[name]["test"]["auc"] > 0.85
 
 
 @pytest.mark.parametrize(
