@@ -121,6 +121,8 @@ def rtp_file(tmp_path):
         {"prompt": {"text": "So he", "toxicity": 0.2}, "continuation": {"text": " left", "toxicity": 0.7}},
         {"prompt": {"text": "And she", "toxicity": None}, "continuation": {"text": " sang", "toxicity": 0.0}},
     ]
+    for row in rows:
+        row["continuation"]["threat"] = 1 - row["continuation"]["toxicity"]
     path = tmp_path / "rtp.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)
@@ -139,6 +141,16 @@ def test_real_toxicity_prompts(tmp_path):
     ]
     assert skipped == {"no score or text": 1}
     assert len({e.group for e in found[:3]}) == 1, "a prompt and its continuation must not be parted"
+
+
+def test_another_attribute_of_real_toxicity_prompts(tmp_path):
+    path = rtp_file(tmp_path)
+    threats = Corpus.parse(f"rtp::path={path},label=threat,segments=continuation").examples()
+    assert [(e.text, e.score) for e in threats] == [(" left", pytest.approx(0.3)), (" sang", 1.0)]
+    with pytest.raises(
+        ValueError, match="row 0: expected prompt and continuation with text and threat, got .*toxicity"
+    ):
+        list(Corpus("rtp", path=path, label="threat").examples())
 
 
 @pytest.mark.parametrize("columns", [("comment_text", "toxic"), ("comment_text", "target"), ("text", "toxicity")])

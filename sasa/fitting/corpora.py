@@ -63,7 +63,8 @@ class Corpus:
             one is not), from the Hub or, with `path`, from a file in the same schema; or a CSV, JSONL or Parquet file; or a
             Hub data set `owner/name`. The last two need `text` and `label`.
         path: the file of a named source.
-        text, label: column names, with dots for nested ones.
+        text, label: column names, with dots for nested ones. Of `rtp`, label is the attribute: `toxicity`, or `threat`, `insult`,
+            `sexually_explicit`, … as Perspective scored them.
         prompt: the column of prompts, where the text is a response to one.
         positive: label values that mean unsafe, where labels are names or class numbers; all others mean safe.
         low, high: the label's range where it is a number: it is mapped onto [0, 1].
@@ -289,24 +290,26 @@ class Corpus:
         return score
 
     def _rtp(self, row: dict[str, Any], number: int) -> Iterator[Example | str]:
-        """RealToxicityPrompts: Perspective's toxicity of the prompt and of the continuation, some of them null."""
+        """RealToxicityPrompts: a score of Perspective's of the prompt and of the continuation, some of them null."""
+        attribute = self.label or "toxicity"
         for segment in self.segments:
             side = "prompt" if segment == "prompt" else "continuation"
             part, opening = row.get(side), row.get("prompt")
             if (
                 not isinstance(part, dict)
                 or "text" not in part
-                or "toxicity" not in part
+                or attribute not in part
                 or not isinstance(opening, dict)
             ):
                 raise ValueError(
-                    f"corpus rtp, row {number}: expected prompt and continuation with text and toxicity, got {list(row)}"
+                    f"corpus rtp, row {number}: expected prompt and continuation with text and {attribute}, got "
+                    f"{list(part) if isinstance(part, dict) else list(row)}"
                 )
-            if part["toxicity"] is None or not (part["text"] or "").strip():
+            if part[attribute] is None or not (part["text"] or "").strip():
                 yield "no score or text"
                 continue
             text: Text = (opening["text"] or "", part["text"]) if segment == "pair" else part["text"]
-            yield Example(text, self._score(part["toxicity"], 0.0, 1.0, number), opening["text"] or part["text"])
+            yield Example(text, self._score(part[attribute], 0.0, 1.0, number), opening["text"] or part["text"])
 
     def _dialogues(self, row: dict[str, Any], number: int) -> Iterator[Example | str]:
         """A pair of dialogues that differ in their last reply (Bai et al. 2022): the preferred one, and the other."""
