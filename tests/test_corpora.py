@@ -148,7 +148,7 @@ def test_another_attribute_of_real_toxicity_prompts(tmp_path):
     threats = Corpus.parse(f"rtp::path={path},label=threat,segments=continuation").examples()
     assert [(e.text, e.score) for e in threats] == [(" left", pytest.approx(0.3)), (" sang", 1.0)]
     with pytest.raises(
-        ValueError, match="row 0: expected prompt and continuation with text and threat, got .*toxicity"
+        ValueError, match=r"row 0: expected prompt and continuation with text and threat, got .*toxicity"
     ):
         list(Corpus("rtp", path=path, label="threat").examples())
 
