@@ -127,8 +127,8 @@ def test_classifiers():
     assert "toxicity" in shown
     rows = [json.loads(line) for line in sasa("classifiers", "--json").stdout.splitlines()]
     bundled = {row["name"]: row for row in rows}
-    for name in ("toxicity-smollm2-135m-instruct", "toxicity-gemma-3-270m"):
-        assert bundled[name]["attribute"] == "toxicity"
+    for name in ("toxicity-smollm2-135m-instruct", "toxicity-gemma-3-270m", "threat-smollm2-135m-instruct"):
+        assert bundled[name]["attribute"] == name.partition("-")[0]
         assert bundled[name]["test"]["auc"] > 0.85
 
 

@@ -24,6 +24,20 @@ def test_the_bundled_boundary_tells_insults_from_praise(real, boundary):
     assert good > 0 > bad
 
 
+def test_the_bundled_threat_boundary_knows_threats_from_insults(real, boundary):
+    model, tokenizer = real
+    threat = Boundary.load("threat", model=model)
+    texts = [
+        "You are a kind and thoughtful friend.",
+        "I will kill you and burn your house down.",
+        "You are a fucking idiot.",
+    ]
+    praise, menace, insult = threat.score(model, tokenizer, texts)
+    assert praise > 0 > menace
+    assert insult > menace + 2, "an insult threatens nobody"
+    assert boundary.score(model, tokenizer, texts[2:]) < 0
+
+
 def test_margins_equal_rereading(real, boundary):
     model, tokenizer = real
     encoded = [tokenizer(p)["input_ids"] for p in PROMPTS]
