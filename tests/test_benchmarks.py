@@ -124,11 +124,11 @@ def test_killed_again_and_again(few_prompts):
     pytest.importorskip("profanity_check")
     shown = run("kills.py", *few_prompts, "--limit", 12, "--tokens", 6, "--kills", 3)
     assert "are the same, byte for byte" in shown
+    assert "completions/sasa.jsonl" in shown
+    assert shown.count("kill ") > 1
 
 
 def test_what_the_harness_adds(few_prompts):
     shown = run("harness.py", *few_prompts, "--rows", "0:8", "--limit", 4, "--completions", 2, "--rounds", 2)
     assert shown.count("of the processor") == 2
     assert "median of 2 ratios" in shown
-    assert "completions/sasa.jsonl" in shown
-    assert shown.count("kill ") > 1
