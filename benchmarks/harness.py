@@ -21,7 +21,7 @@ from sasa.fitting.corpora import parse_rows
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, required=True, help="RealToxicityPrompts rows, JSONL")
-    parser.add_argument("--rows", default=":", help="START:STOP")
+    parser.add_argument("--rows", help="START:STOP")
     parser.add_argument("--model")
     parser.add_argument("--boundary", default="toxicity")
     parser.add_argument("--limit", type=int, default=12)
@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
-    suite = load_suite("rtp", args.prompts, rows=None if args.rows == ":" else parse_rows(args.rows), limit=args.limit)
+    suite = load_suite("rtp", args.prompts, rows=parse_rows(args.rows) if args.rows else None, limit=args.limit)
     world = World(model, tokenizer, boundary, Settings(args.completions))
     world.generate(["So"], seed=0)  # warms up
 

@@ -5,7 +5,7 @@
     python benchmarks/speed.py --profile                         # and where the time of a step goes
     python benchmarks/speed.py --random-weights meta-llama/Llama-3.1-8B --dtype bfloat16 --device cuda
     python benchmarks/speed.py --random-weights llama-8b --dtype bfloat16 --device cuda          # without a network
-    python benchmarks/speed.py --sides plain decoder raw several --boundary toxicity --boundary harm   # values and boundaries
+    python benchmarks/speed.py --sides plain decoder raw several --boundary toxicity --boundary threat
 
 The sides alternate, and the ratio to plain is taken round by round: the median of the rounds is reported. Every side writes
 exactly the same number of tokens, under the same top-k and top-p. Memory is the peak of all tensors that are made, beyond the

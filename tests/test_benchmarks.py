@@ -43,6 +43,19 @@ def test_speed_of_a_model_without_weights(tiny_folder, tmp_path):
     assert (tmp_path / "speed.png").is_file()
 
 
+def test_speed_of_several_boundaries(few_prompts, tmp_path):
+    few = ("--device", "cpu", "--tokens", 3, "--rounds", 1, "--candidates", 4, "--prompt", 8)
+    *_, model, _, boundary = few_prompts
+    two = ("--boundary", boundary, "--boundary", boundary)
+    output = tmp_path / "speed.json"
+    run("speed.py", "--model", model, *two, *few, "--sides", "plain", "several", "--output", output)
+    assert [r["side"] for r in json.loads(output.read_text())["results"]] == ["plain", "several"]
+    command = [sys.executable, BENCHMARKS / "speed.py", "--random-weights", model, *map(str, two)]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "--random-weights draws its own boundary" in refused.stderr
+
+
 def test_auc(real, shared_data):
     pytest.importorskip("profanity_check")
     options = ("--prompts", shared_data / "rtp" / "prompts.jsonl", "--rows", "3000:3030", "--scorer", "profanity")

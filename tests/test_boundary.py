@@ -106,7 +106,9 @@ def test_unknown_names_say_what_there_is():
 
 
 def test_bundled_is_found_by_attribute_and_refused_for_another_model(model):
-    with pytest.raises(ValueError, match="one of: toxicity-gemma-3-270m, toxicity-smollm2-135m-instruct"):
+    with pytest.raises(
+        ValueError, match="Give model=, or one of: toxicity-gemma-3-270m, toxicity-smollm2-135m-instruct"
+    ):
         Boundary.load("toxicity")
     with pytest.raises(FileNotFoundError, match=r"no bundled 'toxicity' boundary for this model.*sasa fit"):
         Boundary.load("toxicity", model=model)
