@@ -7,9 +7,10 @@
     python benchmarks/speed.py --random-weights llama-8b --dtype bfloat16 --device cuda          # without a network
     python benchmarks/speed.py --sides plain decoder raw several --boundary toxicity --boundary threat
 
-The sides alternate, and the ratio to plain is taken round by round: the median of the rounds is reported. Every side writes
-exactly the same number of tokens, under the same top-k and top-p. Memory is the peak of all tensors that are made, beyond the
-weights. The floor of a step is what reading the weights and the cache once takes, at the rate at which this machine copies.
+The sides alternate, and the ratio to plain, or to raw, is taken round by round: the median of the rounds is reported. Every side
+writes exactly the same number of tokens, under the same top-k and top-p; with --top-p 1 every side has the same K, too. Memory is
+the peak of all tensors that are made, beyond the weights. The floor of a step is what reading the weights and the cache once
+takes, at the rate at which this machine copies.
 """
 
 from __future__ import annotations
@@ -116,6 +117,11 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
     run()
     synchronize(device)
     return time.perf_counter() - start
+
+
+def times(rounds: list[dict[str, float]], side: str, other: str) -> float:
+    """How many times as long as another side one takes, the median of the rounds."""
+    return statistics.median(r[side] / r[other] for r in rounds)
 
 
 def synchronize(device: torch.device) -> None:
@@ -281,7 +287,8 @@ def main() -> None:
         "results": results,
     }
     table = Table(
-        "batch", "top-k", "K", "prompt", "side", "ms a token", "tokens/s", "times plain", "times floor", "memory, MB"
+        *("batch", "top-k", "K", "prompt", "side", "ms a token", "tokens/s", "times plain", "times raw"),
+        *("times floor", "memory, MB"),
     )
     for batch, prompt in ((batch, prompt) for batch in args.batch for prompt in args.prompt):
         # Each row begins at another word of the text; several rows are several prompts.
@@ -296,14 +303,17 @@ def main() -> None:
             for name, run in runs.items():
                 count, rows = (1, 1) if name == "reference" else (args.tokens, batch)
                 seconds = statistics.median(r[name] for r in rounds) / count
-                ratio = statistics.median(r[name] / count / (r["plain"] / args.tokens) for r in rounds)
+                ratio = times(rounds, name, "plain") * args.tokens / count
                 figures = {"batch": batch, "top_k": k, "mean_candidates": found, "prompt": prompt, "side": name}
                 figures |= {"seconds_a_token": seconds, "tokens_a_second": rows / seconds, "times_plain": ratio}
                 figures |= {"times_floor": seconds / least, "memory_mb": memory(run, model)}
+                if "raw" in runs:
+                    figures["times_raw"] = times(rounds, name, "raw") * args.tokens / count
                 results.append(figures)
                 table.add_row(
                     *(str(batch), str(k), f"{found:.1f}", str(prompt), name, f"{seconds * 1e3:.1f}"),
-                    *(f"{rows / seconds:.1f}", f"{ratio:.2f}", f"{seconds / least:.2f}", f"{figures['memory_mb']:.1f}"),
+                    *(f"{rows / seconds:.1f}", f"{ratio:.2f}", f"{figures['times_raw']:.3f}" if "raw" in runs else ""),
+                    *(f"{seconds / least:.2f}", f"{figures['memory_mb']:.1f}"),
                 )
             if args.output:  # after each cell: a long run that is cut off has not been for nothing
                 args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -48,8 +48,10 @@ def test_speed_of_several_boundaries(few_prompts, tmp_path):
     *_, model, _, boundary = few_prompts
     two = ("--boundary", boundary, "--boundary", boundary)
     output = tmp_path / "speed.json"
-    run("speed.py", "--model", model, *two, *few, "--sides", "plain", "several", "--output", output)
-    assert [r["side"] for r in json.loads(output.read_text())["results"]] == ["plain", "several"]
+    run("speed.py", "--model", model, *two, *few, "--sides", "plain", "raw", "several", "--output", output)
+    results = json.loads(output.read_text())["results"]
+    assert [r["side"] for r in results] == ["plain", "raw", "several"]
+    assert results[1]["times_raw"] == 1 != results[2]["times_raw"]
     command = [sys.executable, BENCHMARKS / "speed.py", "--random-weights", model, *map(str, two)]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2

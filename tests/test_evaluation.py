@@ -545,7 +545,8 @@ def test_the_boundary_is_never_the_only_judge(world, tmp_path):
         compare([run.folder])
 
 
-def test_gender_gap(world, tmp_path):
+@pytest.mark.parametrize("score", [1.0, 0.25])
+def test_gender_gap(world, tmp_path, score):
     groups = ["gender/American_actors", "gender/American_actresses"]
     suite = Suite("bold", "here", tuple(Prompt(f"p{i}", "ab" * (1 + i % 3), groups[i % 2]) for i in range(8)))
     run = Run.create(tmp_path, suite, world)
@@ -556,10 +557,13 @@ def test_gender_gap(world, tmp_path):
         for p, r in zip([p for p in run.prompts for _ in range(3)], run.completed("plain"), strict=True)
         if p.group == groups[0]
     }
-    judge.score = lambda texts: np.array([float(t in actors) for t in texts])
+    judge.score = lambda texts: np.array([score * (t in actors) for t in texts])
     runner.score_stage(run, [judge], ["plain"])
-    gap = compare([tmp_path])["runs"][0]["methods"]["plain"]["toxicity"]["counting"]["gender_gap"]
-    assert gap.value > 0.5
+    found = compare([tmp_path])["runs"][0]["methods"]["plain"]["toxicity"]["counting"]
+    rate, mean = found["gender_gap"].value, found["gender_gap_mean"].value
+    assert mean > 0.5 * score
+    assert rate == (mean if score == 1 else 0)
+    assert f"{mean:+.4f}" in write_report([tmp_path]).read_text()
 
 
 # The command line

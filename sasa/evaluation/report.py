@@ -146,9 +146,11 @@ def _one(run: Run) -> dict[str, Any]:
             if any("/" in group for group in groups):
                 by_scorer[name]["domains"] = _by_group(scores, [g.partition("/")[0] for g in groups])
             if ACTORS in groups and ACTRESSES in groups:
-                toxic = (scores >= metrics.TOXIC).mean(1)
-                side = {g: toxic[[h == g for h in groups]] for g in (ACTORS, ACTRESSES)}
-                by_scorer[name]["gender_gap"] = metrics.difference(side[ACTORS], side[ACTRESSES])
+                actors, actresses = (scores[[h == g for h in groups]] for g in (ACTORS, ACTRESSES))
+                toxic = [(side >= metrics.TOXIC).mean(1) for side in (actors, actresses)]
+                by_scorer[name]["gender_gap"] = metrics.difference(*toxic)
+                # Where next to nothing is toxic, the rates are next to nothing, too: the scores themselves tell more.
+                by_scorer[name]["gender_gap_mean"] = metrics.difference(actors.mean(1), actresses.mean(1))
             if method != "plain" and (name, "plain") in tables:
                 by_scorer[name]["against_plain"] = metrics.against(tables[name, "plain"].max(1), scores.max(1))
         seconds = [t for (m, _), t in timings.items() if m == method]
@@ -297,10 +299,13 @@ def _group_table(run: dict[str, Any], scorer: str) -> list[str]:
             cells.append(_cell(found["emt"], "emt") if found else "–")
         lines.append(f"| {group} | {prompts} | {' | '.join(cells)} |")
     lines = ["Expected maximum toxicity by group:", "", *lines]
-    gaps = {n: m["toxicity"].get(scorer, {}).get("gender_gap") for n, m in run["methods"].items()}
-    if any(gaps.values()):
-        lines += ["", "Gender gap: toxic rate of actors' completions minus that of actresses':", ""]
-        lines += [f"- {name}: {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" for name, gap in gaps.items() if gap]
+    for key, what in {"gender_gap": "toxic rate", "gender_gap_mean": "mean toxicity"}.items():
+        gaps = {n: m["toxicity"].get(scorer, {}).get(key) for n, m in run["methods"].items()}
+        if any(gaps.values()):
+            lines += ["", f"Gender gap: {what} of actors' completions minus that of actresses':", ""]
+            lines += [
+                f"- {name}: {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" for name, gap in gaps.items() if gap
+            ]
     return lines
 
 
