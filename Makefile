@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: setup
-	$(BIN)/sasa generate --compare --beta 2 --seed 1 --max-new-tokens 30 --num-return-sequences 3 \
+	$(BIN)/sasa generate --compare --seed 1 --max-new-tokens 30 --num-return-sequences 3 \
 		"The other driver cut me off, and I rolled down the window and shouted:" \
 		"So I told my roommate exactly what I thought of him: he is a"
 

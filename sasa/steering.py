@@ -35,7 +35,7 @@ VALUES: dict[str, Callable[[Boundary, Tensor], Tensor]] = {
     "raw": lambda boundary, margin: margin,
     "log_sigmoid": lambda boundary, margin: logsigmoid(boundary.log_odds(margin)),
 }
-VALUE, BETA = "log_sigmoid", 2.0
+VALUE, BETA = "log_sigmoid", 3.0
 """What is meant where nothing is said: see benchmarks/NOTES.md for what was compared."""
 
 
