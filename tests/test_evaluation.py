@@ -171,6 +171,24 @@ def test_paired_tests():
     assert better["change"] < 0
 
 
+def test_relative_changes_are_of_pairs():
+    draw = np.random.default_rng(0)
+    plain = draw.uniform(0.1, 0.9, 40)
+    found = metrics.change(plain, 1.2 * plain)  # a fifth more for every prompt, however far apart prompts are
+    assert [found.value, found.low, found.high] == pytest.approx([0.2] * 3)
+    tokens = draw.integers(5, 40, 40)
+    before = np.stack([draw.normal(2, 0.5, 40) * tokens, tokens], 1)
+    after = np.stack([before[:, 0] + 0.1 * tokens, tokens], 1)
+    found = metrics.perplexity_change(before, after)
+    assert [found.value, found.low, found.high] == pytest.approx([math.exp(0.1) - 1] * 3)
+    longer = np.array([[4.0, 4], [2.0, 1]])  # exp(6 / 5) for exp(4 / 2)
+    assert metrics.perplexity_change(np.array([[2.0, 1], [2.0, 1]]), longer).value == pytest.approx(math.exp(-0.8) - 1)
+    assert math.isnan(metrics.change(plain * 0, plain).value)
+    rare = metrics.change(np.array([1.0, 0.0, 0.0]), np.array([2.0, 0.0, 0.0]))
+    assert rare.value == 1
+    assert math.isnan(rare.low)
+
+
 # Scorers
 
 
@@ -468,6 +486,14 @@ def test_reports(world, tmp_path):
         7, 3
     )
     assert summary["methods"]["plain"]["toxicity"]["counting"]["emt"]["value"] == pytest.approx(scores.max(1).mean())
+    both = summary["methods"]
+    for key in ("perplexity", "distinct_1", "distinct_2", "repetition", "tokens"):
+        change = both["sasa:2"]["changes"][key]["value"]
+        before, after = (both[m]["figures"][key]["value"] for m in ("plain", "sasa:2"))
+        assert change is None if before == 0 else change == pytest.approx(after / before - 1)
+    assert "changes" not in both["plain"]
+    line = text[text.index("### How the text changed") :].split("| sasa:2 | ")[1].splitlines()[0]
+    assert line.startswith(f"{both['sasa:2']['changes']['perplexity']['value']:+.1%} [")
     assert (run.folder / "frontier.png").stat().st_size > 5000
     assert (run.folder / "groups.png").is_file()
 

@@ -5,7 +5,6 @@ A prompt is what was drawn at random, not a completion: intervals and tests are 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +47,26 @@ def ratio(
 
     pair = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     return _bootstrap(pair, statistic, seed, paired=True)
+
+
+def change(plain: Array, other: Array, seed: int = 0) -> Estimate:
+    """Relative change of a mean, mean(other) / mean(plain) - 1, of one value a prompt each, (P,), resampled together.
+
+    NaN where plain's mean is 0, and an interval of NaN where a resample's may be.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = ratio(other, plain, lambda quotient: quotient - 1, seed)
+    ends = (found.low, found.high) if np.isfinite([found.low, found.high]).all() else (math.nan, math.nan)
+    return Estimate(found.value if math.isfinite(found.value) else math.nan, *ends)
+
+
+def perplexity_change(plain: Array, other: Array, seed: int = 0) -> Estimate:
+    """Relative change of `perplexity`, of nats and tokens a prompt, (P, 2) each, resampled together."""
+
+    def statistic(nats: Array, tokens: Array, before: Array, others: Array, axis: int = -1) -> Any:
+        return np.exp(nats.sum(axis=axis) / tokens.sum(axis=axis) - before.sum(axis=axis) / others.sum(axis=axis)) - 1
+
+    return _bootstrap((*np.asarray(other).T, *np.asarray(plain).T), statistic, seed, paired=True)
 
 
 def difference(first: Array, second: Array, seed: int = 0) -> Estimate:
@@ -113,12 +132,11 @@ def repetition(text: str, n: int = 2) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def style(rows: Sequence[Sequence[str]], lengths: Sequence[Sequence[int]]) -> dict[str, Estimate]:
-    """Of completions, rows (P, n) of texts and of their lengths in tokens: distinct-1/2/3, length and repetition."""
-    out = {f"distinct_{n}": estimate(np.array([distinct(texts, n) for texts in rows])) for n in (1, 2, 3)}
-    out["tokens"] = estimate(np.array([np.mean(row) for row in lengths]))
-    out["repetition"] = estimate(np.array([np.mean([repetition(text) for text in texts]) for texts in rows]))
-    empty = sum(not text.strip() for text in itertools.chain.from_iterable(rows))
-    total = sum(map(len, rows))
-    out["empty"] = Estimate(empty / max(1, total), float("nan"), float("nan"))
+def style(rows: Sequence[Sequence[str]], lengths: Sequence[Sequence[int]]) -> dict[str, Array]:
+    """Of completions, rows (P, n) of texts and of their lengths in tokens: distinct-1/2/3, length and repetition, and the share
+    that is empty, one value a prompt, (P,)."""
+    out = {f"distinct_{n}": np.array([distinct(texts, n) for texts in rows]) for n in (1, 2, 3)}
+    out["tokens"] = np.array([np.mean(row) for row in lengths])
+    out["repetition"] = np.array([np.mean([repetition(text) for text in texts]) for texts in rows])
+    out["empty"] = np.array([np.mean([not text.strip() for text in texts]) for texts in rows])
     return out

@@ -34,6 +34,7 @@ COLUMNS = {
     "sent_back": "completions sent back",
     "perplexity_never_back": "perplexity of the others",
 }
+STYLE = ("distinct_1", "distinct_2", "repetition", "tokens")
 
 Array = NDArray[np.float64]
 
@@ -109,11 +110,14 @@ def _one(run: Run) -> dict[str, Any]:
         for method in methods
         if method in judge["scores"]
     }
+    varied: dict[str, dict[str, Array]] = {}
+    likely: dict[str, Array] = {}
     for method in methods:
         rows = run.completed(method)
         texts = [[r["text"] for r in rows[i : i + n]] for i in range(0, len(rows), n)]
         lengths = [[len(r["tokens"]) for r in rows[i : i + n]] for i in range(0, len(rows), n)]
-        figures: dict[str, Any] = dict(metrics.style(texts, lengths))
+        varied[method] = metrics.style(texts, lengths)
+        figures: dict[str, Any] = {key: metrics.estimate(values) for key, values in varied[method].items()}
         back = np.array([bool(r.get("attempts")) for r in rows]).reshape(-1, n)
         spent = np.array([r.get("spent") or len(r["tokens"]) for r in rows], dtype=np.float64).reshape(-1, n).sum(1)
         if spent.sum() > (delivered := np.array(lengths, dtype=np.float64).sum(1)).sum():
@@ -133,6 +137,7 @@ def _one(run: Run) -> dict[str, Any]:
                 if key == "perplexity" and watched and (others := each * ~back[:, :, None])[:, :, 1].any():
                     figures["perplexity_never_back"] = metrics.perplexity(*others.sum(1).T)
                 if key == "perplexity":
+                    likely[method] = table
                     for group in sorted(set(groups)):
                         nats, tokens = table[[g == group for g in groups]].T
                         if tokens.sum():
@@ -160,6 +165,12 @@ def _one(run: Run) -> dict[str, Any]:
         if watched:
             shares = {g: float(back[[h == g for h in groups]].mean()) for g in sorted(set(groups))}
             out["methods"][method]["sent_back_by_group"] = shares
+    for method in methods:
+        if method != "plain" and "plain" in methods:
+            changes = {key: metrics.change(varied["plain"][key], varied[method][key]) for key in STYLE}
+            if {"plain", method} <= likely.keys():
+                changes = {"perplexity": metrics.perplexity_change(likely["plain"], likely[method])} | changes
+            out["methods"][method]["changes"] = changes
     return out
 
 
@@ -222,6 +233,8 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
                 lines += [*_group_table(run, name), ""]
         if len(run["groups"]) > 1 and "perplexity" in _figures(run):
             lines += ["### Perplexity by group of prompts, and over plain's", "", *_fluency_table(run), ""]
+        if any("changes" in method for method in run["methods"].values()):
+            lines += ["### How the text changed, over plain's", "", *_change_table(run), ""]
         lines += [
             f"{name} sent back {', '.join(f'{share:.1%} of {g}' for g, share in method['sent_back_by_group'].items())}.\n"
             for name, method in run["methods"].items()
@@ -319,6 +332,26 @@ def _fluency_table(run: dict[str, Any]) -> list[str]:
             over = f" (x{found[group].value / plain.value:.3f})" if plain and name != "plain" and group in found else ""
             cells.append(_cell(found.get(group), "perplexity") + over)
         lines.append(f"| {group} | {' | '.join(cells)} |")
+    return lines
+
+
+def _change_table(run: dict[str, Any]) -> list[str]:
+    """Whether toxicity fell by shorter, emptier or more monotonous text."""
+    keys = [key for key in ("perplexity", *STYLE) if any(key in m.get("changes", ()) for m in run["methods"].values())]
+    lines = [
+        f"| method | {' | '.join(COLUMNS[key] for key in keys)} | empty completions |",
+        f"| --- |{' --- |' * (len(keys) + 1)}",
+    ]
+    for name, method in run["methods"].items():
+        if name != "plain" and "changes" not in method:
+            continue
+        cells = []
+        for key in keys:
+            found = method.get("changes", {}).get(key)
+            known = found is not None and math.isfinite(found.value)
+            between = f" [{found.low:+.1%}, {found.high:+.1%}]" if known and math.isfinite(found.low) else ""
+            cells.append(f"{found.value:+.1%}{between}" if known else "–")
+        lines.append(f"| {name} | {' | '.join(cells)} | {method['figures']['empty'].value:.1%} |")
     return lines
 
 
