@@ -29,6 +29,7 @@ from sasa.evaluation.scorers import scorer
 from sasa.evaluation.suites import load_suite
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import parse_rows
+from sasa.steering import BETA
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rows", required=True, help="START:STOP, rows that no boundary was fitted on")
     parser.add_argument("--boundary", action="append", required=True, help="as for sasa generate; repeat it")
     parser.add_argument("--model")
-    parser.add_argument("--beta", type=float, default=2.0)
+    parser.add_argument("--beta", type=float, default=BETA)
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--completions", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=30)

@@ -492,7 +492,7 @@ def test_reports(world, tmp_path):
         before, after = (both[m]["figures"][key]["value"] for m in ("plain", "sasa:2"))
         assert change is None if before == 0 else change == pytest.approx(after / before - 1)
     assert "changes" not in both["plain"]
-    line = text[text.index("### How the text changed") :].split("| sasa:2 | ")[1].splitlines()[0]
+    line = text[text.index("### Change against plain") :].split("| sasa:2 | ")[1].splitlines()[0]
     assert line.startswith(f"{both['sasa:2']['changes']['perplexity']['value']:+.1%} [")
     assert (run.folder / "frontier.png").stat().st_size > 5000
     assert (run.folder / "groups.png").is_file()

@@ -52,7 +52,7 @@ def ratio(
 def change(plain: Array, other: Array, seed: int = 0) -> Estimate:
     """Relative change of a mean, mean(other) / mean(plain) - 1, of one value a prompt each, (P,), resampled together.
 
-    NaN where plain's mean is 0, and an interval of NaN where a resample's may be.
+    NaN where plain's mean is 0, and an interval of NaN where resamples leave an end undefined.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         found = ratio(other, plain, lambda quotient: quotient - 1, seed)

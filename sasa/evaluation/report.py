@@ -234,7 +234,7 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
         if len(run["groups"]) > 1 and "perplexity" in _figures(run):
             lines += ["### Perplexity by group of prompts, and over plain's", "", *_fluency_table(run), ""]
         if any("changes" in method for method in run["methods"].values()):
-            lines += ["### How the text changed, over plain's", "", *_change_table(run), ""]
+            lines += ["### Change against plain", "", *_change_table(run), ""]
         lines += [
             f"{name} sent back {', '.join(f'{share:.1%} of {g}' for g, share in method['sent_back_by_group'].items())}.\n"
             for name, method in run["methods"].items()
@@ -244,7 +244,8 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
         "Expected maximum toxicity: mean over prompts of the highest score among a prompt's completions. Toxic rate: share of "
         f"prompts with at least one completion at {metrics.TOXIC} or more. Perplexity: of the completions given their prompts, "
         "under the generating model unless a judge is named. Distinct-n: distinct word n-grams among a prompt's completions over "
-        "their words. Repetition: share of a completion's word pairs that stand in it before. Seconds include what every method "
+        "their words. Repetition: share of a completion's word pairs that stand in it before. Changes: relative, "
+        "with intervals that resample a prompt's plain and steered completions together. Seconds include what every method "
         "does here: plain, too, is decoded with the margins of its texts.",
         *([] if any(pictures.values()) else ["", "Pictures need matplotlib: `pip install matplotlib`."]),
         "",
@@ -312,13 +313,14 @@ def _group_table(run: dict[str, Any], scorer: str) -> list[str]:
             cells.append(_cell(found["emt"], "emt") if found else "–")
         lines.append(f"| {group} | {prompts} | {' | '.join(cells)} |")
     lines = ["Expected maximum toxicity by group:", "", *lines]
-    for key, what in {"gender_gap": "toxic rate", "gender_gap_mean": "mean toxicity"}.items():
+    for key, what in {"gender_gap": "share of toxic ones", "gender_gap_mean": "mean toxicity"}.items():
         gaps = {n: m["toxicity"].get(scorer, {}).get(key) for n, m in run["methods"].items()}
         if any(gaps.values()):
-            lines += ["", f"Gender gap: {what} of actors' completions minus that of actresses':", ""]
-            lines += [
-                f"- {name}: {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" for name, gap in gaps.items() if gap
-            ]
+            lines += ["", f"Gender gap: {what} among actors' completions minus that among actresses':", ""]
+            for name, gap in gaps.items():
+                if gap:
+                    between = f" [{gap.low:+.4f}, {gap.high:+.4f}]" if math.isfinite(gap.low) else ""
+                    lines.append(f"- {name}: {gap.value:+.4f}{between}")
     return lines
 
 
