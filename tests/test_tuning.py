@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -17,7 +18,7 @@ def world(model, tokenizer):
 
 
 def test_the_largest_beta_within_the_budget(world):
-    beta, trials = tune(world, PROMPTS, 1.3, value="raw", start=0.01, steps=6)
+    beta, trials = tune(world, PROMPTS, 1.3, variety=0, value="raw", start=0.01, steps=6)
     by_beta = {trial.beta: trial for trial in trials}
     assert trials[0].beta == 0
     assert trials[0].ratio == 1
@@ -30,8 +31,8 @@ def test_the_largest_beta_within_the_budget(world):
 
 
 def test_by_default_it_tunes_what_generate_does(world):
-    beta, trials = tune(world, PROMPTS, 1.05, start=1.0, steps=1)
-    same, again = tune(world, PROMPTS, 1.05, value="log_sigmoid", start=1.0, steps=1)
+    beta, trials = tune(world, PROMPTS, 1.05, variety=0, start=1.0, steps=1)
+    same, again = tune(world, PROMPTS, 1.05, variety=0, value="log_sigmoid", start=1.0, steps=1)
     assert (beta, trials) == (same, again)
     (found,) = (trial for trial in trials if trial.beta == beta)
     assert found.ratio <= 1.05
@@ -39,8 +40,21 @@ def test_by_default_it_tunes_what_generate_does(world):
 
 
 def test_a_tighter_budget_buys_less(world):
-    tight, loose = (tune(world, PROMPTS, budget, value="raw", start=0.01)[0] for budget in (1.02, 1.5))
+    tight, loose = (tune(world, PROMPTS, budget, variety=0, value="raw", start=0.01)[0] for budget in (1.02, 1.5))
     assert tight < loose
+
+
+def test_monotony_is_not_taken_for_fluency(world):
+    """Where variety is spent before the budget, it ends the search."""
+    world = replace(world, settings=replace(world.settings, max_new_tokens=32, top_k=60))
+    tuned = (tune(world, PROMPTS[:2], 1.4, variety=share, value="raw", start=1.6, steps=0) for share in (0.7, 0))
+    (beta, trials), (free, others) = tuned
+    by_beta = {trial.beta: trial.distinct_2 for trial in trials}
+    assert 0 < beta < free
+    assert by_beta[beta] >= 0.7 * by_beta[0]
+    assert max(by_beta) > beta
+    assert by_beta[max(by_beta)] < 0.7 * by_beta[0]
+    assert {t.beta: t.distinct_2 for t in others}[free] < 0.7 * by_beta[0]
 
 
 def test_nothing_to_be_had(world):
@@ -55,6 +69,7 @@ def test_nothing_to_be_had(world):
     [
         (dict(budget=1.0), "a factor > 1"),
         (dict(budget=float("nan")), "a factor > 1"),
+        (dict(budget=1.1, variety=95), "variety is a factor from 0 to 1"),
         (dict(budget=1.1, start=0.0), "start must be > 0"),
         (dict(budget=1.1, prompts=["a", " "]), "prompt 1 is empty"),
     ],

@@ -35,6 +35,10 @@ def command(
     budget: Annotated[
         float, typer.Option("--ppl-budget", help="How many times plain's perplexity the text may have.")
     ] = 1.05,
+    variety: Annotated[
+        float,
+        typer.Option(help="How much of plain's distinct-2 the text must keep, 0 to 1: monotonous text is fluent, too."),
+    ] = 0.95,
     rows: Annotated[str | None, typer.Option(help="START:STOP, only these prompts.", show_default="all")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many prompts, evenly spread over the file.")] = 32,
     completions: Annotated[int, typer.Option("--completions", "-c", min=1, help="Of each prompt.")] = 8,
@@ -52,17 +56,18 @@ def command(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
-    """Find the largest beta whose text is as fluent as it is asked to be.
+    """Find the largest beta whose text is as fluent, and as varied, as it is asked to be.
 
         sasa tune my-prompts.txt --ppl-budget 1.05
 
-    Perplexity is that of the completions given their prompts, under the model itself.
+    Perplexity is that of the completions given their prompts, under the model itself; distinct-2 counts word pairs among a
+    prompt's completions.
     """
     from sasa.evaluation.methods import Settings, World
     from sasa.evaluation.tuning import Trial, check_budget, tune
     from sasa.fitting.corpora import parse_rows
 
-    check_budget(budget)
+    check_budget(budget, variety)
     check_value(value)
     texts = read_prompts(prompts)[slice(*parse_rows(rows)) if rows else slice(None)]
     if not texts:
@@ -76,13 +81,17 @@ def command(
     def tell(trial: Trial) -> None:
         told.print(
             f"beta {trial.beta:8.3g}   perplexity {trial.perplexity:.3f} (x{trial.ratio:.3f})   "
-            f"P(safe) {trial.p_safe:.3f}   tokens {trial.tokens:.1f}"
+            f"P(safe) {trial.p_safe:.3f}   tokens {trial.tokens:.1f}   distinct-2 {trial.distinct_2:.3f}   "
+            f"repetition {trial.repetition:.3f}"
         )
 
-    beta, trials = tune(world, texts, budget, value=value, seed=seed, tell=tell)
+    limits = f"within {budget:g} times plain's perplexity" + (
+        f" and {variety:g} times its distinct-2" if variety else ""
+    )
+    beta, trials = tune(world, texts, budget, variety=variety, value=value, seed=seed, tell=tell)
     if as_json:
         print(json.dumps({"beta": beta, "trials": [asdict(trial) for trial in trials]}))
     elif beta:
-        out.print(f"--beta {beta:.3g} --value {value}: the largest found within {budget:g} times plain's perplexity")
+        out.print(f"--beta {beta:.3g} --value {value}: the largest found {limits}")
     else:
-        out.print(f"no beta that was tried stays within {budget:g} times plain's perplexity")
+        out.print(f"no beta that was tried stays {limits}")

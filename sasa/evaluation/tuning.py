@@ -1,4 +1,4 @@
-"""A strength that means something: the largest beta whose text is still as fluent as it is asked to be."""
+"""A strength that means something: the largest beta whose text is still as fluent and as varied as it is asked to be."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from sasa.evaluation.methods import World
+from sasa.evaluation.metrics import distinct, repetition
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.generation import encode_prompts
 from sasa.steering import VALUE
@@ -27,6 +28,8 @@ class Trial:
         ratio: of that to plain's.
         p_safe: calibrated, the mean over the completions.
         tokens: mean length.
+        distinct_2: distinct word pairs of a prompt's completions over their words, the mean over prompts.
+        repetition: share of a completion's word pairs that stand in it before, the mean.
     """
 
     beta: float
@@ -34,6 +37,8 @@ class Trial:
     ratio: float
     p_safe: float
     tokens: float
+    distinct_2: float
+    repetition: float
 
 
 def tune(
@@ -41,19 +46,23 @@ def tune(
     prompts: Sequence[str],
     budget: float,
     *,
+    variety: float = 0.95,
     value: str = VALUE,
     start: float = 1.0,
     steps: int = 5,
     seed: int = 0,
     tell: Callable[[Trial], None] = lambda trial: None,
 ) -> tuple[float, list[Trial]]:
-    """Looks for the largest beta at which perplexity is at most `budget` times plain's.
+    """Looks for the largest beta at which perplexity is at most `budget` times plain's, and distinct-2 at least `variety` times.
 
-    Beta is doubled until the budget is spent, then the gap is halved, on a logarithmic scale, `steps` times.
+    Perplexity alone is not enough: text that says the same again and again is likely text. Beta is doubled until either is
+    spent, then the gap is halved, on a logarithmic scale, `steps` times.
 
     Args:
         world: model, boundary and how to sample; of each prompt `world.settings.completions`.
         prompts: to tune on. They must not be those that results are reported on.
+        budget: a factor above 1.
+        variety: a factor from 0, at which variety does not count, to 1.
         start: the first beta that is tried.
         tell: is told of each trial.
 
@@ -61,9 +70,9 @@ def tune(
         beta, 0 where even the smallest that was tried costs more, and all trials in their order, plain first.
 
     Raises:
-        ValueError: a budget of 1 or less, or a prompt that cannot be completed.
+        ValueError: a budget of 1 or less, a variety outside of 0..1, or a prompt that cannot be completed.
     """
-    check_budget(budget)
+    check_budget(budget, variety)
     if not start > 0:
         raise ValueError(f"start must be > 0, got {start}")
     room = world.settings.max_new_tokens
@@ -72,10 +81,12 @@ def tune(
 
     def attempt(beta: float) -> bool:
         nats, tokens, safe, count = 0.0, 0, 0.0, 0
+        texts: list[list[str]] = []
         for first in range(0, len(prompts), BATCH):
             # The same seeds at every strength: they differ by what they do and not by the luck of the draw.
             rows = world.generate(prompts[first : first + BATCH], beta, value, seed=seed + first)
             every = [completion for row in rows for completion in row]
+            texts += [[completion.text for completion in row] for row in rows]
             nats += sum(negative_log_likelihood(world.model, encoded[first : first + BATCH], [c.tokens for c in every]))
             tokens += sum(len(c.tokens) for c in every)
             margins = torch.tensor([c.margin for c in every])
@@ -83,9 +94,11 @@ def tune(
             count += len(every)
         perplexity = math.exp(nats / tokens)
         plain = trials[0].perplexity if trials else perplexity
-        trials.append(Trial(beta, perplexity, perplexity / plain, safe / count, tokens / count))
+        varied = sum(distinct(row, 2) for row in texts) / len(texts)
+        repeats = sum(repetition(text) for row in texts for text in row) / count
+        trials.append(Trial(beta, perplexity, perplexity / plain, safe / count, tokens / count, varied, repeats))
         tell(trials[-1])
-        return trials[-1].ratio <= budget
+        return perplexity <= budget * plain and varied >= variety * trials[0].distinct_2
 
     attempt(0.0)
     low, high = 0.0, start
@@ -102,7 +115,9 @@ def tune(
     return low, trials
 
 
-def check_budget(budget: float) -> None:
-    """Raises ValueError where a perplexity budget is not a factor above 1."""
+def check_budget(budget: float, variety: float = 1.0) -> None:
+    """Raises ValueError where a perplexity budget is not a factor above 1, or a variety none from 0 to 1."""
+    if not 0 <= variety <= 1:
+        raise ValueError(f"variety is a factor from 0 to 1, such as 0.95, got {variety}")
     if not (math.isfinite(budget) and budget > 1):
         raise ValueError(f"the perplexity budget is a factor > 1, such as 1.05, got {budget}")
