@@ -82,7 +82,8 @@ def command(
         told.print(
             f"beta {trial.beta:8.3g}   perplexity {trial.perplexity:.3f} (x{trial.ratio:.3f})   "
             f"P(safe) {trial.p_safe:.3f}   tokens {trial.tokens:.1f}   distinct-2 {trial.distinct_2:.3f}   "
-            f"repetition {trial.repetition:.3f}"
+            f"repetition {trial.repetition:.3f}",
+            soft_wrap=True,
         )
 
     limits = f"within {budget:g} times plain's perplexity" + (
