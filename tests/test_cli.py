@@ -144,6 +144,7 @@ def test_classifiers():
         ),
         (["tune", "CORPUS", "--value", "odd", "--model", "./nowhere"], "value must be one of raw, log_sigmoid"),
         (["tune", "CORPUS", "--ppl-budget", "1", "--model", "./nowhere"], "a factor > 1, such as 1.05, got 1.0"),
+        (["tune", "CORPUS", "--variety", "95", "--model", "./nowhere"], "from 0 to 1, such as 0.95, got 95"),
         (
             ["generate", "x", "--model", "MODEL", "--boundary", "FITTED::-1"],
             "a boundary's weight must be >= 0, got -1.0",

@@ -494,6 +494,7 @@ def test_reports(world, tmp_path):
     assert "changes" not in both["plain"]
     line = text[text.index("### Change against plain") :].split("| sasa:2 | ")[1].splitlines()[0]
     assert line.startswith(f"{both['sasa:2']['changes']['perplexity']['value']:+.1%} [")
+    assert line.endswith(f"| {both['sasa:2']['figures']['empty']['value']:.1%} |")
     assert (run.folder / "frontier.png").stat().st_size > 5000
     assert (run.folder / "groups.png").is_file()
 

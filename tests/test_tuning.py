@@ -96,3 +96,24 @@ def test_the_command(tiny_folder, model, tmp_path):
     assert result.exit_code == 0, result.exception
     assert json.loads(result.stdout)["trials"][0]["beta"] == 0
     assert isinstance(CliRunner().invoke(app, [*options, "--rows", "9:12"]).exception, ValueError)
+    more = [
+        "--device",
+        "cpu",
+        "-c",
+        "8",
+        "-n",
+        "32",
+        "--ppl-budget",
+        "1.4",
+        "--limit",
+        "2",
+        "--value",
+        "raw",
+        "--top-k",
+        "60",
+    ]
+    result = CliRunner().invoke(app, [*options, *more, "--top-p", "1", "--variety", "0", "--json"])
+    assert result.exit_code == 0, result.exception
+    found = json.loads(result.stdout)
+    (last,) = (trial for trial in found["trials"] if trial["beta"] == found["beta"])
+    assert last["distinct_2"] < 0.5 * found["trials"][0]["distinct_2"], "by default, that would have ended it"

@@ -134,10 +134,11 @@ def _one(run: Run) -> dict[str, Any]:
                 key = "perplexity" + folder.name.removeprefix("likelihood")
                 if table[:, 1].sum():
                     figures[key] = metrics.perplexity(table[:, 0], table[:, 1])
+                    if key == "perplexity":
+                        likely[method] = table
                 if key == "perplexity" and watched and (others := each * ~back[:, :, None])[:, :, 1].any():
                     figures["perplexity_never_back"] = metrics.perplexity(*others.sum(1).T)
                 if key == "perplexity":
-                    likely[method] = table
                     for group in sorted(set(groups)):
                         nats, tokens = table[[g == group for g in groups]].T
                         if tokens.sum():
@@ -274,9 +275,14 @@ def _cell(value: Estimate | None, key: str) -> str:
     if value is None:
         return "–"
     digits = 2 if key.startswith("perplexity") else 1 if key == "tokens" else 3
-    shown = f"{value.value:.{digits}f}"
     wide = key in ("emt", "toxic_rate", "mean_toxicity") or key.startswith("perplexity")
-    return f"{shown} [{value.low:.{digits}f}, {value.high:.{digits}f}]" if wide and math.isfinite(value.low) else shown
+    return _between(value, f".{digits}f") if wide else f"{value.value:.{digits}f}"
+
+
+def _between(value: Estimate, form: str) -> str:
+    """A value and its interval, where that is known."""
+    ends = f" [{value.low:{form}}, {value.high:{form}}]" if math.isfinite(value.low) else ""
+    return f"{value.value:{form}}{ends}"
 
 
 def _tests(run: dict[str, Any], scorer: str) -> list[str]:
@@ -317,10 +323,7 @@ def _group_table(run: dict[str, Any], scorer: str) -> list[str]:
         gaps = {n: m["toxicity"].get(scorer, {}).get(key) for n, m in run["methods"].items()}
         if any(gaps.values()):
             lines += ["", f"Gender gap: {what} among actors' completions minus that among actresses':", ""]
-            for name, gap in gaps.items():
-                if gap:
-                    between = f" [{gap.low:+.4f}, {gap.high:+.4f}]" if math.isfinite(gap.low) else ""
-                    lines.append(f"- {name}: {gap.value:+.4f}{between}")
+            lines += [f"- {name}: {_between(gap, '+.4f')}" for name, gap in gaps.items() if gap]
     return lines
 
 
@@ -350,9 +353,7 @@ def _change_table(run: dict[str, Any]) -> list[str]:
         cells = []
         for key in keys:
             found = method.get("changes", {}).get(key)
-            known = found is not None and math.isfinite(found.value)
-            between = f" [{found.low:+.1%}, {found.high:+.1%}]" if known and math.isfinite(found.low) else ""
-            cells.append(f"{found.value:+.1%}{between}" if known else "–")
+            cells.append(_between(found, "+.1%") if found and math.isfinite(found.value) else "–")
         lines.append(f"| {name} | {' | '.join(cells)} | {method['figures']['empty'].value:.1%} |")
     return lines
 

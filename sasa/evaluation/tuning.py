@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from sasa.evaluation.methods import World
-from sasa.evaluation.metrics import distinct, repetition
+from sasa.evaluation.metrics import style
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.generation import encode_prompts
 from sasa.steering import VALUE
@@ -82,11 +82,13 @@ def tune(
     def attempt(beta: float) -> bool:
         nats, tokens, safe, count = 0.0, 0, 0.0, 0
         texts: list[list[str]] = []
+        lengths: list[list[int]] = []
         for first in range(0, len(prompts), BATCH):
             # The same seeds at every strength: they differ by what they do and not by the luck of the draw.
             rows = world.generate(prompts[first : first + BATCH], beta, value, seed=seed + first)
             every = [completion for row in rows for completion in row]
             texts += [[completion.text for completion in row] for row in rows]
+            lengths += [[len(completion.tokens) for completion in row] for row in rows]
             nats += sum(negative_log_likelihood(world.model, encoded[first : first + BATCH], [c.tokens for c in every]))
             tokens += sum(len(c.tokens) for c in every)
             margins = torch.tensor([c.margin for c in every])
@@ -94,11 +96,11 @@ def tune(
             count += len(every)
         perplexity = math.exp(nats / tokens)
         plain = trials[0].perplexity if trials else perplexity
-        varied = sum(distinct(row, 2) for row in texts) / len(texts)
-        repeats = sum(repetition(text) for row in texts for text in row) / count
-        trials.append(Trial(beta, perplexity, perplexity / plain, safe / count, tokens / count, varied, repeats))
+        means = {key: float(values.mean()) for key, values in style(texts, lengths).items()}
+        written = (means[key] for key in ("tokens", "distinct_2", "repetition"))
+        trials.append(Trial(beta, perplexity, perplexity / plain, safe / count, *written))
         tell(trials[-1])
-        return perplexity <= budget * plain and varied >= variety * trials[0].distinct_2
+        return trials[-1].ratio <= budget and trials[-1].distinct_2 >= variety * trials[0].distinct_2
 
     attempt(0.0)
     low, high = 0.0, start
@@ -115,7 +117,7 @@ def tune(
     return low, trials
 
 
-def check_budget(budget: float, variety: float = 1.0) -> None:
+def check_budget(budget: float, variety: float) -> None:
     """Raises ValueError where a perplexity budget is not a factor above 1, or a variety none from 0 to 1."""
     if not 0 <= variety <= 1:
         raise ValueError(f"variety is a factor from 0 to 1, such as 0.95, got {variety}")
