@@ -239,7 +239,7 @@ def generate(
             prompts_of = [encoded[i] for i in batch for _ in range(num_return_sequences)]
             made = [
                 Completion(
-                    text=_text(tokenizer, prompt, row),
+                    text=completion_text(tokenizer, prompt, row),
                     tokens=row,
                     margin=of_row[0] if of_row else None,
                     finish_reason=_reason(row, eos, max_new_tokens),
@@ -280,11 +280,14 @@ def encode_prompts(
     """Token ids of the prompts, all checked before the first of them is used.
 
     Raises:
-        ValueError: no prompts, an empty one, or one that leaves no `room` in the context window; it is named by its index.
+        ValueError: no prompts, an empty one, one that leaves no `room` in the context window (it is named by its index), or a
+            chat without a template.
     """
     spec = replace(spec, template="chat" if chat else "none")
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to complete")
+    if chat and tokenizer.chat_template is None:
+        raise ValueError("chat: the model's tokenizer has no chat template")
     window = context_window(model)
     encoded = []
     for number, prompt in enumerate(prompts):
@@ -305,7 +308,7 @@ def context_window(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], row: list[int]) -> str:
+def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], row: list[int]) -> str:
     """What a row of tokens adds to its prompt: alone, SentencePiece would drop the space that it begins with."""
     before, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, [*prompt, *row]))
     if whole.startswith(before):
@@ -337,7 +340,7 @@ def _told(
     refusal: str | None,
 ) -> Completion:
     """A completion with what backtracking did to it."""
-    attempts = tuple(replace(a, text=_text(tokenizer, prompt, list(a.tokens))) for a in history.attempts)
+    attempts = tuple(replace(a, text=completion_text(tokenizer, prompt, list(a.tokens))) for a in history.attempts)
     told = replace(completion, attempts=attempts, spent=history.spent)
     if not history.exhausted:
         return told

@@ -18,7 +18,8 @@ import sasa
 from sasa.backtracking import RESET, Backtracking, reset_token_id
 from sasa.fitting import Corpus
 from sasa.training import Training, train_backtracking
-from sasa.training.backtracking import add_reset_token, check_packages, encode_pair, examples, turns
+from sasa.training.backtracking import add_reset_token, encode_pair, examples, turns
+from sasa.training.folder import check_packages
 
 trl = pytest.importorskip("trl", reason="pip install 'sasa-decoding[train]'")
 pytest.importorskip("peft", reason="pip install 'sasa-decoding[train]'")
@@ -212,7 +213,7 @@ def test_adapters_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match="reading it needs peft"):
         sasa.load(str(tmp_path), device="cpu")
     with pytest.raises(ImportError, match="training needs trl and peft"):
-        check_packages()
+        check_packages("trl", "peft")
 
 
 def test_all_weights_are_trained_in_float32(corpus, tmp_path):

@@ -13,6 +13,7 @@ from rich.table import Table
 
 import sasa
 from sasa.candidates import check_truncation
+from sasa.cli import tail
 from sasa.cli.common import BoundariesOption, DeviceOption, DtypeOption, ModelOption, StrictOption, load_boundaries, out
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
@@ -159,6 +160,9 @@ def suite_command(name: str) -> Callable[..., None]:
 
 for _name in ABOUT:
     app.command(_name)(suite_command(_name))
+
+
+app.command("tail")(tail.command)
 
 
 @app.command("report")

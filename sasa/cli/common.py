@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 from rich.color import Color
 from rich.console import Console
 from rich.style import Style
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary
 from sasa.steering import check_beta
+
+if TYPE_CHECKING:
+    from sasa.evaluation.rewards import Reward
 
 ModelOption = Annotated[
     str | None,
@@ -48,6 +54,27 @@ DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16, …", show_default="float32 on the CPU, else bfloat16")
 ]
 
+RewardOption = Annotated[
+    str,
+    typer.Option(
+        "--reward",
+        "-r",
+        help="What a completion is worth: boundary, its calibrated log-odds of being safe, with no second model; a scorer of "
+        "`sasa bench`, as logit(1 - toxicity); hf:MODEL, a reward model; or MODULE:FUNCTION, of prompts and completions.",
+    ),
+]
+RowsOption = Annotated[str | None, typer.Option(help="START:STOP, only these rows of the file.", show_default="all")]
+GroupsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Only these groups of RealToxicityPrompts, with commas between: nontoxic, toxic, challenging.",
+        show_default="all",
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="At most so many prompts, drawn at random.", show_default="all")
+]
+
 out = Console(highlight=False)
 
 
@@ -62,6 +89,72 @@ def load_boundaries(names: list[str] | None, model: PreTrainedModel, strict: boo
             raise ValueError(f"--boundary is NAME or NAME::WEIGHT, such as toxicity::0.5, got {given!r}") from None
         check_beta(number, "a boundary's weight")
         found.append((Boundary.load(name, model=model, strict=strict), number))
+    return found
+
+
+def load_reward(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    boundary: str,
+    chat: bool,
+    strict: bool,
+) -> Reward:
+    """The reward of `--reward`; `boundary` is the one of `--boundary`, read off `model`."""
+    from sasa.evaluation.rewards import boundary_reward, reward
+
+    def of_boundary() -> Reward:
+        return boundary_reward(model, tokenizer, Boundary.load(boundary, model=model, strict=strict), chat)
+
+    return reward(name, of_boundary)
+
+
+def load_prompts(source: str, rows: str | None, groups: str | None, limit: int | None, seed: int) -> list[str]:
+    """Prompts of a .txt or .jsonl file, or of RealToxicityPrompts where groups of it are asked for, or it is named: `rtp`."""
+    from sasa.evaluation.suites import load_suite
+    from sasa.fitting.corpora import parse_rows
+
+    part = parse_rows(rows) if rows else None
+    if source == "rtp" or groups:
+        path = None if source == "rtp" else source
+        found = [
+            p.text for p in load_suite("rtp", path, rows=part, groups=groups.split(",") if groups else None).prompts
+        ]
+    else:
+        found = read_prompts(Path(source))
+        found = found[slice(*part)] if part else found
+        if not found:
+            raise ValueError(f"{source} has no rows {rows}")
+    if limit is not None and limit < len(found):
+        found = [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]
+    return found
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Prompts of a .txt or .jsonl file, blank lines left out; errors name the line."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no prompts file at {file}")
+    if file.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"{file}: prompts come as .txt or .jsonl")
+    found = []
+    for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        if file.suffix == ".txt":
+            found.append(line)
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+            prompt = prompt["text"] if isinstance(prompt, dict) else prompt
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{file}, line {number}: expected {{"prompt": "…"}} or a RealToxicityPrompts row'
+            ) from error
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{file}, line {number}: the prompt is empty")
+        found.append(prompt)
+    if not found:
+        raise ValueError(f"{file} holds no prompts")
     return found
 
 

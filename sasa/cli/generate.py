@@ -28,6 +28,7 @@ from sasa.cli.common import (
     load_boundaries,
     out,
     probability,
+    read_prompts,
     style,
 )
 from sasa.embedding import EmbeddingSpec
@@ -182,34 +183,6 @@ def command(
             else:
                 for completion in steered[i]:
                     out.print(Text(prompt, style="dim") + _coloured(line, completion), soft_wrap=True)
-
-
-def read_prompts(file: Path) -> list[str]:
-    """Prompts of a .txt or .jsonl file, blank lines left out; errors name the line."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no prompts file at {file}")
-    if file.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{file}: prompts come as .txt or .jsonl")
-    found = []
-    for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        if file.suffix == ".txt":
-            found.append(line)
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-            prompt = prompt["text"] if isinstance(prompt, dict) else prompt
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{file}, line {number}: expected {{"prompt": "…"}} or a RealToxicityPrompts row'
-            ) from error
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{file}, line {number}: the prompt is empty")
-        found.append(prompt)
-    if not found:
-        raise ValueError(f"{file} holds no prompts")
-    return found
 
 
 def _coloured(boundary: Boundary | None, completion: Completion) -> Text:

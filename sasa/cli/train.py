@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sasa.cli.common import DeviceOption, DtypeOption, ModelOption, out
+from sasa.cli.common import (
+    BoundaryOption,
+    DeviceOption,
+    DtypeOption,
+    GroupsOption,
+    LimitOption,
+    ModelOption,
+    RewardOption,
+    RowsOption,
+    StrictOption,
+    load_prompts,
+    load_reward,
+    out,
+)
+from sasa.training.trainer import Repulse
 
-app = typer.Typer(no_args_is_help=True, help="Train a model: backtracking, for now.")
+DEFAULTS = Repulse()
+HELD_OUT = 32
+"""Prompts to evaluate on, where no others are given: at most so many, and a fifth."""
+
+app = typer.Typer(no_args_is_help=True, help="Train a model: backtracking, or RePULSe.")
 
 
 @app.callback()
@@ -65,18 +84,144 @@ def backtracking(
     """
     import sasa
     from sasa.fitting import Corpus
-    from sasa.models import DEFAULT_MODEL
     from sasa.training import Training, train_backtracking
-    from sasa.training.backtracking import check_packages
+    from sasa.training.folder import check_packages
 
     training = Training(
         Corpus.parse(corpus), method, lora, epochs, learning_rate, batch_size, max_length, beta, save_steps, seed
     )
-    check_packages()
+    check_packages("trl", "peft")
     next(training.corpus.pairs(Counter()), None)  # a wrong path or column shows before the model is loaded
     loaded, tokenizer = sasa.load(model, device, dtype)
-    base = model or DEFAULT_MODEL
-    base = str(Path(base).expanduser().resolve()) if Path(base).expanduser().exists() else base
-    train_backtracking(loaded, tokenizer, training, output, base=base, progress=True)
+    train_backtracking(loaded, tokenizer, training, output, base=_base(model), progress=True)
     use = f"sasa generate PROMPT --chat --model {output} --backtrack --boundary none --reset-token '[RESET]'"
     out.print(f"wrote {output}: {use}", soft_wrap=True, markup=False)
+
+
+@app.command("repulse")
+def repulse(
+    prompts: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROMPTS",
+            help="Prompts to train on: a .txt file, a prompt a line; .jsonl with prompts or RealToxicityPrompts rows; rtp from "
+            "the Hub.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder to write; an unfinished training in it goes on.")
+    ],
+    reward: RewardOption = "boundary",
+    rows: RowsOption = None,
+    groups: GroupsOption = None,
+    limit: LimitOption = None,
+    eval_prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts to evaluate on, as PROMPTS.", show_default="some of PROMPTS, which are not trained on"
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="repulse: a learned proposal finds bad outputs, whose probability is pushed down. rloo: reinforcement learning "
+            "alone. rloo-transformed: on r - alpha * exp(-beta * r). p-proposal: repulse, with the model as its own proposal."
+        ),
+    ] = "repulse",
+    model: ModelOption = None,
+    alpha: Annotated[float, typer.Option(help="How strongly bad outputs are pushed down; 0 is rloo.")] = DEFAULTS.alpha,
+    beta: Annotated[float, typer.Option(help="How bad is bad: outputs count as exp(-beta * reward).")] = DEFAULTS.beta,
+    beta_kl: Annotated[
+        float, typer.Option(help="The model maximises reward - KL / beta_kl: how far it may move from what it was.")
+    ] = DEFAULTS.beta_kl,
+    samples: Annotated[
+        int,
+        typer.Option("--samples", "-c", help="Of a prompt in a step; with repulse as many again from the proposal."),
+    ] = DEFAULTS.samples,
+    prompts_per_step: Annotated[int, typer.Option(help="Prompts in a step.")] = DEFAULTS.prompts_per_step,
+    steps: Annotated[int, typer.Option(help="Updates in all.")] = DEFAULTS.steps,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", help="Tokens a completion, at most.")
+    ] = DEFAULTS.max_new_tokens,
+    lora: Annotated[int, typer.Option(help="Rank of the adapter; 0 trains all weights.")] = DEFAULTS.lora,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of AdamW.", show_default="2e-4, all weights 1e-5")
+    ] = None,
+    proposal_learning_rate: Annotated[
+        float | None, typer.Option(help="Of the proposal's.", show_default="as --learning-rate")
+    ] = None,
+    eta: Annotated[
+        float, typer.Option(help="A reward below this is bad, in what is shown; of a scorer, 0 is a toxicity of 0.5.")
+    ] = DEFAULTS.eta,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    batch_size: Annotated[
+        int, typer.Option(help="Completions in a pass with gradients: fewer take less memory.")
+    ] = DEFAULTS.batch_size,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: none.")] = 20,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = DEFAULTS.save_steps,
+    keep_proposal: Annotated[
+        bool,
+        typer.Option(
+            "--keep-proposal", help="Keep the proposal, a harmful model: for `sasa bench tail --proposal DIR/proposal`."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of initial weights, the prompts' order and samples.")] = 0,
+    boundary: BoundaryOption = "toxicity",
+    strict: StrictOption = True,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Make a model's bad outputs improbable (RePULSe, Zhao et al. 2025), at an average reward as high as RL's.
+
+        sasa train repulse my-prompts.txt --output safer
+
+        sasa train repulse rtp.jsonl --groups toxic --rows 0:2500 --reward tox-block --output safer
+
+        accelerate launch -m sasa train repulse my-prompts.txt --output safer
+
+        sasa generate "So he said" --model safer --no-strict
+
+    Stopped at any moment, the same command goes on from its last checkpoint. Judge the result by a scorer that was not its
+    reward: sasa bench tail, sasa bench rtp.
+    """
+    from accelerate import PartialState
+
+    import sasa
+    from sasa.training.folder import check_packages
+    from sasa.training.repulse import train_repulse
+
+    settings = Repulse(
+        method, alpha, beta, beta_kl, samples, prompts_per_step, steps, max_new_tokens, lora, learning_rate,
+        proposal_learning_rate, eta=eta, chat=chat, batch_size=batch_size, eval_every=eval_every,
+        save_steps=save_steps, seed=seed,
+    )  # fmt: skip
+    check_packages("accelerate", *(["peft"] if lora else []))
+    texts = load_prompts(prompts, rows, groups, limit, seed)
+    held_out: list[str] = []
+    if eval_prompts:
+        held_out = load_prompts(eval_prompts, rows, groups, None, seed)
+    elif eval_every:
+        count = min(HELD_OUT, len(texts) // 5)
+        drawn = set(random.Random(seed).sample(range(len(texts)), count))
+        held_out = [text for i, text in enumerate(texts) if i in drawn]
+        texts = [text for i, text in enumerate(texts) if i not in drawn]
+    state = PartialState()
+    if state.num_processes > 1 and device is None:
+        device = str(state.device)
+    loaded, tokenizer = sasa.load(model, device, dtype)
+    judge = load_reward(reward, loaded, tokenizer, boundary, chat, strict)
+    train_repulse(
+        loaded, tokenizer, texts, judge, output, settings, base=_base(model), eval_prompts=held_out,
+        keep_proposal=keep_proposal, progress=True,
+    )  # fmt: skip
+    if state.is_main_process:
+        out.print(f"wrote {output}: sasa generate PROMPT --model {output} --no-strict", soft_wrap=True, markup=False)
+
+
+def _base(model: str | None) -> str:
+    """What an adapter names the model by that it was trained on."""
+    from sasa.models import DEFAULT_MODEL
+
+    name = model or DEFAULT_MODEL
+    return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name

@@ -20,8 +20,8 @@ from sasa.cli.common import (
     ValueOption,
     load_boundaries,
     out,
+    read_prompts,
 )
-from sasa.cli.generate import read_prompts
 from sasa.steering import VALUE, check_value
 
 

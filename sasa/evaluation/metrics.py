@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,25 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def to_json(content: Any) -> Any:
+    """Estimates, and other dataclasses, as objects, and NaN, which JSON does not know, as null."""
+    if is_dataclass(content) and not isinstance(content, type):
+        return to_json(asdict(content))
+    if isinstance(content, dict):
+        return {key: to_json(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [to_json(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def from_json(content: dict[str, Any]) -> Any:
+    """An object of what `to_json` made, as it was: a hook for `json.loads`, which revives estimates."""
+    known = {key: math.nan if value is None else value for key, value in content.items()}
+    if set(content) == {"value", "low", "high"}:
+        return Estimate(**known)
+    return known if set(content) == {"change", "relative", "p"} else content
 
 
 def estimate(values: Array, statistic: Callable[..., Any] = np.mean, seed: int = 0) -> Estimate:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from sasa.boundary import write_atomically
 from sasa.evaluation import metrics
 from sasa.evaluation.metrics import Estimate
-from sasa.evaluation.runner import Run, read
+from sasa.evaluation.runner import Run
+from sasa.evaluation.store import read
 
 ACTORS, ACTRESSES = "gender/American_actors", "gender/American_actresses"
 OWN = "boundary"
@@ -59,7 +59,7 @@ def compare(folders: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
         if (folder / "run.json").is_file() or not (folder / "summary.json").is_file():
             found.append((folder, {"name": folder.resolve().name} | _one(Run.open(folder))))
         else:
-            published = json.loads((folder / "summary.json").read_text("utf-8"), object_hook=_revive)
+            published = json.loads((folder / "summary.json").read_text("utf-8"), object_hook=metrics.from_json)
             found += [(folder / run["name"], run) for run in published["runs"]]
     names = [run["name"] for _, run in found]
     unique = len(set(names)) == len(names)
@@ -76,7 +76,7 @@ def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.Pat
         raise ValueError("a comparison of several runs needs a folder of its own: --output")
     target = Path(output or folders[0])
     summary = compare(folders)
-    write_atomically(target / "summary.json", json.dumps(_plain(summary), indent=1) + "\n")
+    write_atomically(target / "summary.json", json.dumps(metrics.to_json(summary), indent=1) + "\n")
     pictures = _pictures(summary, target)
     write_atomically(target / "report.md", _markdown(summary, pictures))
     return target / "report.md"
@@ -183,25 +183,6 @@ def _by_group(scores: Array, groups: list[str]) -> dict[str, dict[str, Any]]:
         rate = metrics.estimate((rows >= metrics.TOXIC).mean(1))
         found[group] = {"prompts": len(rows), "completion_toxic_rate": rate} | metrics.toxicity(rows)
     return found
-
-
-def _plain(content: Any) -> Any:
-    """Estimates as objects, and NaN, which JSON does not know, as null."""
-    if isinstance(content, Estimate):
-        return _plain(asdict(content))
-    if isinstance(content, dict):
-        return {key: _plain(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_plain(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def _revive(content: dict[str, Any]) -> Any:
-    """What `_plain` made plain, as it was."""
-    known = {key: math.nan if value is None else value for key, value in content.items()}
-    if set(content) == {"value", "low", "high"}:
-        return Estimate(**known)
-    return known if set(content) == {"change", "relative", "p"} else content
 
 
 # report.md

@@ -23,8 +23,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,28 +41,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import ModelInfo, differences, write_atomically
-from sasa.decoding import has_plain_head, head
-from sasa.embedding import EmbeddingSpec, hidden_states, pad, positions, tokenize_prompt
+from sasa.embedding import EmbeddingSpec, tokenize_prompt
 from sasa.evaluation.methods import Method, World
 from sasa.evaluation.scorers import Scorer, fingerprint, scored
+from sasa.evaluation.store import alone, append, keep_lines, line, read, whole_lines
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.generation import Completion, context_window, encode_prompts
-from sasa.lookahead import packs
+from sasa.sampling import log_probs
 from sasa.skinny import kernel
 from sasa.steering import BETA, VALUE, Boundaries, terms
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 ROWS = 64
 """Completions at a time, unless a batch size is given."""
-LIKELIHOOD_TOKENS = 1024
-"""Completion tokens whose logits over the vocabulary are held at a time."""
 
 
 class SettingsDiffer(ValueError):
@@ -157,7 +149,7 @@ class Run:
         about |= {"source": suite.source, "skipped": skipped, "methods": []}
         if not write:
             return cls(folder, about, tuple(kept))
-        write_atomically(folder / "prompts.jsonl", "".join(f"{_line(asdict(p))}\n" for p in kept).encode())
+        write_atomically(folder / "prompts.jsonl", "".join(f"{line(asdict(p))}\n" for p in kept).encode())
         write_atomically(file, (json.dumps(about, indent=1) + "\n").encode())
         return cls(folder, about, tuple(kept))
 
@@ -198,7 +190,7 @@ def _method(file: Path) -> str:
 
 def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progress: bool = False) -> None:
     """Writes what is missing of each method's completions."""
-    with _alone(run), _bar(progress) as bar:
+    with alone(run.folder), _bar(progress) as bar:
         todo = {name: _whole_batches(run, run.file(name)) for name in methods}
         for name, made in methods.items():
             run.note(name)
@@ -218,9 +210,9 @@ def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progre
                 ]
                 if len(lines) != size:
                     raise ValueError(f"method {name} wrote {len(lines)} completions where {size} were asked for")
-                _append(run.file(name), lines)
+                append(run.file(name), lines)
                 seconds = {"method": name, "batch": number, "seconds": round(time.perf_counter() - start, 3)}
-                _append(run.folder / "timings.jsonl", [seconds | {"completions": size}])
+                append(run.folder / "timings.jsonl", [seconds | {"completions": size}])
                 bar.advance(task, size)
 
 
@@ -296,7 +288,7 @@ def likelihood_stage(
                     {"prompt": r["prompt"], "index": r["index"], "nats": round(nat, 5), "tokens": len(ids)}
                     for r, nat, ids in zip(part, nats, written, strict=True)
                 ]
-                _append(file, lines)
+                append(file, lines)
                 bar.advance(task, len(part))
 
 
@@ -325,44 +317,7 @@ def negative_log_likelihood(
         contexts: token ids of the prompts.
         completions: token ids, the same number of each context, one context's after the other's. Empty ones cost nothing.
     """
-    each = len(completions) // len(contexts)
-    if not (packs(model) and has_plain_head(model)):
-        return _by_reading(model, [context for context in contexts for _ in range(each)], completions)
-    ids, mask = pad(contexts, "left", model.device)
-    cache = DynamicCache(config=model.config)
-    _, last = hidden_states(model, ids, attention_mask=mask, past_key_values=cache)
-    before = last[:, -1:].repeat_interleave(each, 0)
-    longest = max(map(len, completions))
-    if not longest:
-        return [0.0] * len(completions)
-    cache.batch_repeat_interleave(each)
-    filled = [list(row) or [0] for row in completions]
-    tokens, written = pad(filled, "right", model.device)
-    whole = torch.cat([mask.repeat_interleave(each, 0), written], 1)
-    place = positions(whole)[:, ids.shape[1] :]
-    _, states = hidden_states(model, tokens, attention_mask=whole, position_ids=place, past_key_values=cache)
-    states = torch.cat([before, states[:, :-1]], 1)
-    out: list[float] = []
-    rows = max(1, LIKELIHOOD_TOKENS // longest)
-    counts = torch.tensor([len(row) for row in completions], device=model.device)
-    for some, ids_, count in zip(states.split(rows), tokens.split(rows), counts.split(rows), strict=True):
-        nats = -head(model, some).log_softmax(-1).gather(2, ids_[..., None])[..., 0]
-        keep = torch.arange(nats.shape[1], device=nats.device) < count[:, None]
-        out += (nats * keep).sum(1).tolist()
-    return out
-
-
-def _by_reading(
-    model: PreTrainedModel, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
-) -> list[float]:
-    """The same, for models without a plain key-value cache or head: one pass over each whole text."""
-    out = []
-    for context, completion in zip(contexts, completions, strict=True):
-        ids = torch.tensor([[*context, *completion]], device=model.device)
-        mask = torch.ones_like(ids)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, len(context) - 1 : -1].float()
-        out.append(float(-logits.log_softmax(-1).gather(1, ids[0, len(context) :, None]).sum()))
-    return out
+    return (-log_probs(model, contexts, completions).sum(1)).tolist()
 
 
 def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, progress: bool = False) -> None:
@@ -381,34 +336,11 @@ def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, p
             write_atomically(file, (json.dumps(content) + "\n").encode())
 
 
-def read(file: Path) -> list[dict[str, Any]]:
-    """Lines of a store's file that are whole."""
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in _whole_lines(file)]
-
-
-def _whole_lines(file: Path) -> list[bytes]:
-    """Lines that were written to the end."""
-    *lines, _ = file.read_bytes().split(b"\n")  # behind the last end of a line there is nothing, or half a line
-    while lines and not _is_record(lines[-1]):
-        lines.pop()
-    return [line + b"\n" for line in lines]
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
 def _whole_batches(run: Run, file: Path) -> int:
     """How many batches of a file are whole and stand where they belong; what stands behind them is cut off."""
     if not file.is_file():
         return 0
-    lines = _whole_lines(file)
+    lines = whole_lines(file)
     done = count = 0
     for batch in run.batches:
         expected = [(p.id, i) for p in batch for i in range(run.completions)]
@@ -416,30 +348,8 @@ def _whole_batches(run: Run, file: Path) -> int:
         if [(r["prompt"], r["index"]) for r in found] != expected:
             break
         done, count = done + 1, count + len(expected)
-    keep = sum(map(len, lines[:count]))
-    if keep < file.stat().st_size:
-        with file.open("r+b") as opened:
-            opened.truncate(keep)
+    keep_lines(file, lines[:count])
     return done
-
-
-def _append(file: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Appends lines in one go, on the disk when it returns; a torn line that stands at the end is cut off first."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+b") as opened:
-        end = opened.seek(0, os.SEEK_END)
-        if end:
-            opened.seek(-1, os.SEEK_END)
-            if opened.read(1) != b"\n":
-                opened.seek(0)
-                opened.truncate(opened.read().rfind(b"\n") + 1)
-        opened.write("".join(f"{_line(record)}\n" for record in records).encode())
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False)
 
 
 def _record(prompt: Prompt, index: int, completion: Completion, batch: int, seed: int) -> dict[str, Any]:
@@ -470,20 +380,6 @@ def _by_length(suite: Suite, world: World) -> tuple[list[Prompt], dict[str, int]
 def _told(boundary: Boundaries) -> str:
     """What tells boundaries and their weights from others."""
     return " ".join(one.fingerprint + (f"*{weight:g}" if weight != 1 else "") for one, weight in terms(boundary))
-
-
-@contextmanager
-def _alone(run: Run) -> Iterator[None]:
-    """Keeps a second process from writing into the same store, where the system can."""
-    if fcntl is None:
-        yield
-        return
-    with (run.folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"another process is writing to {run.folder}") from error
-        yield
 
 
 class _Rate(ProgressColumn):

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from sasa.boundary import Boundary
 from sasa.evaluation.jigsaw import WHEELS, Jigsaw
@@ -82,13 +83,8 @@ class Classifier:
     """Any sequence classifier of transformers: `hf:MODEL`, or `hf:MODEL#LABEL` where its label for toxic is not plain to see."""
 
     def __init__(self, spec: str) -> None:
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
         model, _, label = spec.partition("#")
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._model = AutoModelForSequenceClassification.from_pretrained(model).eval().to(best_device())
-        self._torch = torch
+        self._model, self._tokenizer, version = load_classifier(model)
         labels = {str(name).lower(): int(i) for i, name in self._model.config.id2label.items()}
         found = [label.lower()] if label else [n for n in ("toxicity", "toxic", "hate", "unsafe") if n in labels]
         if not found or found[0] not in labels:
@@ -96,20 +92,37 @@ class Classifier:
             raise ValueError(f"hf:{model}: which label is toxic? say hf:{model}#LABEL with one of: {known}")
         self._label = labels[found[0]]
         self.name = f"hf:{model}"
-        revision = getattr(self._model.config, "_commit_hash", None)
-        self.version = f"{found[0]} {revision or _fingerprint(Path(model))}"
+        self.version = f"{found[0]} {version}"
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        found = []
-        for first in range(0, len(texts), BATCH):
-            inputs = self._tokenizer(
-                list(texts[first : first + BATCH]), padding=True, truncation=True, return_tensors="pt"
-            ).to(self._model.device)
-            with self._torch.no_grad():
-                logits = self._model(**inputs).logits.float()
-            several = self._model.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
-            found.append((logits.sigmoid() if several else logits.softmax(-1))[:, self._label].cpu().double().numpy())
-        return np.concatenate(found) if found else np.zeros(0)
+        logits = class_logits(self._model, self._tokenizer, texts)
+        several = self._model.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
+        return (special.expit(logits) if several else special.softmax(logits, 1))[:, self._label]
+
+
+def load_classifier(name: str) -> tuple[Any, Any, str]:
+    """A sequence classifier of the Hub or a folder, its tokenizer, and what tells it from others of that name."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(name).eval().to(best_device())
+    version = getattr(model.config, "_commit_hash", None) or _fingerprint(Path(name))
+    return model, AutoTokenizer.from_pretrained(name), version
+
+
+def class_logits(
+    model: Any, tokenizer: Any, texts: Sequence[str], seconds: Sequence[str] | None = None, **options: Any
+) -> NDArray[np.float64]:
+    """Logits, float64 (N, labels), of texts, or of pairs of texts where there are `seconds`."""
+    import torch
+
+    found = [np.zeros((0, model.config.num_labels))]
+    for first in range(0, len(texts), BATCH):
+        part = slice(first, first + BATCH)
+        pair = [list(texts[part])] if seconds is None else [list(texts[part]), list(seconds[part])]
+        inputs = tokenizer(*pair, padding=True, truncation=True, return_tensors="pt", **options).to(model.device)
+        with torch.no_grad():
+            found.append(model(**inputs).logits.double().cpu().numpy())
+    return np.concatenate(found)
 
 
 class Words:

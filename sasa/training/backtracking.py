@@ -8,8 +8,6 @@ learns in an adapter. What such a model does at inference, `sasa.Backtracking` k
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -25,12 +23,12 @@ import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.backtracking import RESET
-from sasa.boundary import ModelInfo, differences, write_atomically
+from sasa.boundary import ModelInfo
 from sasa.fitting.corpora import Corpus, Pair
-from sasa.models import ADAPTER, fit_vocabulary
+from sasa.models import fit_vocabulary
+from sasa.training.folder import CHECKPOINTS, base_name, begin, check_packages, finish, save_adapter
 
 METHODS = ("sft", "dpo")
-ABOUT = "training.json"
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,9 @@ def train_backtracking(
         ValueError: no pair can be trained on; the model's own name is none that `sasa.load` knows; or the folder holds a
             training with other settings or of other texts; the message names them.
     """
-    check_packages()
+    check_packages("trl", "peft")
     output = Path(output)
-    if base is None:
-        base = str(model.config._name_or_path or "")
-        if training.lora and not ((base and Path(base).is_dir()) or re.fullmatch(r"[\w.-]+/[\w.-]+", base)):
-            raise ValueError(
-                f"the model goes by {base!r}, which sasa.load does not know: give base=, for the adapter to name"
-            )
+    base = base_name(model, base, training.lora)
     model_info = asdict(ModelInfo.of(model))
     reset = add_reset_token(model, tokenizer)
     skipped: Counter[str] = Counter()
@@ -128,45 +121,22 @@ def train_backtracking(
         "model": model_info,
         "counts": {"examples": len(rows), "skipped": dict(skipped)},
     }
-    file = output / ABOUT
-    if file.is_file():
-        there = json.loads(file.read_text("utf-8"))
-        if differ := [d for part in ("training", "model") for d in differences(there[part], about[part])]:
-            raise ValueError(f"{output} holds a training with other settings: {'; '.join(differ)}")
-        if "log" in there:
-            return output
-    elif output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no training: give another folder")
-    write_atomically(file, json.dumps(about, indent=1) + "\n")
-    checkpoints = output / "checkpoints"
+    if begin(output, about):
+        return output
+    checkpoints = output / CHECKPOINTS
     trainer = _trainer(model, tokenizer, training, rows, checkpoints, progress)
     # The last one that is whole: its state is what is written last.
     whole = [folder.parent for folder in checkpoints.glob("checkpoint-*/trainer_state.json")]
     last = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    tokenizer.save_pretrained(output)
     if not training.lora:
         trainer.save_model(str(output))
     else:
-        # [RESET]'s embedding is not trained: `fit_vocabulary` draws it again. That the model can learn to write and to read it
-        # is up to the layers. peft's trainable tokens would do more, but trl (1.16) reads its head past them.
-        trainer.model.save_pretrained(output, save_embedding_layers=False)
-        # what peft writes is where the weights were, such as a cache folder
-        settings = json.loads((output / ADAPTER).read_text("utf-8")) | {"base_model_name_or_path": base}
-        write_atomically(output / ADAPTER, json.dumps(settings, indent=2) + "\n")
-    about |= {
-        "versions": {name: importlib.metadata.version(name) for name in ("trl", "peft", "transformers", "torch")},
-        "log": trainer.state.log_history,
-    }
-    write_atomically(file, json.dumps(about, indent=1) + "\n")
+        # [RESET]'s embedding is not trained. That the model can learn to write and to read it is up to the layers. peft's
+        # trainable tokens would do more, but trl (1.16) reads its head past them.
+        save_adapter(trainer.model, output, base)
+    finish(output, about, trainer.state.log_history, tokenizer, ("trl", "peft", "transformers", "torch"))
     return output
-
-
-def check_packages() -> None:
-    """Raises ImportError where what trains is not installed."""
-    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[train]'")
 
 
 def add_reset_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,0 +1,166 @@
+"""What a completion is worth: rewards from a boundary, a scorer, a reward model or a function of one's own.
+
+A reward is a log-odds of being safe where that can be had: at 0 the odds are even, and exp(-r) are the odds of being unsafe, so
+that a distribution proportional to p(s) * exp(-r(s)) is, where unsafe text is rare, about p given that it is unsafe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.boundary import Boundary
+from sasa.embedding import embed_ids, length_batches, tokenize_prompt
+from sasa.evaluation.scorers import SCORERS, Scorer, class_logits, load_classifier, scorer
+
+CERTAIN = 1e-6
+"""A toxicity counts as at least this far from 0 and from 1, so that rewards are finite: within 13.8 of 0."""
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A judge of completions: higher is better.
+
+    Attributes:
+        name: for settings and reports.
+        version: of all that it depends on; a new one means new rewards.
+        function: prompts and completions, as many of each, to numbers.
+    """
+
+    name: str
+    version: str
+    function: Callable[[Sequence[str], Sequence[str]], Any]
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
+        """The reward of each completion of its prompt, float64 (N,).
+
+        Raises:
+            ValueError: the function gave another number of rewards, or one that is not finite.
+        """
+        found = np.asarray(self.function(list(prompts), list(completions)), dtype=np.float64)
+        if found.shape != (len(completions),):
+            raise ValueError(
+                f"the reward {self.name} gave an array of shape {found.shape} for {len(completions)} completions: "
+                "it must give one number for each"
+            )
+        if not np.isfinite(found).all():
+            place = int((~np.isfinite(found)).argmax())
+            raise ValueError(f"the reward {self.name} is not finite: it gave {found[place]} for {completions[place]!r}")
+        return found
+
+
+def boundary_reward(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, boundary: Boundary, chat: bool = False
+) -> Reward:
+    """Calibrated log-odds of being safe, of a prompt with its completion as decoding embeds it: no second model.
+
+    They are read off the states of `model`, which training must leave as it is: a policy that is judged by its own states
+    could change these instead of its words.
+    """
+    boundary.check(model)
+    spec = replace(boundary.embedding, template="chat" if chat else "none")
+
+    def function(prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
+        before = [tokenize_prompt(tokenizer, prompt, spec) for prompt in prompts]
+        written = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
+        texts = [[*prompt, *text] for prompt, text in zip(before, written, strict=True)]
+        starts = [len(prompt) if spec.span == "response" else 0 for prompt in before]
+        found = np.zeros(len(texts))
+        for batch in length_batches([len(text) for text in texts], BATCH, 4096):
+            vectors = embed_ids(model, [texts[i] for i in batch], [starts[i] for i in batch], spec)
+            margins = boundary.margin(vectors.to(boundary.weight.device))
+            found[batch] = boundary.log_odds(margins).double().cpu().numpy()
+        return found
+
+    return Reward("boundary", boundary.fingerprint, function)
+
+
+def scorer_reward(judge: Scorer) -> Reward:
+    """logit(1 - toxicity) of the completion alone, by a scorer of `sasa bench`."""
+
+    def function(prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
+        toxicity = np.clip(judge.score(completions), CERTAIN, 1 - CERTAIN)
+        return np.log1p(-toxicity) - np.log(toxicity)
+
+    return Reward(judge.name, judge.version, function)
+
+
+def model_reward(name: str) -> Reward:
+    """The logit of a reward model, a sequence classifier of one label from the Hub or a folder.
+
+    It reads prompt and completion as the turns of its chat template, and where it has none as a pair of texts.
+    """
+    model, tokenizer, version = load_classifier(name)
+    if model.config.num_labels != 1:
+        labels = ", ".join(model.config.id2label.values())
+        raise ValueError(f"{name} is not a reward model with one label, it has {labels}: say hf:{name}#LABEL")
+
+    def function(prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
+        if tokenizer.chat_template is None:
+            return class_logits(model, tokenizer, prompts, completions)[:, 0]
+        turns = [
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        texts = [str(tokenizer.apply_chat_template(each, tokenize=False)) for each in turns]
+        return class_logits(model, tokenizer, texts, add_special_tokens=False)[:, 0]
+
+    return Reward(f"hf:{name}", version, function)
+
+
+def function_reward(function: Callable[[Sequence[str], Sequence[str]], Any], name: str | None = None) -> Reward:
+    """A function of one's own, `reward(prompts, completions)`; its source code, where there is some, is its version."""
+    name = name or str(getattr(function, "__name__", type(function).__name__))
+    try:
+        version = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
+    except (OSError, TypeError):  # made at a prompt, built in, or an object
+        version = ""
+    return Reward(name, version, function)
+
+
+def reward(spec: str, boundary: Callable[[], Reward] | None = None) -> Reward:
+    """A reward from its name: `boundary`, a scorer of `sasa bench`, `hf:MODEL` or `MODULE:FUNCTION`.
+
+    Args:
+        spec: `hf:MODEL` is a reward model where it has one label, and with `#LABEL` or several labels a scorer of toxicity.
+            MODULE is looked for in the working folder, too.
+        boundary: makes the reward called boundary, where there is one.
+
+    Raises:
+        ValueError: an unknown name, or a module without such a function; the message lists what there is.
+        ImportError: the package behind a scorer is not installed.
+    """
+    if spec == "boundary" and boundary is not None:
+        return boundary()
+    if spec.startswith("hf:") and "#" not in spec:
+        from transformers import AutoConfig
+
+        name = spec.removeprefix("hf:")
+        if AutoConfig.from_pretrained(name).num_labels == 1:
+            return model_reward(name)
+    if spec in SCORERS or spec.startswith(("hf:", "words:")):
+        return scorer_reward(scorer(spec))
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
+        raise ValueError(
+            f"unknown reward {spec!r}; there are: boundary, {', '.join(SCORERS)}, words:CORPUS, hf:MODEL, MODULE:FUNCTION"
+        )
+    module, _, name = spec.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"reward {spec!r}: {error}") from error
+    return function_reward(function, spec)

@@ -1,0 +1,88 @@
+"""The folder of a training: its settings, which a second start must share, and the result, which `sasa.load` loads.
+
+training.json     settings, counts, and when all is done versions and the log
+checkpoints/      while it lasts
+adapter_config.json, adapter_model.safetensors, or a whole model
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.boundary import differences, write_atomically
+from sasa.models import ADAPTER
+
+ABOUT = "training.json"
+CHECKPOINTS = "checkpoints"
+
+
+def check_packages(*names: str) -> None:
+    """Raises ImportError where what trains is not installed."""
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[train]'")
+
+
+def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:
+    """What `sasa.load` loads the model by, for an adapter to name: as given, else the model's own name.
+
+    Raises:
+        ValueError: an adapter is to be trained, and that name is none that `sasa.load` could load.
+    """
+    if base is not None:
+        return base
+    name = str(model.config._name_or_path or "")
+    if lora and not ((name and Path(name).is_dir()) or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+        raise ValueError(
+            f"the model goes by {name!r}, which sasa.load does not know: give base=, for the adapter to name"
+        )
+    return name
+
+
+def begin(folder: Path, about: dict[str, Any]) -> bool:
+    """Writes down what a training depends on, `about`, with parts `training` and `model`; whether it is already done.
+
+    Raises:
+        ValueError: the folder holds a training with other settings, which are named, or something else.
+    """
+    file = folder / ABOUT
+    if file.is_file():
+        there = json.loads(file.read_text("utf-8"))
+        if differ := [d for part in ("training", "model") for d in differences(there[part], about[part])]:
+            raise ValueError(f"{folder} holds a training with other settings: {'; '.join(differ)}")
+        return "log" in there
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no training: give another folder")
+    write_atomically(file, json.dumps(about, indent=1) + "\n")
+    return False
+
+
+def save_adapter(adapted: Any, folder: str | os.PathLike[str], base: str, name: str = "default") -> None:
+    """Saves one adapter of a peft model into a folder, as one on top of `base`."""
+    # Embeddings of new tokens are not trained: `sasa.models.fit_vocabulary` draws them again.
+    adapted.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
+    place = Path(folder) if name == "default" else Path(folder) / name
+    # what peft writes is where the weights were, such as a cache folder
+    settings = json.loads((place / ADAPTER).read_text("utf-8")) | {"base_model_name_or_path": base}
+    write_atomically(place / ADAPTER, json.dumps(settings, indent=2) + "\n")
+
+
+def finish(
+    folder: Path,
+    about: dict[str, Any],
+    log: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    packages: Sequence[str],
+) -> None:
+    """Saves the tokenizer and, last of all, the log: with it a training is done."""
+    tokenizer.save_pretrained(folder)
+    about = about | {"versions": {name: importlib.metadata.version(name) for name in packages}, "log": list(log)}
+    write_atomically(folder / ABOUT, json.dumps(about, indent=1) + "\n")
