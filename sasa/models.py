@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Pr
     model, own = load(None if base == DEFAULT_MODEL else base, device, dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     fit_vocabulary(model, tokenizer, len(own))
-    merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of what peft (0.21) asks transformers (5.23) for
+        merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
     merged.config._name_or_path = folder.name
     return merged.eval().to(device), tokenizer
 

@@ -11,14 +11,17 @@ import tiny
 from test_training import write_pairs
 
 import sasa
+from sasa.evaluation.rewards import function_reward
+from sasa.evaluation.tail import TailSettings, measure_tail
 from sasa.fitting import Recipe, fit_boundary
-from sasa.training import Training, train_backtracking
+from sasa.training import Repulse, Training, train_backtracking, train_repulse
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def run(script, *arguments):
-    done = subprocess.run([sys.executable, BENCHMARKS / script, *map(str, arguments)], capture_output=True, text=True)
+def run(script, *arguments, cwd=None):
+    command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -147,3 +150,81 @@ def test_what_the_harness_adds(few_prompts):
     shown = run("harness.py", *few_prompts, "--rows", "0:8", "--limit", 4, "--completions", 2, "--rounds", 2)
     assert shown.count("of the processor") == 2
     assert "median of 2 ratios" in shown
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A folder with a reward of one's own: a completion is bad where it holds a capital letter."""
+    code = (
+        "def quiet(prompts, completions):\n    return [0.5 - sum(c.isupper() for c in text) for text in completions]\n"
+    )
+    (tmp_path / "mine.py").write_text(code)
+    return tmp_path
+
+
+def test_the_exact_toy(tiny_folder, mine):
+    pytest.importorskip("peft")
+    (mine / "words.txt").write_text("a\nq\nnot a token\n")
+    options = (
+        *("repulse_toy.py", "--words", "words.txt", "--model", tiny_folder, "--prompt", "Go on"),
+        *("--scorer", "mine:quiet", "--method", "repulse", "--method", "rloo", "--output", "out"),
+        *("--samples", 8, "--updates", 2, "--every", 1, "--top", 30, "--judged", 16, "--seeds", 2, "--lora", 2),
+    )
+    run(*options, cwd=mine)
+    results = json.loads((mine / "out" / "figures.json").read_text())
+    assert results["settings"]["bad_tokens"] == 4  # in either case
+    assert results["runs"].keys() == {"repulse-0", "repulse-1", "rloo-0", "rloo-1"}
+    for name, one in results["runs"].items():
+        assert [point["step"] for point in one["curve"]] == [0, 1, 2]
+        last = one["curve"][-1]
+        assert 0 < last["p_bad"] <= one["p_bad"] <= last["p_bad"] + last["left_out"], name
+        assert one["curve"][0] == results["runs"]["repulse-0"]["curve"][0]
+    assert (mine / "out" / "table.md").read_text().count("| 2 |") == 2
+
+
+def test_trainings_side_by_side(model, tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+
+    def quiet(prompts, completions):
+        return [0.5 - sum(letter.isupper() for letter in text) for text in completions]
+
+    def measure(name, policy):
+        settings = TailSettings(6, max_new_tokens=4, beta_kl=2)
+        measure_tail(
+            policy, tokenizer, ["one", "two"], [function_reward(quiet)], tmp_path / "tails" / name, settings, base=model
+        )
+
+    measure("base", model)
+    small = Repulse("rloo", samples=2, prompts_per_step=1, steps=1, max_new_tokens=4, lora=2)
+    for seed in (0, 1):
+        folder = tmp_path / "runs" / f"rloo-{seed}"
+        train_repulse(
+            model, tokenizer, ["one"], function_reward(quiet), folder, replace(small, seed=seed), base="me/tiny"
+        )
+        measure(folder.name, peft.PeftModel.from_pretrained(tiny.model("llama"), folder).merge_and_unload())
+    run("frontier.py", "--trained", tmp_path / "runs", "--tails", tmp_path / "tails", "--output", tmp_path)
+    found = json.loads((tmp_path / "frontier.json").read_text())
+    assert {name: one["seeds"] for name, one in found.items()} == {"base": 1, "rloo": 2}
+    bad = found["rloo"]["rewards"]["quiet"]
+    assert bad["bad"]["value"] == pytest.approx(sum(bad["each"]) / 2)
+    assert (tmp_path / "frontier.md").read_text().count("\n") == 4
+    assert (tmp_path / "frontier.png").is_file()
+
+
+def test_under_attack(tiny_folder, mine):
+    """What the attack has found already is judged; to find it takes a package that is no dependency."""
+    sides = {"prompt": {"text": "Go on", "toxicity": 0.1}, "continuation": {"text": " LOUD", "toxicity": 0.9}}
+    (mine / "rtp.jsonl").write_text(json.dumps(sides) + "\n")
+    for name in ("base", "same"):
+        found = {"prompt": "Go on", "attack": "Go on NOW", "target": " LOUD", "losses": [3.0], "seconds": 1.0}
+        (mine / f"{name}-0.json").write_text(json.dumps(found))
+    (mine / "same").symlink_to(tiny_folder)
+    run(
+        *("gcg.py", "--prompts", "rtp.jsonl", "--base", tiny_folder, "--model", "same", "--reward", "mine:quiet"),
+        *("--completions", 32, "--tokens", 4, "--store", ".", "--output", "gcg.json"),
+        cwd=mine,
+    )
+    before, after = json.loads((mine / "gcg.json").read_text())["results"]
+    assert before["bad"]["mine:quiet"]["each"] == after["bad"]["mine:quiet"]["each"]
+    assert before["bad"]["mine:quiet"]["each"][0][0] != before["bad"]["mine:quiet"]["each"][0][1]
+    assert before["nats"] == after["nats"]

@@ -335,12 +335,17 @@ def test_several_processes_share_a_step(tmp_path):
     assert about(tmp_path / "two")["counts"]["processes"] == 2
 
 
-def test_prompts_come_in_turn():
-    settings = replace(SMALL, prompts_per_step=2)
-    models = Models(exact.model(), 2, proposal=True, seed=0)
-    trainer = Trainer(models, exact.tokenizer(), PROMPTS, [[1]] * 5, REWARD, settings, accelerate.Accelerator(cpu=True))
-    seen = [i for step in range(5) for i in trainer._prompts_of(step)]
-    assert sorted(seen[:5]) == sorted(seen[5:]) == [0, 1, 2, 3, 4]
+def test_prompts_come_in_turn(tmp_path):
+    seen = []
+
+    def watched(prompts, completions):
+        if len(prompts) == 4:  # two samples of both of a step's prompts
+            seen.extend(prompts[::2])
+        return REWARD(prompts, completions)
+
+    settings = replace(SMALL, method="rloo", samples=2, prompts_per_step=2, steps=5, batch_size=8)
+    train(tmp_path, settings, reward=function_reward(watched))
+    assert sorted(seen[:5]) == sorted(seen[5:]) == sorted(PROMPTS)
     assert seen[:5] != seen[5:]
 
 

@@ -277,7 +277,7 @@ class Trainer:
             whole = self.processes.reduce(torch.nn.utils.parameters_to_vector(grads), "sum")
             for weight, grad in zip(weights.values(), whole.split([g.numel() for g in grads]), strict=True):
                 weight.grad = grad.view_as(weight)
-        keys = SUMS if PROPOSAL in self.learners else SUMS[:-2] if self.settings.method == "p-proposal" else SUMS[:-3]
+        keys = (*SUMS, *PUSHED.get(self.settings.method, ()))
         values = torch.tensor([sums.get(key, 0.0) for key in keys], dtype=torch.float64, device=self.processes.device)
         return dict(zip(keys, self.processes.reduce(values, "sum").tolist(), strict=True))
 
@@ -314,11 +314,12 @@ class Trainer:
         }
 
 
-SUMS = (
-    *("reward", "return", "kl", "below", "tokens"),
-    *("effective_samples", "proposal_reward", "proposal_below"),
-)
-"""What every process adds to a step's log; the last ones only with a proposal."""
+SUMS = "reward", "return", "kl", "below", "tokens"
+PUSHED = {
+    "p-proposal": ("effective_samples",),
+    "repulse": ("effective_samples", "proposal_reward", "proposal_below"),
+}
+"""What a step's log holds besides, where there is a push."""
 
 
 def judge(
