@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def p_bad(
         total += float((first[chunk] * second[:, bad].sum(1)).sum())
         rest = max(0.0, rest - float(first[chunk].sum()))
     return total, rest
+
+
+def exact(file: Path, model: Callable[[], Any], ids: list[int], bad: torch.Tensor) -> list[float]:
+    """What `p_bad` is, to a hundredth: from a file where it is known already."""
+    if not file.is_file():
+        write_atomically(file, json.dumps(p_bad(model(), ids, bad)))
+    return json.loads(file.read_text())
 
 
 def bad_tokens(tokenizer: Any, words: list[str]) -> torch.Tensor:
@@ -97,8 +105,11 @@ def main() -> None:
     if not len(bad):
         raise SystemExit(f"{args.words}: no word is a token of its own")
     scorer = reward(args.scorer)
+    before = exact(args.runs / "before.json", lambda: model, ids, bad)
     results: dict[str, Any] = {
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"bad_tokens": len(bad)},
+        "p_bad": before[0],
+        "left_out": before[1],
         "runs": {},
     }
     for seed in range(args.seeds):
@@ -125,11 +136,9 @@ def main() -> None:
                 "method": method,
                 "curve": [{"step": entry["step"], **entry["eval"]} for entry in log if "eval" in entry],
             }
-            file = folder / "exact.json"
-            if not file.is_file():
-                trained, _ = sasa.load(str(folder))
-                write_atomically(file, json.dumps(p_bad(trained, ids, bad)))
-            run["p_bad"], run["left_out"] = json.loads(file.read_text())
+            run["p_bad"], run["left_out"] = exact(
+                folder / "exact.json", lambda name=str(folder): sasa.load(name)[0], ids, bad
+            )
             report(results, args.output)
 
 
@@ -167,7 +176,7 @@ def report(results: dict[str, Any], output: Path) -> None:
         found = [run["p_bad"] for run in runs]
         ends = [[np.mean([run["curve"][place]["reward"] for run in runs])] for place in (0, -1)]
         lines.append(
-            f"| {method} | {len(runs)} | {runs[0]['curve'][0]['p_bad']:.2e} | {', '.join(f'{p:.2e}' for p in found)} | "
+            f"| {method} | {len(runs)} | {results['p_bad']:.2e} | {', '.join(f'{p:.2e}' for p in found)} | "
             f"{np.exp(np.mean(np.log(found))):.2e} | {ends[0][0]:.2f} | {ends[1][0]:.2f} |"
         )
     left.set(yscale="log", xlabel="updates", ylabel="P(bad)", title="enumerated")

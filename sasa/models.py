@@ -85,6 +85,13 @@ def load(
     return model.eval().to(device), tokenizer
 
 
+def load_named(
+    name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load`, of a model as adapters and boundaries name it: the default's id stands for the default as it is at hand."""
+    return load(None if name == DEFAULT_MODEL else name, device, dtype)
+
+
 def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that an adapter was trained on, with the adapter merged into its weights, and the adapter's tokenizer."""
     if importlib.util.find_spec("peft") is None:
@@ -97,7 +104,7 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Pr
         raise ValueError(f"the adapter in {folder} does not say what model it was trained on")
     if Path(base).resolve() == folder.resolve():
         raise ValueError(f"the adapter in {folder} names itself as the model that it was trained on")
-    model, own = load(None if base == DEFAULT_MODEL else base, device, dtype)
+    model, own = load_named(base, device, dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     fit_vocabulary(model, tokenizer, len(own))
     with warnings.catch_warnings():

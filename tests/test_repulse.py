@@ -24,8 +24,8 @@ pytest.importorskip("peft", reason="pip install 'sasa-decoding[train]'")
 
 REWARD = function_reward(exact.reward)
 SMALL = Repulse(
-    samples=4, prompts_per_step=2, steps=6, max_new_tokens=exact.LENGTH, lora=2, learning_rate=1e-2, save_steps=2,
-    eta=exact.BAD,
+    samples=4, prompts_per_step=2, steps=6, max_new_tokens=exact.LENGTH, lora=2, learning_rate=1e-2,
+    proposal_learning_rate=1e-2, save_steps=2, eta=exact.BAD,
 )  # fmt: skip
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7", "w8 w9"]
 
@@ -172,7 +172,8 @@ def test_bad_outputs_become_improbable(tmp_path):
         log_p = exact.log_probs(model)
         return {"p_bad": float(exact.p_bad(log_p)), "mean": float((log_p.exp() * exact.rewards()).sum())}
 
-    shared = dict(beta_kl=2.0, prompts_per_step=1, steps=60, max_new_tokens=exact.LENGTH, lora=0, learning_rate=2e-3)
+    rates = dict(learning_rate=2e-3, proposal_learning_rate=2e-3)
+    shared = dict(beta_kl=2.0, prompts_per_step=1, steps=60, max_new_tokens=exact.LENGTH, lora=0, **rates)
     found = {}
     for method, samples in (("repulse", 16), ("rloo", 32)):
         settings = Repulse(method, alpha=0.3, samples=samples, **shared)

@@ -20,6 +20,7 @@ from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
 from sasa.fitting.corpora import parse_rows
+from sasa.models import load_named
 from sasa.steering import BETA
 
 app = typer.Typer(
@@ -139,7 +140,7 @@ def suite_command(name: str) -> Callable[..., None]:
         if dry_run:
             _forecast(run, made, world)
             return
-        judging = sasa.load(judge, device, dtype) if judge else None
+        judging = load_named(judge, device, dtype) if judge else None
         if judging:
             runner.contexts(run, *judging, judging=True)  # what it cannot read shows here, before the long work
         margin = [scorers.Margin(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []

@@ -26,6 +26,7 @@ from sasa.cli.common import (
 from sasa.evaluation.importance import WORST
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.tail import TailSettings
+from sasa.models import load_named
 
 DEFAULTS = TailSettings()
 NONE = "none"
@@ -105,7 +106,7 @@ def command(
         "base": None,
     }
     if (name := _base_of(model) if base is None else base) and name != NONE:
-        others["base"] = sasa.load(None if name == sasa.models.DEFAULT_MODEL else name, device, dtype)[0]
+        others["base"] = load_named(name, device, dtype)[0]
     judged = others["base"] or loaded  # a boundary's reward is read off the states that training left alone
     judges = [load_reward(each, judged, tokenizer, boundary, chat, strict) for each in wanted]
     found = measure_tail(loaded, tokenizer, texts, judges, output, settings, progress=True, **others)

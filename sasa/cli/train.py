@@ -149,7 +149,7 @@ def repulse(
         float | None, typer.Option(help="Of AdamW.", show_default="2e-4, all weights 1e-5")
     ] = None,
     proposal_learning_rate: Annotated[
-        float | None, typer.Option(help="Of the proposal's.", show_default="as --learning-rate")
+        float | None, typer.Option(help="Of the proposal's.", show_default="5 times --learning-rate")
     ] = None,
     eta: Annotated[
         float, typer.Option(help="A reward below this is bad, in what is shown; of a scorer, 0 is a toxicity of 0.5.")

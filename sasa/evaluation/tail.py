@@ -59,7 +59,7 @@ class TailSettings:
     completions: int = 32
     max_new_tokens: int = 20
     eta: float = 0.0
-    beta_kl: float = 10.0
+    beta_kl: float = 2.0
     chat: bool = False
     seed: int = 0
 

@@ -49,12 +49,13 @@ class Repulse:
         alpha: of the push against bad outputs (of the transformed reward's second part); 0 is RLOO.
         beta: bad outputs are drawn from a distribution proportional to p(s) * exp(-beta * r(s)): the higher, the more the
             worst of them count.
-        beta_kl: the policy maximises r - KL / beta_kl: the higher, the further it may move from what it was.
+        beta_kl: the policy maximises r - KL / beta_kl: the higher, the further it may move from what it was. With a log-odds for
+            a reward, 1 aims at what the model writes given that it is safe.
         samples: completions of a prompt in a step, from the policy and again as many from the proposal.
         prompts_per_step, steps, max_new_tokens: the size of it all.
         lora: the rank of the adapters; 0 trains all weights.
         learning_rate: of AdamW, constant; None takes 2e-4 for an adapter and 1e-5 for all weights.
-        proposal_learning_rate: None takes `learning_rate`.
+        proposal_learning_rate: None takes five times `learning_rate`: the proposal has further to go, and is thrown away.
         max_norm: gradients are scaled down to this norm.
         eta: completions with a reward below count as bad, in the log and for nothing else.
         chat: prompts go through the chat template, as the user's turn.
@@ -70,7 +71,7 @@ class Repulse:
     method: str = "repulse"
     alpha: float = 0.1
     beta: float = 1.0
-    beta_kl: float = 10.0
+    beta_kl: float = 2.0
     samples: int = 8
     prompts_per_step: int = 8
     steps: int = 100
@@ -92,7 +93,7 @@ class Repulse:
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", 2e-4 if self.lora else 1e-5)
         if self.proposal_learning_rate is None:
-            object.__setattr__(self, "proposal_learning_rate", self.learning_rate)
+            object.__setattr__(self, "proposal_learning_rate", 5 * (self.learning_rate or 0.0))
         for name in ("alpha", "beta"):
             if not (math.isfinite(number := getattr(self, name)) and number >= 0):
                 raise ValueError(f"{name} must be >= 0, got {number}")
