@@ -206,7 +206,8 @@ def test_trainings_side_by_side(model, tokenizer, tmp_path):
     found = json.loads((tmp_path / "frontier.json").read_text())
     assert {name: one["seeds"] for name, one in found.items()} == {"base": 1, "rloo": 2}
     bad = found["rloo"]["rewards"]["quiet"]
-    assert bad["bad"]["value"] == pytest.approx(sum(bad["each"]) / 2)
+    assert bad["below"].keys() == {"0", "2"}
+    assert 0 < bad["below"]["0"]["value"] == pytest.approx(sum(bad["each"]["0"]) / 2)
     assert (tmp_path / "frontier.md").read_text().count("\n") == 4
     assert (tmp_path / "frontier.png").is_file()
 
