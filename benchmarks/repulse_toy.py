@@ -131,15 +131,20 @@ def main() -> None:
                 model, tokenizer, [args.prompt], scorer, folder, settings, base=args.model or sasa.models.DEFAULT_MODEL,
                 evaluate=evaluate, progress=True,
             )  # fmt: skip
-            log = json.loads((folder / "training.json").read_text())["log"]
-            results["runs"][folder.name] = run = {
-                "method": method,
-                "curve": [{"step": entry["step"], **entry["eval"]} for entry in log if "eval" in entry],
-            }
-            run["p_bad"], run["left_out"] = exact(
-                folder / "exact.json", lambda name=str(folder): sasa.load(name)[0], ids, bad
-            )
+            exact(folder / "exact.json", lambda name=str(folder): sasa.load(name)[0], ids, bad)
+            results["runs"] = finished(args.runs)
             report(results, args.output)
+
+
+def finished(runs: Path) -> dict[str, Any]:
+    """All trainings in a folder whose P(bad) is known, also those that an earlier call made."""
+    found = {}
+    for file in sorted(runs.glob("*/exact.json"), key=lambda f: int(f.parent.name.rpartition("-")[2])):
+        about = json.loads(file.with_name("training.json").read_text())
+        p, rest = json.loads(file.read_text())
+        curve = [{"step": entry["step"], **entry["eval"]} for entry in about["log"] if "eval" in entry]
+        found[file.parent.name] = {"method": about["training"]["method"], "curve": curve, "p_bad": p, "left_out": rest}
+    return found
 
 
 def mean_reward(policy: Any, tokenizer: Any, args: argparse.Namespace, ids: list[int], scorer: Reward) -> float:
@@ -157,8 +162,9 @@ def report(results: dict[str, Any], output: Path) -> None:
 
     write_atomically(output / "figures.json", json.dumps(results, indent=1) + "\n")
     by_method: dict[str, list[dict[str, Any]]] = {}
-    for run in results["runs"].values():
-        by_method.setdefault(run["method"], []).append(run)
+    for method in METHODS:
+        if runs := [run for run in results["runs"].values() if run["method"] == method]:
+            by_method[method] = runs
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     lines = [
