@@ -15,19 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from repulse_toy import COLOURS as METHOD_COLOURS
 
 from sasa.boundary import write_atomically
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.metrics import Estimate, from_json, to_json
 from sasa.evaluation.store import read
 
-COLOURS = {
-    "repulse": "tab:red",
-    "rloo": "tab:blue",
-    "rloo-transformed": "tab:green",
-    "p-proposal": "tab:purple",
-    "base": "black",
-}
+COLOURS = {**METHOD_COLOURS, "base": "black"}
 
 FLOOR = 1e-4
 """Where a share of 0 is drawn."""

@@ -96,9 +96,8 @@ def main() -> None:
                 text, losses = attacked(model, tokenizer, prompt, target, args)
                 content = {"prompt": prompt, "attack": text, "target": target, "losses": losses}
                 write_atomically(file, json.dumps(content | {"seconds": time.monotonic() - start}) + "\n")
-            rows.append(
-                json.loads(file.read_text()) | figures(model, tokenizer, json.loads(file.read_text()), judges, args)
-            )
+            attack = json.loads(file.read_text())
+            rows.append(attack | figures(model, tokenizer, attack, judges, args))
             print(f"{name or 'the base'} {number + 1}: {rows[-1]['bad']}", flush=True)
         results.append({"model": name or "base", "rows": rows})
     show(results, judges, args)
