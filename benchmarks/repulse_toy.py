@@ -137,9 +137,14 @@ def main() -> None:
 
 
 def finished(runs: Path) -> dict[str, Any]:
-    """All trainings in a folder whose P(bad) is known, also those that an earlier call made."""
+    """All trainings in a folder whose P(bad) is known, also those that an earlier call made: by seed, then by method."""
+
+    def place(file: Path) -> tuple[int, int]:
+        method, _, seed = file.parent.name.rpartition("-")
+        return int(seed), list(METHODS).index(method)
+
     found = {}
-    for file in sorted(runs.glob("*/exact.json"), key=lambda f: int(f.parent.name.rpartition("-")[2])):
+    for file in sorted(runs.glob("*/exact.json"), key=place):
         about = json.loads(file.with_name("training.json").read_text())
         p, rest = json.loads(file.read_text())
         curve = [{"step": entry["step"], **entry["eval"]} for entry in about["log"] if "eval" in entry]

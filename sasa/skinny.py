@@ -76,6 +76,11 @@ def skinny_linears(model: nn.Module) -> Iterator[None]:
             layer.__dict__.pop("forward", None)
 
 
+def forget(model: nn.Module) -> None:
+    """Has a model's layers looked for again, after some have come or gone: which are fast must not depend on history."""
+    _forwards.pop(model, None)
+
+
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     return skinny_linear(x, layer.weight, layer.bias)
 

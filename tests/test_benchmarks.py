@@ -167,13 +167,14 @@ def test_the_exact_toy(tiny_folder, mine):
     (mine / "words.txt").write_text("a\nq\nnot a token\n")
     options = (
         *("repulse_toy.py", "--words", "words.txt", "--model", tiny_folder, "--prompt", "Go on"),
-        *("--scorer", "mine:quiet", "--method", "repulse", "--method", "rloo", "--output", "out"),
+        *("--scorer", "mine:quiet", "--output", "out"),
         *("--samples", 8, "--updates", 2, "--every", 1, "--top", 30, "--judged", 16, "--seeds", 2, "--lora", 2),
     )
-    run(*options, cwd=mine)
+    run(*options, "--method", "rloo", cwd=mine)
+    run(*options, "--method", "repulse", cwd=mine)  # what was trained before is in its report, too
     results = json.loads((mine / "out" / "figures.json").read_text())
     assert results["settings"]["bad_tokens"] == 4  # in either case
-    assert results["runs"].keys() == {"repulse-0", "repulse-1", "rloo-0", "rloo-1"}
+    assert list(results["runs"]) == ["repulse-0", "rloo-0", "repulse-1", "rloo-1"]
     for name, one in results["runs"].items():
         assert [point["step"] for point in one["curve"]] == [0, 1, 2]
         last = one["curve"][-1]
@@ -202,12 +203,16 @@ def test_trainings_side_by_side(model, tokenizer, tmp_path):
             model, tokenizer, ["one"], function_reward(quiet), folder, replace(small, seed=seed), base="me/tiny"
         )
         measure(folder.name, peft.PeftModel.from_pretrained(tiny.model("llama"), folder).merge_and_unload())
-    run("frontier.py", "--trained", tmp_path / "runs", "--tails", tmp_path / "tails", "--output", tmp_path)
+    run(
+        *("frontier.py", "--trained", tmp_path / "runs", "--tails", tmp_path / "tails", "--output", tmp_path),
+        *("--eta", 0, "--eta", -1.5),
+    )
     found = json.loads((tmp_path / "frontier.json").read_text())
     assert {name: one["seeds"] for name, one in found.items()} == {"base": 1, "rloo": 2}
     bad = found["rloo"]["rewards"]["quiet"]
-    assert bad["below"].keys() == {"0", "2"}
+    assert bad["below"].keys() == {"0", "-1.5"}
     assert 0 < bad["below"]["0"]["value"] == pytest.approx(sum(bad["each"]["0"]) / 2)
+    assert bad["below"]["-1.5"]["value"] < bad["below"]["0"]["value"]
     assert (tmp_path / "frontier.md").read_text().count("\n") == 4
     assert (tmp_path / "frontier.png").is_file()
 

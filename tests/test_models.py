@@ -107,3 +107,11 @@ def test_the_default_model_loads_fast_once_it_is_converted(real):
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", script], check=True)
     print(f"loaded in a new process in {time.perf_counter() - start:.1f} s")
+
+
+def test_the_default_models_id_is_the_default_at_hand(real):
+    """Adapters and `--judge` name it so; no Hub is asked, where the wheel is installed."""
+    named, _ = sasa.models.load_named(sasa.models.DEFAULT_MODEL, device="cpu")
+    assert named.config._name_or_path == sasa.models.DEFAULT_MODEL
+    for (name, want), got in zip(real[0].state_dict().items(), named.state_dict().values(), strict=True):
+        assert torch.equal(want, got), name

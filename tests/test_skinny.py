@@ -76,6 +76,17 @@ def test_layers_are_as_before_afterwards(monkeypatch):
     assert model[1].forward is own
 
 
+@needs_kernel
+def test_layers_that_came_later_are_found_once_the_model_is_forgotten():
+    model = nn.Sequential(nn.Linear(8, 8))
+    with skinny.skinny_linears(model):
+        assert "forward" in model[0].__dict__
+    model.append(nn.Linear(8, 4))
+    skinny.forget(model)
+    with skinny.skinny_linears(model):
+        assert all("forward" in layer.__dict__ for layer in model)
+
+
 def test_without_a_compiler_it_is_pytorch(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("SASA_CACHE", str(tmp_path))
     monkeypatch.setenv("CC", str(tmp_path / "missing"))

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sasa.skinny import forget
+
 POLICY, PRIOR, PROPOSAL = "policy", "prior", "proposal"
 ADAPTERS = {POLICY: "default", PROPOSAL: "proposal"}
 """What the adapters are called in peft, which saves the default one in the folder itself and others in folders of their names."""
@@ -40,6 +42,7 @@ class Models:
         model.requires_grad_(False)
         if lora:
             self.adapted = _adapt(model, lora, [ADAPTERS[name] for name in names], seed)
+            forget(model)
             self._models = dict.fromkeys(names, model)
         else:
             # in half precision most steps would be too small to change a weight
@@ -72,6 +75,7 @@ class Models:
         """Gives the prior back as it was given."""
         if self.adapted is not None:
             self.adapted.unload()
+            forget(self.prior)
         for name, weight in self.prior.named_parameters():
             weight.requires_grad_(name in self._unfreeze)
 
