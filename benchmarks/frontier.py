@@ -152,6 +152,7 @@ def draw(found: dict[str, Any], judges: list[str], path: Path) -> None:
             )  # fmt: skip
             named.add(one["method"])
             axes.annotate(name, (place, bad.high), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        axes.margins(x=0.12)  # room for the names
         axes.set(yscale="log", xlabel="mean return", ylabel=f"P(r < {eta})", title=judge)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
