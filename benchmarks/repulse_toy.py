@@ -137,11 +137,11 @@ def main() -> None:
 
 
 def finished(runs: Path) -> dict[str, Any]:
-    """All trainings in a folder whose P(bad) is known, also those that an earlier call made: by seed, then by method."""
+    """All trainings in a folder whose P(bad) is known, also those that an earlier call made: by method, then by seed."""
 
     def place(file: Path) -> tuple[int, int]:
         method, _, seed = file.parent.name.rpartition("-")
-        return int(seed), list(METHODS).index(method)
+        return list(METHODS).index(method), int(seed)
 
     found = {}
     for file in sorted(runs.glob("*/exact.json"), key=place):
@@ -167,9 +167,8 @@ def report(results: dict[str, Any], output: Path) -> None:
 
     write_atomically(output / "figures.json", json.dumps(results, indent=1) + "\n")
     by_method: dict[str, list[dict[str, Any]]] = {}
-    for method in METHODS:
-        if runs := [run for run in results["runs"].values() if run["method"] == method]:
-            by_method[method] = runs
+    for run in results["runs"].values():
+        by_method.setdefault(run["method"], []).append(run)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     lines = [

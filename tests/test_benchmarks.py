@@ -170,11 +170,11 @@ def test_the_exact_toy(tiny_folder, mine):
         *("--scorer", "mine:quiet", "--output", "out"),
         *("--samples", 8, "--updates", 2, "--every", 1, "--top", 30, "--judged", 16, "--seeds", 2, "--lora", 2),
     )
-    run(*options, "--method", "rloo", cwd=mine)
-    run(*options, "--method", "repulse", cwd=mine)  # what was trained before is in its report, too
+    run(*options, "--method", "rloo", "--method", "repulse", cwd=mine)
+    run(*options, "--method", "repulse", cwd=mine)  # trains nothing, and what was trained before stays in the report
     results = json.loads((mine / "out" / "figures.json").read_text())
     assert results["settings"]["bad_tokens"] == 4  # in either case
-    assert list(results["runs"]) == ["repulse-0", "rloo-0", "repulse-1", "rloo-1"]
+    assert list(results["runs"]) == ["repulse-0", "repulse-1", "rloo-0", "rloo-1"]
     for name, one in results["runs"].items():
         assert [point["step"] for point in one["curve"]] == [0, 1, 2]
         last = one["curve"][-1]
@@ -203,18 +203,19 @@ def test_trainings_side_by_side(model, tokenizer, tmp_path):
             model, tokenizer, ["one"], function_reward(quiet), folder, replace(small, seed=seed), base="me/tiny"
         )
         measure(folder.name, peft.PeftModel.from_pretrained(tiny.model("llama"), folder).merge_and_unload())
-    run(
-        *("frontier.py", "--trained", tmp_path / "runs", "--tails", tmp_path / "tails", "--output", tmp_path),
-        *("--eta", 0, "--eta", -1.5),
-    )
+    command = "frontier.py", "--trained", tmp_path / "runs", "--tails", tmp_path / "tails", "--output"
+    run(*command, tmp_path)
     found = json.loads((tmp_path / "frontier.json").read_text())
     assert {name: one["seeds"] for name, one in found.items()} == {"base": 1, "rloo": 2}
     bad = found["rloo"]["rewards"]["quiet"]
-    assert bad["below"].keys() == {"0", "-1.5"}
+    assert bad["below"].keys() == {"0", "2"}
     assert 0 < bad["below"]["0"]["value"] == pytest.approx(sum(bad["each"]["0"]) / 2)
-    assert bad["below"]["-1.5"]["value"] < bad["below"]["0"]["value"]
     assert (tmp_path / "frontier.md").read_text().count("\n") == 4
     assert (tmp_path / "frontier.png").is_file()
+    run(*command, tmp_path / "rarer", "--eta", -1.5)
+    rarer = json.loads((tmp_path / "rarer" / "frontier.json").read_text())["rloo"]["rewards"]["quiet"]["below"]
+    assert rarer.keys() == {"-1.5"}
+    assert rarer["-1.5"]["value"] < bad["below"]["0"]["value"]
 
 
 def test_under_attack(tiny_folder, mine):

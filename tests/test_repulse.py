@@ -15,6 +15,7 @@ from shell import sasa as command
 
 import sasa
 from sasa.evaluation.rewards import function_reward
+from sasa.skinny import skinny_linears
 from sasa.training import Repulse, objectives, train_repulse
 from sasa.training.models import POLICY, PRIOR, PROPOSAL, Models
 from sasa.training.trainer import Trainer
@@ -101,7 +102,9 @@ def test_the_return_measures_the_distance_to_the_best_policy(tables):
 # --- gradients -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "lora"), [("repulse", 4), ("rloo", 0), ("rloo-transformed", 0), ("p-proposal", 4)])
+@pytest.mark.parametrize(
+    ("method", "lora"), [("repulse", 0), ("repulse", 4), ("rloo", 0), ("rloo-transformed", 0), ("p-proposal", 4)]
+)
 def test_a_step_follows_the_gradients_of_both_losses(method, lora):
     """From 25,000 samples, against the enumerated losses: of p the return's and the push against sigma, of q KL(sigma || q)."""
     settings = Repulse(
@@ -281,7 +284,7 @@ def test_stopped_it_goes_on_to_the_same_bytes(lora, method, tmp_path):
 def test_killed_again_and_again_it_goes_on_to_the_same_bytes(tmp_path):
     settings = replace(SMALL, steps=12, save_steps=1)
     whole, torn = train(tmp_path / "whole", settings), tmp_path / "torn"
-    for kill in range(4):
+    for kill in range(6):
         before = max((file.name for file in (torn / "checkpoints").glob("step-*")), default="")
         pid = os.fork()
         if not pid:
@@ -296,6 +299,22 @@ def test_killed_again_and_again_it_goes_on_to_the_same_bytes(tmp_path):
     train(torn, settings)
     assert weights_of(torn) == weights_of(whole)
     assert about(torn) == about(whole)
+
+
+def test_which_layers_are_fast_does_not_depend_on_what_came_before():
+    """A training that goes on first runs its model with the adapters in it, one that begins without them."""
+
+    def fast(model):
+        with skinny_linears(model):
+            return {name for name, layer in model.named_modules() if "forward" in layer.__dict__}
+
+    used, fresh = exact.model(), exact.model()
+    before = fast(used)
+    adapted = [Models(model, 4, proposal=True, seed=0) for model in (used, fresh)]
+    assert fast(used) == fast(fresh)
+    for models in adapted:
+        models.close()
+    assert fast(used) == fast(fresh) == before
 
 
 def test_without_a_push_it_is_reinforcement_learning(tmp_path):
