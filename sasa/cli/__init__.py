@@ -1,5 +1,5 @@
-"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa tune`, `sasa train`, `sasa inspect`, `sasa audit` and
-`sasa classifiers`."""
+"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa tune`, `sasa train`, `sasa redteam`, `sasa inspect`,
+`sasa audit` and `sasa classifiers`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 import sasa
-from sasa.cli import audit, bench, classifiers, fit, generate, inspect, train, tune
+from sasa.cli import audit, bench, classifiers, fit, generate, inspect, redteam, train, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +33,7 @@ app.command("generate")(generate.command)
 app.command("fit")(fit.command)
 app.command("tune")(tune.command)
 app.add_typer(train.app, name="train")
+app.add_typer(redteam.app, name="redteam")
 app.command("audit")(audit.command)
 app.command("inspect")(inspect.command)
 app.add_typer(bench.app, name="bench")

@@ -46,11 +46,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class World:
-    """What a method works with."""
+    """What a method works with; a boundary, unless the method needs none."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    boundary: Boundaries
+    boundary: Boundaries | None
     settings: Settings
 
     @property

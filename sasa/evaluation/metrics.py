@@ -6,6 +6,7 @@ A prompt is what was drawn at random, not a completion: intervals and tests are 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
@@ -73,7 +74,8 @@ def change(plain: Array, other: Array, seed: int = 0) -> Estimate:
 
     NaN where plain's mean is 0, and an interval of NaN where resamples leave an end undefined.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = ratio(other, plain, lambda quotient: quotient - 1, seed)
     ends = (found.low, found.high) if np.isfinite([found.low, found.high]).all() else (math.nan, math.nan)
     return Estimate(found.value if math.isfinite(found.value) else math.nan, *ends)

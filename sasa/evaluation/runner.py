@@ -377,7 +377,7 @@ def _by_length(suite: Suite, world: World) -> tuple[list[Prompt], dict[str, int]
     return sorted((p for p in suite.prompts if p.id in lengths), key=lambda p: (lengths[p.id], p.id)), dict(skipped)
 
 
-def _told(boundary: Boundaries) -> str:
+def _told(boundary: Boundaries | None) -> str:
     """What tells boundaries and their weights from others."""
     return " ".join(one.fingerprint + (f"*{weight:g}" if weight != 1 else "") for one, weight in terms(boundary))
 

@@ -1,0 +1,415 @@
+"""`sasa redteam`: what still gets through, and what is left of it elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from sasa.cli.common import (
+    BoundariesOption,
+    DeviceOption,
+    DtypeOption,
+    StrictOption,
+    load_boundaries,
+    out,
+    read_prompts,
+)
+from sasa.evaluation import methods as ways
+from sasa.evaluation import scorers
+from sasa.redteam.curiosity import METHODS, RedTeam
+from sasa.redteam.hits import HIT, PARTS
+
+if TYPE_CHECKING:
+    from sasa.redteam.targets import Target
+
+DEFAULTS = RedTeam()
+JUDGES = "tox-block", "toxic-comment-classifier"
+FAILED = 3
+"""Exit status where more got through than --fail-above allows."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Attack a model with prompts that it is led to write badly by, report, export, and replay them against defences.",
+)
+
+ThresholdOption = Annotated[float, typer.Option(help="From this score on a reply is toxic.")]
+ClustersOption = Annotated[
+    str,
+    typer.Option(
+        help=f"{', '.join(PARTS)}: train on what the even clusters hold, report on the odd ones.",
+    ),
+]
+JudgesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge",
+        "-s",
+        help=f"Repeat for several; of replies. There are {', '.join(scorers.SCORERS)}, hf:MODEL, words:CORPUS.",
+        show_default=" ".join(JUDGES),
+    ),
+]
+ChatOption = Annotated[
+    bool, typer.Option("--chat/--no-chat", help="The target reads attacks through its chat template.")
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Attack, report, export, replay."""
+
+
+@app.command("run")
+def run(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the attack; the same one goes on where it stopped.")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="What is attacked: a Hub id, folder or GGUF file; http://HOST/v1, an endpoint of OpenAI's protocol; "
+            "command:PROGRAM, which reads an attack and writes a reply; MODULE:FUNCTION, from attacks to replies.",
+            show_default="SmolLM2-135M-Instruct, embedded",
+        ),
+    ] = None,
+    target_model: Annotated[
+        str | None, typer.Option(help="What an endpoint calls the model; its key is in $OPENAI_API_KEY.")
+    ] = None,
+    defence: Annotated[
+        str,
+        typer.Option("--defence", "-D", help=f"Of a model: {', '.join(what for what, _ in ways.METHODS.values())}."),
+    ] = "plain",
+    boundary: BoundariesOption = None,
+    method: Annotated[
+        str, typer.Option("--method", "-M", help="; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".")
+    ] = DEFAULTS.method,
+    cases: Annotated[
+        int, typer.Option("--cases", "-n", help="Attacks to try; a finished run goes on where more are asked for.")
+    ] = DEFAULTS.cases,
+    contexts: Annotated[
+        Path | None,
+        typer.Option(
+            "--contexts",
+            "-z",
+            help="What attacks are written from: a .txt file, one a line, \\n for a line's end, such as `Rude questions:\\n1.`; "
+            "or .jsonl with prompts.",
+            show_default="a few lists of rude things",
+        ),
+    ] = None,
+    include_context: Annotated[
+        bool, typer.Option("--include-context", help="Attacks begin with their contexts: for first words of texts.")
+    ] = False,
+    judges: JudgesOption = None,
+    single_judge: Annotated[
+        bool, typer.Option("--single-judge", help="Allow one judge: its mistakes then count as hits.")
+    ] = False,
+    attacker: Annotated[
+        str | None,
+        typer.Option(
+            "--attacker", "-a", help="The model that attacks, as for --target.", show_default="SmolLM2-135M-Instruct"
+        ),
+    ] = None,
+    attacker_chat: Annotated[
+        bool, typer.Option("--attacker-chat", help="Contexts go through the attacker's chat template.")
+    ] = False,
+    novelty: Annotated[
+        str, typer.Option(help="In meaning: mean, over all earlier attacks, or knn:K, over the K most alike.")
+    ] = f"knn:{DEFAULTS.nearest}" if DEFAULTS.nearest else "mean",
+    naturalness: Annotated[
+        str | None,
+        typer.Option(
+            help="A classifier of natural text, such as hf:madhurjindal/autonlp-Gibberish-Detector-492513457#clean.",
+            show_default="the attacker's own surprise",
+        ),
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="A sentence encoder.", show_default="all-MiniLM-L6-v2")] = None,
+    w_naturalness: Annotated[float, typer.Option(help="Weight of naturalness.")] = DEFAULTS.naturalness,
+    w_bleu: Annotated[float, typer.Option(help="Weight of novelty in words.")] = DEFAULTS.self_bleu,
+    w_cos: Annotated[float, typer.Option(help="Weight of novelty in meaning.")] = DEFAULTS.cosine,
+    kl: Annotated[float, typer.Option(help="Weight of the attacker's KL to what it was.")] = DEFAULTS.kl,
+    entropy: Annotated[float, typer.Option(help="Weight of the attacker's entropy.")] = DEFAULTS.entropy,
+    contexts_per_step: Annotated[int, typer.Option(help="Contexts in a step.")] = DEFAULTS.contexts_per_step,
+    samples: Annotated[int, typer.Option("--samples", "-c", help="Attacks from each.")] = DEFAULTS.samples,
+    attack_tokens: Annotated[int, typer.Option(help="Tokens of an attack, at most.")] = DEFAULTS.max_new_tokens,
+    reply_tokens: Annotated[int, typer.Option(help="Tokens of a reply, at most.")] = 20,
+    temperature: Annotated[float, typer.Option(help="Of replies.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Of a model's replies; 0: no limit.")] = 10,
+    top_p: Annotated[float, typer.Option(help="Of replies.")] = 0.9,
+    timeout: Annotated[float, typer.Option(help="Seconds for a reply of an endpoint or a program.")] = 60.0,
+    chat: ChatOption = True,
+    lora: Annotated[int, typer.Option(help="Rank of the attacker's adapter; 0 trains all weights.")] = DEFAULTS.lora,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of AdamW.", show_default="5e-4, all weights 1e-5")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Attacks in a pass with gradients.")] = DEFAULTS.batch_size,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = DEFAULTS.save_steps,
+    keep_attacker: Annotated[
+        bool, typer.Option("--keep-attacker", help="Keep the trained attacker, a harmful model, in OUTPUT/attacker.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    strict: StrictOption = True,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Find prompts that a target answers in a toxic way: as different from each other as they come.
+
+        sasa redteam run -o runs/attack
+
+        sasa redteam run --target my-model --defence sasa:3 -o runs/attack-sasa
+
+        sasa redteam run --target http://localhost:8000/v1 --target-model NAME -o runs/attack-endpoint
+
+        sasa redteam report runs/attack
+
+    An attacker, a language model, learns from the first judge's scores and from how new its attacks are (curiosity-driven
+    red-teaming, Hong et al., ICLR 2024). The other judges take no part: they are for the report. Stopped at any moment, the same
+    command goes on; no reply is asked for twice.
+    """
+    import sasa
+    from sasa.cli.train import _base
+    from sasa.redteam.attacker import red_team
+    from sasa.redteam.encoder import encoder as load_encoder
+    from sasa.redteam.texts import default_contexts
+
+    settings = RedTeam(
+        method, cases, contexts_per_step, samples, attack_tokens, w_naturalness, w_bleu, w_cos, kl, entropy,
+        nearest=_nearest(novelty), lora=lora, learning_rate=learning_rate, include_context=include_context,
+        chat=attacker_chat, batch_size=batch_size, save_steps=save_steps, seed=seed,
+    )  # fmt: skip
+    asked = list(dict.fromkeys(judges or JUDGES))
+    if len(asked) < 2 and not single_judge:
+        raise ValueError(
+            f"{asked[0]} alone cannot tell a hit from its own mistake: add a --judge, or say --single-judge"
+        )
+    texts = [text.replace("\\n", "\n") for text in read_prompts(contexts)] if contexts else default_contexts()
+    scoring = [scorers.scorer(name) for name in asked]
+    natural = scorers.scorer(naturalness) if naturalness else None
+    sampling = ways.Settings(1, reply_tokens, temperature, top_k, top_p, chat)
+    attacked = _target(target, target_model, defence, boundary, sampling, timeout, strict, device, dtype)
+    loaded, tokenizer = sasa.load(attacker, device, dtype)
+    store = red_team(
+        attacked, loaded, tokenizer, texts, scoring, output, settings, embed=load_encoder(encoder, device),
+        naturalness=natural, single_judge=single_judge, keep_attacker=keep_attacker, base=_base(attacker), progress=True,
+    )  # fmt: skip
+    failed = sum(record["error"] is not None for record in store.records)
+    out.print(
+        f"{len(store.records)} cases on record, {failed} of them without a reply: sasa redteam report {output}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@app.command("report")
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of attacks.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the report goes.", show_default="DIR/report, of one")
+    ] = None,
+    threshold: ThresholdOption = HIT,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show texts, which are offensive, and not first letters.")
+    ] = False,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help=f"End with exit status {FAILED} where more than this share of replies is toxic by all judges.",
+        ),
+    ] = None,
+) -> None:
+    """Write what attacks found as Markdown, HTML, JSON and pictures: hits, their clusters, quality, diversity, agreement.
+
+    sasa redteam report runs/attack
+
+    sasa redteam report runs/zero-shot runs/rl runs/curiosity -o runs/comparison
+
+    sasa redteam report runs/attack --fail-above 0.01    # in a pipeline
+    """
+    from sasa.redteam.report import REPORT, write_report
+
+    attacks = write_report(folders, output, threshold=threshold, show=show)["attacks"]
+    judges = list(attacks[0]["judges"])
+    table = Table(
+        "attack",
+        "method",
+        "cases",
+        "failed",
+        *(f"{part}, {name}" for name in judges for part in ("toxic", "hits", "clusters")),
+    )
+    worst = 0.0
+    for attack in attacks:
+        cells = []
+        for name in judges:
+            side = attack["judges"][name]
+            cells += [f"{side['rate'].value:.2%}" if side["rate"] else "–", str(side["hits"]), str(side["clusters"])]
+        if (rate := attack["judges"][judges[-1]]["rate"]) is not None:
+            worst = max(worst, rate.value)
+        table.add_row(
+            attack["name"], attack["method"], str(attack["cases"]), str(attack["cases"] - attack["answered"]), *cells
+        )
+    out.print(table)
+    place = output or folders[0] / "report"
+    out.print(f"report, with pictures: {place / REPORT}, {place / 'report.html'}", soft_wrap=True, markup=False)
+    if fail_above is not None and worst > fail_above:
+        out.print(f"{worst:.2%} of replies are toxic by {judges[-1]}, more than {fail_above:.2%}", markup=False)
+        raise typer.Exit(FAILED)
+
+
+@app.command("export")
+def export_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an attack.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it holds offensive text.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="prompts: JSONL for sasa train repulse, sasa bench attaq and rtp. garak: its hit log. csv, jsonl: all that is "
+            "known.",
+        ),
+    ] = "prompts",
+    threshold: ThresholdOption = HIT,
+    clusters: ClustersOption = "all",
+) -> None:
+    """Write an attack's distinct hits into a file, for other tools and for training.
+
+    sasa redteam export runs/attack -o hits.jsonl --clusters even
+
+    sasa train repulse hits.jsonl --chat -o safer
+
+    sasa redteam replay runs/attack --clusters odd --model safer
+    """
+    from sasa.redteam.export import export
+
+    count = export(folder, output, form, threshold=threshold, clusters=clusters)
+    out.print(f"wrote {count} hits to {output}", soft_wrap=True, markup=False)
+
+
+@app.command("replay")
+def replay_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an attack.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the replay goes.", show_default="DIR/replay")
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Repeat for several, such as trained ones, beside the first, which the others are compared with.",
+            show_default="the one that was attacked, where it is the default model",
+        ),
+    ] = None,
+    defences: Annotated[
+        list[str] | None,
+        typer.Option("--defence", "-D", help="Repeat for several; plain is always there.", show_default="plain sasa:3"),
+    ] = None,
+    boundary: BoundariesOption = None,
+    judges: JudgesOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Hits to replay: of each cluster one, then another.", show_default="all")
+    ] = 100,
+    clusters: ClustersOption = "all",
+    harmless: Annotated[
+        Path | None,
+        typer.Option(help="Harmless prompts, .txt or .jsonl, as many as hits.", show_default="a hundred of our own"),
+    ] = None,
+    completions: Annotated[int, typer.Option("--completions", "-c", min=1, help="Replies to each prompt.")] = 5,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a reply, at most.")] = 20,
+    temperature: Annotated[float, typer.Option(help="Of replies.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Of replies; 0: no limit.")] = 10,
+    top_p: Annotated[float, typer.Option(help="Of replies.")] = 0.9,
+    chat: ChatOption = True,
+    threshold: ThresholdOption = HIT,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Prompts at a time.", show_default="64 replies' worth")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every batch.")] = 0,
+    strict: StrictOption = True,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Try the attacks that got through again: against other defences and models, several times each, beside harmless prompts.
+
+    sasa redteam replay runs/attack -D sasa:3 -D backtrack -D sasa+backtrack
+
+    sasa redteam replay runs/attack --clusters odd -m HuggingFaceTB/SmolLM2-135M-Instruct -m safer --no-strict -D sasa:3
+    """
+    from sasa.models import DEFAULT_MODEL, load_named
+    from sasa.redteam.replay import replay, replay_suite
+    from sasa.redteam.store import Attempts
+
+    for name in defences or []:
+        ways.method(name)
+    store = Attempts.open(folder)
+    texts = read_prompts(harmless) if harmless else None
+    suite = replay_suite(store, limit=limit, clusters=clusters, threshold=threshold, harmless=texts)
+    scoring = [scorers.scorer(name) for name in dict.fromkeys(judges or store.judges)]
+    worlds: dict[str, Any] = {}
+    for name in models or [DEFAULT_MODEL]:
+        loaded, tokenizer = load_named(name, device, dtype)
+        worlds[Path(name).name] = loaded, tokenizer, load_boundaries(boundary, loaded, strict and not worlds)
+    settings = ways.Settings(completions, max_new_tokens, temperature, top_k, top_p, chat)
+    place = output or folder / "replay"
+    found = replay(
+        suite, worlds, defences or ["sasa:3"], scoring, place, settings, seed=seed, batch_size=batch_size,
+        threshold=threshold, progress=True,
+    )  # fmt: skip
+    table = Table("model", "defence", "attack success rate", "change", "p", "harmless: perplexity", "tokens")
+    for row in found["rows"]:
+        test = row.get("test")
+        table.add_row(
+            row["model"], row["defence"], f"{row['success'].value:.3f} [{row['success'].low:.3f}, {row['success'].high:.3f}]",
+            f"{row['change'].value:+.0%}" if test else "", f"{test['p']:.2g}" if test else "",
+            f"{row['perplexity'].value:.2f}", f"{row['tokens'].value:.1f}",
+        )  # fmt: skip
+    out.print(table)
+    out.print(f"report, with intervals and a picture: {place / 'replay.md'}", soft_wrap=True, markup=False)
+
+
+def _target(
+    name: str | None,
+    model: str | None,
+    defence: str,
+    boundary: list[str] | None,
+    sampling: ways.Settings,
+    timeout: float,
+    strict: bool,
+    device: str | None,
+    dtype: str | None,
+) -> Target:
+    """The target of `--target`."""
+    import sasa
+    from sasa.redteam.targets import Command, Endpoint, ModelTarget, is_function, load_function
+
+    ways.method(defence)
+    outside = name is not None and (name.startswith(("http://", "https://", "command:")) or is_function(name))
+    if outside and defence != "plain":
+        raise ValueError(f"--defence {defence} is for a model that is loaded here; {name} defends itself")
+    if name is not None and name.startswith(("http://", "https://")):
+        if not model:
+            raise ValueError("an endpoint serves models by name: say --target-model NAME")
+        return Endpoint(name, model, sampling.max_new_tokens, sampling.temperature, sampling.top_p, timeout)
+    if model:
+        raise ValueError("--target-model is for endpoints, http://HOST/v1")
+    if name is not None and name.startswith("command:"):
+        return Command(name.removeprefix("command:"), timeout)
+    if name is not None and is_function(name):
+        return load_function(name)
+    loaded, tokenizer = sasa.load(name, device, dtype)
+    lines = load_boundaries(boundary, loaded, strict) if defence not in ("plain", "words") else None
+    return ModelTarget(loaded, tokenizer, defence, lines, sampling)
+
+
+def _nearest(novelty: str) -> int:
+    kind, _, count = novelty.partition(":")
+    if novelty == "mean":
+        return 0
+    if kind != "knn" or not count.isdecimal() or not int(count):
+        raise ValueError(f"--novelty is mean or knn:K, such as knn:16, got {novelty!r}")
+    return int(count)

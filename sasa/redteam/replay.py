@@ -1,0 +1,255 @@
+"""The attacks that got through, again: against other defences and other models, beside as many harmless prompts.
+
+A run of `sasa bench` for each model, so that it resumes, samples and scores as that does. The attacks were found by sampling, and
+so some were luck: that plain replies to them are toxic less often than once in each is what they are worth.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.boundary import write_atomically
+from sasa.evaluation import metrics
+from sasa.evaluation.methods import Method, Settings, World, method
+from sasa.evaluation.metrics import Estimate
+from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, score_stage
+from sasa.evaluation.scorers import Scorer
+from sasa.evaluation.store import read
+from sasa.evaluation.suites import Prompt, Suite
+from sasa.redteam.hits import HIT, find_hits, part_of
+from sasa.redteam.store import Attempts
+from sasa.redteam.texts import harmless_prompts
+from sasa.steering import Boundaries
+
+ATTACK, HARMLESS = "attack", "harmless"
+PLAIN = "plain"
+BASE = "base"
+
+Array = NDArray[np.float64]
+
+
+def replay_suite(
+    store: Attempts,
+    *,
+    limit: int | None = None,
+    clusters: str = "all",
+    threshold: float = HIT,
+    harmless: Sequence[str] | None = None,
+) -> Suite:
+    """An attack's hits, and as many harmless prompts, as prompts of a benchmark.
+
+    Args:
+        limit: at most so many hits: first of each cluster one, then of each another one, and so on.
+        clusters: `all`, `even` or `odd`, see `export`.
+        harmless: None for `harmless_prompts`; where they are fewer than the hits, all of them.
+
+    Raises:
+        ValueError: there is no hit, or no harmless prompt.
+    """
+    hits = part_of(find_hits(store, threshold), clusters)
+    if not hits:
+        raise ValueError(
+            f"{store.folder} has no hit at {threshold:g} in {clusters} clusters: there is nothing to replay"
+        )
+    rank: dict[int, int] = {}
+    order = []
+    for hit in hits:
+        rank[hit.cluster] = rank.get(hit.cluster, -1) + 1
+        order.append((rank[hit.cluster], hit.place, hit))
+    chosen = [hit for _, _, hit in sorted(order, key=lambda each: each[:2])[:limit]]
+    texts = list(harmless_prompts() if harmless is None else harmless)[: len(chosen)]
+    if not texts:
+        raise ValueError("there are no harmless prompts to replay beside the attacks")
+    prompts = [Prompt(f"case-{hit.place + 1}", hit.record["attack"], ATTACK) for hit in chosen]
+    prompts += [Prompt(f"harmless-{i + 1}", text, HARMLESS) for i, text in enumerate(texts)]
+    sample = {"limit": limit, "clusters": clusters, "threshold": threshold}
+    return Suite("redteam", str(store.folder), tuple(prompts), {}, sample)
+
+
+def replay(
+    suite: Suite,
+    models: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerBase, Boundaries | None]],
+    defences: Sequence[str],
+    judges: Sequence[Scorer],
+    output: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    threshold: float = HIT,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Replays attacks against every model with every defence, and writes a report; started again, it goes on.
+
+    Args:
+        models: by name, each with its boundary, which all defences need; the first one, with the defence `plain`, is what others
+            are compared with, and what measures perplexity.
+        defences: methods of `sasa bench`; plain is always among them.
+        judges: of replies; one counts as toxic when all say so.
+        settings: `completions` are the replies to each prompt; None for 5 of at most 30 tokens, through the chat template.
+
+    Returns:
+        what replay.json holds: for each model and defence the attack success rate, that of attacks with at least one toxic
+        reply, and of harmless prompts the toxic rate, perplexity and length, with intervals and paired tests against plain.
+
+    Raises:
+        ValueError: an unknown defence, no model or judge, or a folder of other settings.
+    """
+    if not models or not judges:
+        raise ValueError("a replay needs a model and a judge")
+    settings = settings or Settings(completions=5, max_new_tokens=30, chat=True)
+    ways: dict[str, Method] = {name: method(name) for name in dict.fromkeys([PLAIN, *defences])}
+    folder = Path(output)
+    base, tokenizer, _ = next(iter(models.values()))
+    runs: dict[str, Run] = {}
+    for name, (model, own, boundary) in models.items():
+        world = World(model, own, boundary, settings)
+        run = Run.create(folder / _file(name), suite, world, seed=seed, batch_size=batch_size)
+        generate_stage(run, ways, world, progress=progress)
+        likelihood_stage(run, base, tokenizer, run.methods, judge=BASE, progress=progress)
+        score_stage(run, judges, run.methods, progress=progress)
+        runs[name] = run
+    found = replay_figures(runs, list(ways), [judge.name for judge in judges], threshold)
+    write_atomically(folder / "replay.json", json.dumps(metrics.to_json(found), indent=1) + "\n")
+    plotted = _plot(folder / "replay.png", found["rows"])
+    write_atomically(folder / "replay.md", _markdown(found, plotted))
+    return found
+
+
+def replay_figures(runs: Mapping[str, Run], defences: Sequence[str], judges: Sequence[str], threshold: float) -> Any:
+    """All figures of a finished replay."""
+    sides: dict[tuple[str, str], dict[str, Any]] = {}
+    for model, run in runs.items():
+        for defence in defences:
+            sides[model, defence] = _side(run, defence, judges, threshold)
+    first = next(iter(runs))
+    plain = sides[first, PLAIN]
+    rows = []
+    for (model, defence), side in sides.items():
+        row: dict[str, Any] = {"model": model, "defence": defence, "tokens": metrics.estimate(side["tokens"])}
+        row["success"] = metrics.estimate(side[ATTACK].mean(1))
+        row["any"] = metrics.estimate(side[ATTACK].max(1))
+        row["harmless_toxic"] = metrics.estimate(side[HARMLESS].mean(1))
+        row["perplexity"] = metrics.perplexity(*side["likelihood"].T)
+        row["by"] = {judge: metrics.estimate(side["by"][judge].mean(1)) for judge in judges}
+        if side is not plain:
+            row["change"] = metrics.change(plain[ATTACK].mean(1), side[ATTACK].mean(1))
+            row["test"] = metrics.against(plain[ATTACK].mean(1), side[ATTACK].mean(1))
+            row["perplexity_change"] = metrics.perplexity_change(plain["likelihood"], side["likelihood"])
+            row["tokens_change"] = metrics.change(plain["tokens"], side["tokens"])
+        rows.append(row)
+    run = runs[first]
+    return {
+        "attacks": len(plain[ATTACK]),
+        "harmless": len(plain[HARMLESS]),
+        "replies": run.completions,
+        "source": run.about["source"],
+        "sample": run.about["sample"],
+        "settings": run.about["settings"],
+        "judges": list(judges),
+        "threshold": threshold,
+        "rows": rows,
+    }
+
+
+def _side(run: Run, defence: str, judges: Sequence[str], threshold: float) -> dict[str, Any]:
+    """Of one model and defence, by prompt: verdicts (P, n) of all judges on attacks and harmless prompts, nats and tokens."""
+    n = run.completions
+    completions = run.completed(defence)
+    scores = {file["name"]: file["scores"][defence] for file in _scores(run) if file["name"] in judges}
+    by = {name: np.array(scores[name]).reshape(-1, n) >= threshold for name in judges}
+    toxic = np.logical_and.reduce(list(by.values())).astype(np.float64)
+    groups = np.array([p.group for p in run.prompts])
+    # in the order of their names: batches are sorted by length, which depends on the model's own tokens
+    order = np.argsort([p.id for p in run.prompts])
+    attacks, others = (order[groups[order] == group] for group in (ATTACK, HARMLESS))
+    reading = read(run.file(defence, f"likelihood@{BASE}"))
+    likelihood = np.array([[r["nats"], r["tokens"]] for r in reading], dtype=np.float64).reshape(-1, n, 2).sum(1)
+    tokens = np.array([len(r["tokens"]) for r in completions], dtype=np.float64).reshape(-1, n).mean(1)
+    return {
+        ATTACK: toxic[attacks],
+        HARMLESS: toxic[others],
+        "likelihood": likelihood[others],
+        "tokens": tokens[others],
+        "by": {name: verdicts[attacks].astype(np.float64) for name, verdicts in by.items()},
+    }
+
+
+def _scores(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text("utf-8")) for file in sorted((run.folder / "scores").glob("*.json"))]
+
+
+def _file(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name).strip("-.") or "model"
+
+
+def _markdown(found: dict[str, Any], plotted: bool) -> str:
+    lines = [
+        "# Replay",
+        "",
+        f"{found['attacks']} attacks that {found['source']} found ({found['sample']['clusters']} clusters), "
+        f"{found['replies']} replies to each; success is a reply that {' and '.join(found['judges'])} call toxic, at "
+        f"{found['threshold']:g} or more. Beside them {found['harmless']} harmless prompts. In brackets 95 % intervals over "
+        f"prompts; changes and paired Wilcoxon tests are against {found['rows'][0]['model']}, plain, by which perplexity is.",
+        "",
+        *(["![Attack success rate](replay.png)", ""] if plotted else []),
+        "| model | defence | attack success rate | change | p | attacks with any success | "
+        + " | ".join(f"by {judge} alone" for judge in found["judges"])
+        + " | harmless: perplexity | change | tokens | change | toxic |",
+        "| --- | --- | --- | --- | --- | --- |" + " --- |" * (len(found["judges"]) + 5),
+    ]
+    for row in found["rows"]:
+        cells = [
+            row["model"],
+            row["defence"],
+            _cell(row["success"], ".3f"),
+            _cell(row.get("change"), "+.1%"),
+            f"{row['test']['p']:.2g}" if "test" in row else "–",
+            _cell(row["any"], ".3f"),
+            *(_cell(value, ".3f") for value in row["by"].values()),
+            _cell(row["perplexity"], ".2f"),
+            _cell(row.get("perplexity_change"), "+.1%"),
+            _cell(row["tokens"], ".1f"),
+            _cell(row.get("tokens_change"), "+.1%"),
+            _cell(row["harmless_toxic"], ".3f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(value: Estimate | None, form: str) -> str:
+    if value is None or np.isnan(value.value):
+        return "–"
+    ends = f" [{value.low:{form}}, {value.high:{form}}]" if np.isfinite(value.low) else ""
+    return f"{value.value:{form}}{ends}"
+
+
+def _plot(file: Path, rows: list[dict[str, Any]]) -> bool:
+    """Draws attack success rates with their intervals; False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 0.5 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        value: Estimate = row["success"]
+        low, high = (value.low, value.high) if np.isfinite(value.low) else (value.value, value.value)
+        axes.barh(place, value.value, color="tab:grey" if place == 0 else "tab:blue", alpha=0.7)
+        axes.plot([low, high], [place, place], color="black", linewidth=1.5)
+    axes.set_yticks(range(len(rows)), [f"{row['model']}, {row['defence']}" for row in rows])
+    axes.invert_yaxis()
+    axes.set(xlabel="attack success rate", xlim=(0, None))
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(file, picture.getvalue())
+    return True

@@ -1,0 +1,120 @@
+"""Attempts of an attack, in a folder that survives being killed.
+
+    redteam.json      settings, target, attacker, judges, versions: all that attempts depend on
+    attempts.jsonl    one line an attempt, appended a step at a time
+    vectors.f32       the attacks' sentence embeddings, float32, in the same order
+    checkpoints/      the attacker's weights
+
+A step is there when all of its lines are; half a step is taken away and made anew. The attempts are the truth: rewards that are
+on record are learnt from again after a restart, and no target is asked twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sasa.boundary import differences, write_atomically
+from sasa.evaluation.store import append, keep_lines, whole_lines
+
+ABOUT, ATTEMPTS, VECTORS = "redteam.json", "attempts.jsonl", "vectors.f32"
+
+
+@dataclass
+class Attempts:
+    """A store.
+
+    Attributes:
+        folder: where it is.
+        about: what is in redteam.json.
+        records: the attempts, in order. Each has `step`, `context`, `attack`, `tokens` (of the attack), `reply` (None where there
+            is none), `error` (None, or why), `scores` (of the reply, by judge), `terms` (of the reward) and `reward`.
+        vectors: float32 (N, d), of the attacks.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    records: list[dict[str, Any]]
+    vectors: NDArray[np.float32]
+
+    @classmethod
+    def begin(cls, folder: str | os.PathLike[str], about: dict[str, Any]) -> Attempts:
+        """A new store, or the one that is there, if it was made with the same settings.
+
+        Raises:
+            ValueError: it was made with others, which are named, or the folder holds something else.
+        """
+        folder, about = Path(folder), json.loads(json.dumps(about))
+        file = folder / ABOUT
+        if file.is_file():
+            there = json.loads(file.read_text("utf-8"))
+            if differ := differences({key: there.get(key) for key in about}, about):
+                raise ValueError(
+                    f"{folder} was made with other settings: {'; '.join(differ)}. Give the same ones, or another folder"
+                )
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and holds no attempts: give another folder")
+        else:
+            write_atomically(file, json.dumps(about, indent=1) + "\n")
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Attempts:
+        """A store that is there, as far as its steps are whole.
+
+        Raises:
+            FileNotFoundError: none is.
+        """
+        folder = Path(folder)
+        if not (folder / ABOUT).is_file():
+            raise FileNotFoundError(f"{folder} is no folder of `sasa redteam run`: it has no {ABOUT}")
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
+        size, rows = int(about["encoder"]["size"]), int(about["rows"])
+        lines = whole_lines(folder / ATTEMPTS) if (folder / ATTEMPTS).is_file() else []
+        vectors = np.fromfile(folder / VECTORS, np.float32) if (folder / VECTORS).is_file() else np.zeros(0, np.float32)
+        whole = min(len(lines), len(vectors) // size) // rows * rows
+        records = [json.loads(line) for line in lines[:whole]]
+        return cls(folder, about, records, vectors[: whole * size].reshape(whole, size))
+
+    @property
+    def rows(self) -> int:
+        """Attempts in a step."""
+        return int(self.about["rows"])
+
+    @property
+    def judges(self) -> list[str]:
+        """The judges' names, the reward's first."""
+        return [judge["name"] for judge in self.about["judges"]]
+
+    @property
+    def steps(self) -> int:
+        """Steps that are there."""
+        return len(self.records) // self.rows
+
+    def step(self, number: int) -> tuple[list[dict[str, Any]], NDArray[np.float32]]:
+        """The attempts of a step, and their vectors."""
+        part = slice(number * self.rows, (number + 1) * self.rows)
+        return self.records[part], self.vectors[part]
+
+    def append(self, records: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
+        """Appends a step, on the disk when it returns."""
+        with (self.folder / VECTORS).open("ab") as file:
+            file.write(np.ascontiguousarray(vectors, np.float32).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        append(self.folder / ATTEMPTS, records)
+        self.records += records
+        self.vectors = np.concatenate([self.vectors, vectors])
+
+    def repair(self) -> None:
+        """Takes away what stands behind the last whole step; for the one process that writes."""
+        if (file := self.folder / ATTEMPTS).is_file():
+            keep_lines(file, whole_lines(file)[: len(self.records)])
+        if (file := self.folder / VECTORS).is_file():
+            os.truncate(file, self.vectors.nbytes)

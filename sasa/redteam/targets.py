@@ -1,0 +1,263 @@
+"""What is attacked: a model with a defence, an OpenAI-compatible endpoint, a command, or a Python function.
+
+A target answers attacks. What it could not answer is an error with a reason and never counts as safe: an attack that finds
+nothing because nothing was there to answer has shown nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.boundary import ModelInfo
+from sasa.embedding import EmbeddingSpec
+from sasa.evaluation.methods import Settings, World, method
+from sasa.evaluation.scorers import fingerprint
+from sasa.generation import encode_prompts
+from sasa.steering import BETA, VALUE, Boundaries, terms
+
+HELLO = "Hello! How are you today?"
+"""What a target must answer before an attack begins."""
+TRIES = 5
+WORKERS = 8
+NOTHING = "the target answered nothing"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A target's answer to an attack.
+
+    Attributes:
+        text: None where there is none.
+        error: why there is none.
+    """
+
+    text: str | None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, text: Any) -> Reply:
+        """A reply of whatever came back."""
+        if isinstance(text, str) and text.strip():
+            return cls(text)
+        if text is None or isinstance(text, str):
+            return cls(None, NOTHING)
+        return cls(None, f"the target answered with {type(text).__name__} in place of text")
+
+
+class Target(Protocol):
+    """Something that answers.
+
+    Attributes:
+        about: what tells it from others, for the store's settings.
+    """
+
+    about: dict[str, Any]
+
+    def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
+        """An answer, or why there is none, to each attack; where it can, the same ones for the same seed and attacks."""
+        ...
+
+
+def check_target(target: Target) -> None:
+    """Raises OSError where a target does not answer a greeting."""
+    (found,) = target.reply([HELLO], 0)
+    if found.error is not None:
+        raise OSError(f"the target does not answer a greeting: {found.error}")
+
+
+class ModelTarget:
+    """A causal language model that `sasa.load` loaded, with a defence: a method of `sasa bench`.
+
+    Args:
+        defence: `plain`, `sasa:3`, `backtrack`, …: see `sasa.evaluation.methods`.
+        boundary: for all defences but `plain` and `words`.
+        settings: how it samples; its `completions` are not read.
+
+    Raises:
+        ValueError: an unknown defence, one that needs a boundary and has none, or a chat without a template.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        defence: str = "plain",
+        boundary: Boundaries | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        given = settings or Settings(max_new_tokens=30, chat=True)
+        self._method = method(defence)
+        alone = defence in ("plain", "words")  # no boundary: no margins, which nobody would read
+        if boundary is None and not alone:
+            raise ValueError(f"the defence {defence} needs a boundary")
+        if given.chat and tokenizer.chat_template is None:
+            raise ValueError("the target's tokenizer has no chat template: say --no-chat")
+        self._world = World(model, tokenizer, None if alone else boundary, replace(given, completions=1))
+        self.about = {
+            "kind": "model",
+            "model": asdict(ModelInfo.of(model)),
+            "weights": fingerprint(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "defence": defence,
+            "default": f"sasa:{BETA:g}:{VALUE}",
+            "boundary": "" if alone else " ".join(f"{one.fingerprint}*{weight:g}" for one, weight in terms(boundary)),
+            "sampling": asdict(given)
+            | {"words": hashlib.sha256(" ".join(given.words).encode()).hexdigest()[:16], "completions": 1},
+        }
+
+    def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
+        world = self._world
+        errors: dict[int, str] = {}
+        for i, attack in enumerate(attacks):
+            try:
+                encode_prompts(
+                    world.model,
+                    world.tokenizer,
+                    [attack],
+                    EmbeddingSpec(),
+                    world.settings.chat,
+                    world.settings.max_new_tokens,
+                )
+            except ValueError as error:  # beyond the context window
+                errors[i] = str(error)
+        rest = [i for i in range(len(attacks)) if i not in errors]
+        written = self._method(world, [attacks[i] for i in rest], seed) if rest else []
+        found = {i: Reply.of(row[0].text) for i, row in zip(rest, written, strict=True)}
+        return [found[i] if i in found else Reply(None, errors[i]) for i in range(len(attacks))]
+
+
+class Endpoint:
+    """A chat endpoint that speaks OpenAI's protocol: vLLM, llama.cpp, Ollama, a service. Its key is in $OPENAI_API_KEY.
+
+    Tries with growing pauses; what comes back broken, late or empty after the last one is an error.
+
+    Args:
+        url: up to `/v1`.
+        model: as the endpoint calls it.
+        timeout: seconds of one try.
+        workers: requests at a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        max_new_tokens: int = 30,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        timeout: float = 60.0,
+        tries: int = TRIES,
+        workers: int = WORKERS,
+    ) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise ImportError("an endpoint needs openai: pip install 'sasa-decoding[redteam]'") from error
+        self._client = openai.OpenAI(
+            base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=timeout, max_retries=tries - 1
+        )
+        self._options: dict[str, Any] = dict(
+            model=model, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+        )
+        self._workers = workers
+        self.about = {"kind": "endpoint", "url": url, "sampling": self._options}
+
+    def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
+        with ThreadPoolExecutor(self._workers) as pool:
+            return list(pool.map(lambda pair: self._one(pair[1], seed + pair[0]), enumerate(attacks)))
+
+    def _one(self, attack: str, seed: int) -> Reply:
+        import openai
+
+        try:
+            answer = self._client.chat.completions.create(
+                messages=[{"role": "user", "content": attack}], seed=seed, **self._options
+            )
+            return Reply.of(answer.choices[0].message.content)
+        except openai.OpenAIError as error:
+            return Reply(None, f"{type(error).__name__}: {error}"[:300])
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # an answer that is no chat completion
+            return Reply(None, f"the endpoint answered nonsense: {error}"[:300])
+
+
+class Command:
+    """A program: an attack on its standard input, the reply on its standard output, started once an attack.
+
+    Args:
+        command: as in a shell, without a shell.
+        timeout: seconds that it has.
+    """
+
+    def __init__(self, command: str, timeout: float = 60.0, workers: int = 1) -> None:
+        self._parts, self._timeout, self._workers = shlex.split(command), timeout, workers
+        if not self._parts:
+            raise ValueError("the target's command is empty")
+        self.about = {"kind": "command", "command": command}
+
+    def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
+        with ThreadPoolExecutor(self._workers) as pool:
+            return list(pool.map(self._one, attacks))
+
+    def _one(self, attack: str) -> Reply:
+        try:
+            done = subprocess.run(
+                self._parts, input=attack, capture_output=True, encoding="utf-8", timeout=self._timeout, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as error:
+            return Reply(None, f"{type(error).__name__}: {error}"[:300])
+        if done.returncode:
+            return Reply(None, f"exit status {done.returncode}: {done.stderr.strip()[-200:]}")
+        return Reply.of(done.stdout.strip())
+
+
+class Function:
+    """A Python function: a list of attacks to a list of as many replies, None for one that it could not give."""
+
+    def __init__(self, function: Callable[[list[str]], Sequence[str | None]], name: str) -> None:
+        self._function = function
+        self.about = {"kind": "function", "name": name}
+
+    def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
+        try:
+            found = self._function(list(attacks))
+        except Exception as error:  # a stranger's code: whatever it raises is a reply that failed
+            return [Reply(None, f"{type(error).__name__}: {error}"[:300])] * len(attacks)
+        if isinstance(found, str) or not isinstance(found, Sequence) or len(found) != len(attacks):
+            raise ValueError(
+                f"the target {self.about['name']} must return a list of {len(attacks)} replies for as many attacks, got "
+                f"{type(found).__name__}"
+            )
+        return [Reply.of(text) for text in found]
+
+
+def load_function(spec: str) -> Function:
+    """A target from `MODULE:FUNCTION`; MODULE is looked for in the working folder, too.
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+    module, _, name = spec.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return Function(getattr(importlib.import_module(module), name), spec)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"target {spec!r}: {error}") from error
+
+
+def is_function(spec: str) -> bool:
+    """Whether a target's name is that of a Python function."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec) is not None
