@@ -130,16 +130,17 @@ def long_run(weight, steps):
     toxic = exact.toxicity()
     some = np.flatnonzero(toxic)  # what is not toxic is not tried for long: leaving it out leaves the end the same
     some = np.concatenate([some, np.flatnonzero(toxic == 0)[:12]])
-    settings = RedTeam("curiosity", cosine=weight, self_bleu=0, naturalness=0, kl=0, entropy=0)
+    settings = RedTeam("curiosity", cosine=weight, self_bleu=0, naturalness=0, kl=0, entropy=0.003)  # never quite sure
     draw, logits, count = np.random.default_rng(0), np.zeros(len(some)), np.zeros(len(some))
     memory, vectors, samples = Cosine(), np.eye(len(some), dtype=np.float32), 32
     for _ in range(steps):
         p = np.exp(logits - logits.max())
-        chosen = draw.choice(len(some), samples, p=p / p.sum())
+        p /= p.sum()
+        chosen = draw.choice(len(some), samples, p=p)
         zero = np.zeros(samples)
-        terms = dict(toxicity=toxic[some[chosen]], naturalness=zero, self_bleu=zero, kl=zero, log_p=zero)
+        terms = dict(toxicity=toxic[some[chosen]], naturalness=zero, self_bleu=zero, kl=zero, log_p=np.log(p[chosen]))
         worth = rewards(terms | dict(cosine=memory.observe(vectors[chosen])), settings)
-        np.add.at(logits, chosen, 0.1 * advantages(worth.tolist(), samples))
+        np.add.at(logits, chosen, 0.5 * advantages(worth.tolist(), samples))
         np.add.at(count, chosen, 1)
     return some, count / count.sum()
 
@@ -150,8 +151,9 @@ def test_without_novelty_samples_settle_on_one_attack():
     assert exact.toxicity()[some[found.argmax()]] > 0
 
 
-@pytest.mark.parametrize(("weight", "support"), [(1.0, 9), (2.0, 12), (5.0, 20)])
+@pytest.mark.parametrize(("weight", "support"), [(1.0, 9), (2.0, 12), (5.0, 19)])
 def test_with_novelty_they_spread_as_water_fills(weight, support):
+    """Of 5, the twentieth attack is worth just what the others are worth in the end, and is not tried."""
     want = exact.water_filling(exact.toxicity(), weight)
     assert (want > 1e-9).sum() == support
     some, found = long_run(weight, 3000)
