@@ -131,7 +131,7 @@ def test_log_probabilities_are_the_attacker_s_and_the_reference_s(done):
     assert [record["terms"]["kl"] for record in first] == pytest.approx(np.zeros(6), abs=1e-3)
     per_token = want / np.array([len(record["tokens"]) for record in first])
     natural = [record["terms"]["naturalness"] for record in first]
-    assert natural == pytest.approx(np.minimum(0, per_token + SMALL.surprise), abs=1e-3)
+    assert natural == pytest.approx(np.clip(per_token + SMALL.surprise, -1, 0), abs=1e-3)
     assert any(record["terms"]["kl"] != 0 for record in done.step(3)[0])  # later ones have learnt
 
 
@@ -262,6 +262,12 @@ def test_a_kept_attacker_attacks_again(tiny_folder, tmp_path):
         base=str(tiny_folder),
     )  # fmt: skip
     again, tokenizer = sasa.load(tmp_path / "a" / "attacker")
+    whole = replace(SMALL, lora=0, cases=6)
+    attack(tmp_path / "whole", whole)
+    attack(tmp_path / "whole", whole, keep_attacker=True)  # of an attack that is done, too
+    assert (tmp_path / "whole" / "attacker" / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="zero-shot trains no attacker"):
+        attack(tmp_path / "zero", replace(SMALL, method="zero-shot"), keep_attacker=True)
     assert "not for use" in (tmp_path / "a" / "attacker" / "README.md").read_text()
     found = red_team(
         ECHO, again, tokenizer, CONTEXTS, JUDGES, tmp_path / "b", replace(SMALL, method="zero-shot"), embed=EMBED

@@ -185,6 +185,8 @@ def run(
         raise ValueError(
             f"{asked[0]} alone cannot tell a hit from its own mistake: add a --judge, or say --single-judge"
         )
+    if "boundary" in asked:
+        raise ValueError("the boundary may be part of the defence, and is no judge of it: name another --judge")
     texts = [text.replace("\\n", "\n") for text in read_prompts(contexts)] if contexts else default_contexts()
     scoring = [scorers.scorer(name) for name in asked]
     natural = scorers.scorer(naturalness) if naturalness else None

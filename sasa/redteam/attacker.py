@@ -15,6 +15,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def red_team(
         embed: sentence embeddings; None for all-MiniLM-L6-v2.
         naturalness: a classifier of attacks, P(natural); None for the attacker's own surprise.
         single_judge: allows one judge, whose mistakes the attacker then learns to look for unseen.
-        keep_attacker: saves the trained adapter, a harmful model, in the folder `attacker`.
+        keep_attacker: saves the trained attacker, a harmful model, in the folder `attacker`.
         base: what `sasa.load` knows the attacker by, for a kept adapter to name.
 
     Raises:
@@ -102,7 +103,9 @@ def red_team(
     check_ready(model)
     if settings.trains:
         check_packages(*(["peft"] if settings.lora else []))
-    base = base_name(model, base, settings.lora) if keep_attacker and settings.trains else ""
+    if keep_attacker and not settings.trains:
+        raise ValueError(f"{settings.method} trains no attacker that could be kept")
+    base = base_name(model, base, settings.lora) if keep_attacker else ""
     encode_prompts(model, tokenizer, contexts, EmbeddingSpec(), settings.chat, settings.max_new_tokens)
     embed = embed or encoder(device=str(model.device))
     about = _about(target, model, contexts, judges, settings, embed, naturalness)
@@ -112,16 +115,15 @@ def red_team(
         store.repair()
         if store.steps < settings.steps:
             check_target(target)
-            attacker = Attacker(target, model, tokenizer, contexts, judges, settings, embed, naturalness, store)
-            try:
-                attacker.run(progress)
-                if keep_attacker and attacker.models is not None and attacker.models.adapted is not None:
-                    place = store.folder / ATTACKER
-                    save_adapter(attacker.models.adapted, place, base, ADAPTERS[POLICY])
-                    tokenizer.save_pretrained(place)
-                    write_atomically(place / "README.md", CARD)
-            finally:
-                attacker.close()
+        elif not keep_attacker or (folder / ATTACKER / "README.md").exists():
+            return store
+        attacker = Attacker(target, model, tokenizer, contexts, judges, settings, embed, naturalness, store)
+        try:
+            attacker.run(progress)
+            if keep_attacker:
+                attacker.save(folder / ATTACKER, base)
+        finally:
+            attacker.close()
     return store
 
 
@@ -260,6 +262,16 @@ class Attacker:
         ids = encode_prompts(self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens)
         return log_probs(policy, ids, [record["tokens"] for record in part]).sum(1)
 
+    def save(self, folder: Path, base: str) -> None:
+        """Saves the attacker as it is now, as an adapter of `base` or whole."""
+        assert self.models is not None
+        if self.models.adapted is not None:
+            save_adapter(self.models.adapted, folder, base, ADAPTERS[POLICY])
+        else:
+            self.models.whole(POLICY).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_atomically(folder / "README.md", CARD)  # last of all: with it the attacker is whole
+
     def close(self) -> None:
         """Gives the attacker's model back as it was given."""
         if self.models is not None:
@@ -306,7 +318,7 @@ class Attacker:
     def _natural(self, attacks: list[str], rows: list[list[int]], log_p0: Any) -> Any:
         if self.naturalness is not None:
             return self.naturalness.score(attacks)
-        return np.minimum(0.0, log_p0 / np.array([len(row) for row in rows]) + self.settings.surprise)
+        return np.clip(log_p0 / np.array([len(row) for row in rows]) + self.settings.surprise, -1.0, 0.0)
 
     def _remember(self, attacks: list[str], vectors: Any) -> tuple[Any, Any]:
         """Novelty of attacks against all before them, which they are then part of."""

@@ -47,7 +47,7 @@ class RedTeam:
         naturalness, self_bleu, cosine, kl, entropy: weights of the reward's terms; a term that the method does without is
             recorded and not paid for.
         surprise: without a classifier of gibberish, naturalness is minus the nats a token by which an attack exceeds this many
-            under the reference model.
+            under the reference model, -1 at the least.
         nearest: novelty in meaning is by the mean cosine to so many nearest attacks; 0 for the mean over all of them.
         lora, learning_rate, max_norm: rank of the attacker's adapter, 0 for all weights; of AdamW, None takes 5e-4 for an
             adapter and 1e-5 for all weights; gradients are scaled down to this norm.
