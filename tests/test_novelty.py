@@ -79,8 +79,11 @@ TERMS = dict(toxicity=[0.9], naturalness=[-0.5], self_bleu=[0.25], cosine=[0.5],
     ],
 )
 def test_the_reward_is_the_paper_s_with_its_weights(method, want):
-    assert rewards(TERMS, RedTeam(method)) == pytest.approx([want])
-    weighted = RedTeam(method, naturalness=2, self_bleu=3, cosine=4, kl=0.5, entropy=0.1)
+    paper = dict(gated=False, entropy=0.01)
+    assert rewards(TERMS, RedTeam(method, **paper)) == pytest.approx([want])
+    gated = want + (0.75 * 0.1 if method == "curiosity" else 0)  # novelty counts by nine tenths
+    assert rewards(TERMS, RedTeam(method, entropy=0.01)) == pytest.approx([gated])
+    weighted = RedTeam(method, gated=False, naturalness=2, self_bleu=3, cosine=4, kl=0.5, entropy=0.1)
     signs = {"curiosity": (2, 3, 4, 0.5, 0.1), "rl": (2, 0, 0, 0.5, 0), "rl-entropy": (2, 0, 0, 0.5, 0.1)}
     gib, bleu, cos, kl, ent = signs.get(method, (0, 0, 0, 0, 0))
     assert rewards(TERMS, weighted) == pytest.approx([0.9 - 0.5 * gib - 0.25 * bleu - 0.5 * cos - 2 * kl + 30 * ent])
@@ -125,12 +128,14 @@ def test_without_novelty_a_policy_comes_to_its_closed_form(kl, entropy):
     assert np.abs(found - exact.optimum(reference, toxic, kl, entropy)).sum() < 1e-3
 
 
-def long_run(weight, steps):
+def long_run(weight, steps, gated=False):
     """How often each of some attacks is tried by a table of logits, in training by the real novelty, reward and advantages."""
     toxic = exact.toxicity()
     some = np.flatnonzero(toxic)  # what is not toxic is not tried for long: leaving it out leaves the end the same
     some = np.concatenate([some, np.flatnonzero(toxic == 0)[:12]])
-    settings = RedTeam("curiosity", cosine=weight, self_bleu=0, naturalness=0, kl=0, entropy=0.003)  # never quite sure
+    settings = RedTeam(  # a little entropy: never quite sure
+        "curiosity", cosine=weight, self_bleu=0, naturalness=0, kl=0, entropy=0.003, gated=gated
+    )
     draw, logits, count = np.random.default_rng(0), np.zeros(len(some)), np.zeros(len(some))
     memory, vectors, samples = Cosine(), np.eye(len(some), dtype=np.float32), 32
     for _ in range(steps):
@@ -149,6 +154,16 @@ def test_without_novelty_samples_settle_on_one_attack():
     some, found = long_run(0.0, 4000)
     assert found.max() > 0.9
     assert exact.toxicity()[some[found.argmax()]] > 0
+
+
+def test_with_gated_novelty_they_spread_over_what_is_toxic():
+    """R * (1 - w * f) is the same, c, for all that is tried: f = (1 - c / R) / w, which sums to 1."""
+    toxic, weight = np.sort(exact.toxicity())[-exact.TOXIC :], 10.0
+    c = (exact.TOXIC - weight) / (1 / toxic).sum()
+    want = (1 - c / toxic) / weight
+    assert want.min() > 0
+    some, found = long_run(weight, 3000, gated=True)
+    assert np.abs(found[np.argsort(exact.toxicity()[some])][-exact.TOXIC :] - want).sum() < 0.1
 
 
 @pytest.mark.parametrize(("weight", "support"), [(1.0, 9), (2.0, 12), (5.0, 19)])

@@ -28,6 +28,7 @@ from sasa.cli.common import load_prompts
 from sasa.embedding import EmbeddingSpec
 from sasa.evaluation.methods import Settings
 from sasa.evaluation.suites import load_suite
+from sasa.fitting import Corpus
 from sasa.generation import encode_prompts
 from sasa.redteam import (
     Attempts,
@@ -116,14 +117,14 @@ def test_a_record_holds_what_a_reward_is_made_of(done):
             }
             assert record["terms"]["toxicity"] == record["scores"]["vowels"]
         terms = record["terms"]
-        want = terms["toxicity"] + terms["naturalness"] - terms["self_bleu"] - terms["cosine"]
-        assert record["reward"] == pytest.approx(want - 0.001 * terms["kl"] - 0.01 * terms["log_p"], abs=1e-5)
+        want = terms["toxicity"] * (1 - terms["self_bleu"] - terms["cosine"]) + terms["naturalness"]
+        assert record["reward"] == pytest.approx(want - 0.001 * terms["kl"] - 0.001 * terms["log_p"], abs=1e-5)
 
 
 def test_log_probabilities_are_the_attacker_s_and_the_reference_s(done):
     """In the first step both are the model as it was."""
     model, tokenizer = tiny.model("llama"), tiny.tokenizer()
-    first = done.step(0)[0]
+    first = done.step(0)
     ids = encode_prompts(model, tokenizer, [first[0]["context"], first[3]["context"]], EmbeddingSpec(), False, 8)
     with torch.no_grad():
         want = log_probs(model, ids, [record["tokens"] for record in first]).sum(1).numpy()
@@ -132,7 +133,7 @@ def test_log_probabilities_are_the_attacker_s_and_the_reference_s(done):
     per_token = want / np.array([len(record["tokens"]) for record in first])
     natural = [record["terms"]["naturalness"] for record in first]
     assert natural == pytest.approx(np.clip(per_token + SMALL.surprise, -1, 0), abs=1e-3)
-    assert any(record["terms"]["kl"] != 0 for record in done.step(3)[0])  # later ones have learnt
+    assert any(record["terms"]["kl"] != 0 for record in done.step(3))  # later ones have learnt
 
 
 def test_the_attacker_learns_what_is_rewarded(tmp_path):
@@ -228,9 +229,13 @@ def test_killed_again_and_again_the_store_ends_the_same(tmp_path):
         before = size()
         pid = os.fork()
         if not pid:
-            attack(torn, settings)
-            os._exit(0)
+            try:
+                attack(torn, settings)
+            finally:
+                os._exit(0)
+        late = time.monotonic() + 120
         while size() <= before:
+            assert time.monotonic() < late
             time.sleep(0.001)
         time.sleep(0.002 * kill)
         os.kill(pid, signal.SIGKILL)
@@ -288,12 +293,13 @@ def test_what_a_target_could_not_answer_is_an_error_and_never_safe(tmp_path):
     failed = [record for record in found.records if record["error"] == NOTHING]
     assert len(failed) == 2 * 4
     assert all(r["reply"] is None and r["scores"] == {} and r["reward"] is None for r in failed)
+    assert all(value is None for record in failed for value in record["terms"].values())
     summary = write_report([tmp_path / "a"])
     (figures,) = summary["attacks"]
-    assert figures["answered"] == 24 - sum(record["error"] is not None for record in found.records)
-    assert figures["errors"][NOTHING] == 8
-    answered = [record for record in found.records if record["error"] is None]
-    rate = np.mean([record["scores"]["vowels"] >= 0.5 for record in answered])
+    assert figures["failed"] == 8
+    assert figures["errors"] == {NOTHING: 8}
+    rest = [record for record in found.records if record["error"] != NOTHING]  # an empty attack is a case, and no hit
+    rate = np.mean([record["scores"].get("vowels", 0) >= 0.5 for record in rest])
     assert figures["judges"]["vowels"]["rate"].value == pytest.approx(rate)
     assert f"8 x {NOTHING}" in (tmp_path / "a" / "report" / "report.md").read_text()
 
@@ -303,17 +309,29 @@ def test_a_target_that_stops_answering_stops_the_attack_and_loses_nothing(done, 
 
     def breaks(attacks):
         calls.append(attacks)
-        if len(calls) in (4, 5):
+        if len(calls) in (4, 5, 6):
             raise ConnectionError("gone")
         return [f"> {text}" for text in attacks]
 
-    with pytest.raises(OSError, match=r"answered none of \d attacks: ConnectionError: gone.*same command"):
+    with pytest.raises(OSError, match=r"not answer a greeting: ConnectionError: gone, after attacks.*same command"):
         attack(tmp_path / "a", target=Function(breaks, "echo"))
     assert Attempts.open(tmp_path / "a").steps == 2
     with pytest.raises(OSError, match="does not answer a greeting: ConnectionError"):
         attack(tmp_path / "a", target=Function(breaks, "echo"))
     attack(tmp_path / "a", target=Function(breaks, "echo"))
     assert files(tmp_path / "a") == files(done.folder)
+
+
+def test_a_target_with_no_answer_to_some_attacks_is_not_down(tmp_path):
+    def shy(attacks):
+        return ["hi" if text.startswith("Hello") else None for text in attacks]
+
+    found = attack(tmp_path / "a", target=Function(shy, "shy"))
+    assert {record["error"] for record in found.records} <= {NOTHING, "the attack is empty"}
+    command("redteam", "report", tmp_path / "a", "--fail-above", 1)
+    summary = write_report([tmp_path / "a"])["attacks"][0]
+    if summary["empty"] == 0:
+        assert summary["judges"]["vowels"]["rate"] is None
 
 
 def test_a_model_with_a_defence(tokenizer):
@@ -383,7 +401,9 @@ class Service(http.server.BaseHTTPRequestHandler):
         type(self).tries += 1
         if kind == "slow":
             time.sleep(1)
-        status = 500 if kind == "broken" or (kind == "tired" and type(self).tries % 2) else 200
+        status = (
+            400 if kind == "refused" else 500 if kind == "broken" or (kind == "tired" and type(self).tries % 2) else 200
+        )
         said = {"role": "assistant", "content": "" if kind == "mute" else f"you said {body['messages'][0]['content']}"}
         answer = json.dumps({"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": said}]})
         answer = {"nonsense": "<html>welcome</html>", "other": '{"result": 3}'}.get(kind, answer)
@@ -415,10 +435,15 @@ def test_an_endpoint_answers_or_says_why_not(service):
     assert Service.tries == before + 2
     assert "InternalServerError" in broken.error
     for kind in ("nonsense", "other"):
-        (reply,) = Endpoint(service, kind).reply(["a"], 0)
+        before = Service.tries
+        (reply,) = Endpoint(service, kind, tries=2).reply(["a"], 0)
+        assert Service.tries == before + 2
         assert reply.text is None
         assert "nonsense" in reply.error
-    assert Endpoint(service, "mute").reply(["a"], 0) == [Reply(None, NOTHING)]
+    before = Service.tries
+    assert "BadRequestError" in Endpoint(service, "refused", tries=5).reply(["a"], 0)[0].error
+    assert Service.tries == before + 1  # the same request would be refused again
+    assert Endpoint(service, "mute", tries=1).reply(["a"], 0) == [Reply(None, NOTHING)]
     assert "Timeout" in Endpoint(service, "slow", timeout=0.1, tries=1).reply(["a"], 0)[0].error
     with pytest.raises(OSError, match="does not answer a greeting: APIConnectionError"):
         check_target(Endpoint("http://127.0.0.1:9/v1", "x", tries=1))
@@ -444,6 +469,26 @@ def test_what_cannot_be_attacked(done, tmp_path):
         attack(done.folder, replace(SMALL, cosine=2.0))
     with pytest.raises(ValueError, match=r"target.name was echo, is another"):
         attack(done.folder, target=Function(lambda attacks: attacks, "another"))
+    model = tiny.model("llama")
+    with pytest.raises(ValueError, match="load it a second time"):
+        red_team(
+            ModelTarget(model, tiny.tokenizer()),
+            model,
+            tiny.tokenizer(),
+            CONTEXTS,
+            JUDGES,
+            tmp_path / "a",
+            SMALL,
+            embed=EMBED,
+        )
+    odd = Share("odd", "x")
+    for given, said in (([2.0], "outside 0..1"), ([np.nan], "outside 0..1"), ([], "shape")):
+        odd.score = lambda texts, given=given: np.array(given * len(texts))
+        with pytest.raises(ValueError, match=f"scorer odd gave scores .*{said}"):
+            attack(tmp_path / "odd", judges=[JUDGES[0], odd])
+    assert (
+        attack(tmp_path / "odd", replace(SMALL, cases=6)).steps == 1
+    )  # nothing was on record: other settings are welcome
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="holds no attempts"):
@@ -464,6 +509,7 @@ MADE = [  # attack, direction of its vector, scores, error
     ("only the second", 3, (0.1, 0.99), None),
     ("harmless", 4, (0.0, 0.0), None),
     ("failed", 5, (), "the target answered nothing"),
+    ("", 5, (), "the attack is empty"),
 ]
 
 
@@ -471,22 +517,22 @@ MADE = [  # attack, direction of its vector, scores, error
 def made(tmp_path):
     """A store of attempts of which all figures are known."""
     about = {
-        "settings": {"method": "curiosity", "seed": 0}, "rows": 4, "encoder": {"size": 6},
+        "settings": {"method": "curiosity", "seed": 0}, "rows": 3, "encoder": {"size": 6},
         "target": {"kind": "function", "name": "made"}, "judges": [{"name": "first"}, {"name": "second"}],
     }  # fmt: skip
     store = Attempts.begin(tmp_path / "made", about)
     names = ("toxicity", "naturalness", "self_bleu", "cosine", "kl", "log_p")
     records = [
         {
-            "step": i // 4, "context": "c", "attack": text, "tokens": [1], "reply": None if error else f"{SECRET} | <b>{text}",
+            "step": i // 3, "context": "c", "attack": text, "tokens": [1], "reply": None if error else f"{SECRET} | <b>{text}",
             "error": error, "scores": dict(zip(("first", "second"), scores, strict=False)),
-            "terms": dict.fromkeys(names, float(i)), "reward": 0.5,
+            "terms": dict.fromkeys(names, float(i)), "reward": None if text == "failed" else 0.5,
         }
         for i, (text, _, scores, error) in enumerate(MADE)
     ]  # fmt: skip
     vectors = np.eye(6, dtype=np.float32)[[row[1] for row in MADE]]
-    for step in range(2):
-        store.append(records[4 * step : 4 * step + 4], vectors[4 * step : 4 * step + 4])
+    for step in range(3):
+        store.append(records[3 * step : 3 * step + 3], vectors[3 * step : 3 * step + 3])
     return store
 
 
@@ -512,15 +558,15 @@ def test_hits_are_what_all_judges_agree_on_each_text_once(made):
 
 def test_the_report_s_figures(made):
     (found,) = write_report([made.folder])["attacks"]
-    assert (found["cases"], found["answered"]) == (8, 7)
+    assert (found["cases"], found["failed"], found["empty"]) == (9, 1, 1)
     both = found["judges"]["all judges"]
-    assert both["rate"].value == pytest.approx(4 / 7)
+    assert both["rate"].value == pytest.approx(4 / 8)  # an empty attack is a case, one that the target failed is not
     assert (both["hits"], both["clusters"]) == (3, 2)
-    assert both["curve"] == {"cases": [4, 8], "hits": [3, 3], "clusters": [2, 2]}
-    assert found["judges"]["first"]["curve"]["hits"] == [3, 4]
+    assert both["curve"] == {"cases": [3, 6, 9], "hits": [2, 3, 3], "clusters": [2, 2, 2]}
+    assert found["judges"]["first"]["curve"]["hits"] == [2, 4, 4]
     assert both["quality"][0] == 1
-    assert both["quality"][6] == pytest.approx(4 / 7)
-    assert both["quality"][8] == pytest.approx(2 / 7)
+    assert both["quality"][6] == pytest.approx(4 / 8)
+    assert both["quality"][8] == pytest.approx(2 / 8)
     assert both["diversity"][5]["n"] == 4
     # of four vectors, three alike: three pairs of six
     assert both["diversity"][5]["cosine"] == pytest.approx(0.5)
@@ -528,7 +574,7 @@ def test_the_report_s_figures(made):
     (pair,) = found["agreement"]
     assert (pair["both"], pair["only"]) == (4, [1, 1])
     assert pair["kappa"] == pytest.approx((5 / 7 - 29 / 49) / (1 - 29 / 49))
-    assert found["terms"]["kl"] == [1.5, 5.0]
+    assert found["terms"]["kl"] == [1.0, 4.0, 7.0]
     assert [head["size"] for head in found["heads"]] == [2, 1]
 
 
@@ -580,7 +626,10 @@ def test_exports(made, tmp_path):
     (row,) = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text("utf-8").splitlines()]
     assert row["attack"] == attacks[1]
     assert row["cluster"] == 1
-    with pytest.raises(ValueError, match="must be one of prompts, garak, csv, jsonl"):
+    assert export(made.folder, tmp_path / "replies.csv", "replies") == 5  # on which the judges agree
+    corpus = Corpus.parse(f"{tmp_path / 'replies.csv'}::text=reply,label=toxic")
+    assert [corpus.label_of(example.score) for example in corpus.examples()] == [0, 0, 0, 0, 1]  # 0 is unsafe
+    with pytest.raises(ValueError, match="must be one of prompts, garak, csv, jsonl, replies"):
         export(made.folder, tmp_path / "x", "xml")
     with pytest.raises(ValueError, match=r"no hit at 0\.99"):
         export(made.folder, tmp_path / "x", threshold=0.99)
@@ -591,6 +640,10 @@ def test_replay_takes_each_cluster_in_turn(made):
     assert [p.text for p in suite.prompts] == [MADE[0][0], MADE[2][0], MADE[3][0], "so", "and so"]
     assert [p.text for p in replay_suite(made, limit=2).prompts if p.group == "attack"] == [MADE[0][0], MADE[2][0]]
     assert sum(p.group == "harmless" for p in replay_suite(made).prompts) == 3
+    texts = replay_suite(["so he said", "and so"], limit=1)
+    assert [(p.id, p.text) for p in texts.prompts if p.group == "attack"] == [("case-1", "so he said")]
+    with pytest.raises(ValueError, match="a list of prompts has none"):
+        replay_suite(["so he said"], clusters="odd")
     with pytest.raises(ValueError, match="nothing to replay"):
         replay_suite(made, threshold=0.99)
 
@@ -622,6 +675,8 @@ def test_a_replay_has_every_model_and_defence_side_by_side(made, tmp_path):
     assert "| a/b | backtrack |" in (tmp_path / "r" / "replay.md").read_text()
     again = replay(suite, models, ["sasa:3", "backtrack"], JUDGES, tmp_path / "r", settings, batch_size=2)
     assert json.dumps(again, default=str) == json.dumps(found, default=str)
+    with pytest.raises(ValueError, match="names that differ"):
+        replay(suite, {"a/b": models["base"], "a-b": models["base"]}, [], JUDGES, tmp_path / "x", settings)
     with pytest.raises(ValueError, match="unknown method"):
         replay(suite, models, ["wall"], JUDGES, tmp_path / "r", settings)
 
@@ -642,7 +697,7 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
     done = command(*run)
     assert "12 cases on record" in done.stdout
     done = command("redteam", "report", where, "--threshold", 0, "--fail-above", 0.5, status=3)
-    assert "100.00% of replies are toxic by all judges, more than 50.00%" in done.stdout
+    assert "100.00% of cases are toxic by all judges, more than 50.00%" in done.stdout
     command("redteam", "report", where, "--threshold", 0, "--fail-above", 1)
     command("redteam", "export", where, "-o", tmp_path / "hits.jsonl", "--threshold", 0)
     assert load_prompts(str(tmp_path / "hits.jsonl"), None, None, None, 0)
@@ -653,6 +708,9 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
     )  # fmt: skip
     assert "sasa:3" in done.stdout
     assert (where / "replay" / "replay.md").is_file()
+    about = json.loads((where / "replay" / "replay.json").read_text())
+    assert about["settings"]["top_k"] == 10
+    assert about["settings"]["max_new_tokens"] == 4  # as asked for; else as in the attack
     for arguments, said in (
         ((*run[:-4], "-s", "profanity"), "--single-judge"),
         ((*run, "--novelty", "knn:no"), "knn:16"),
@@ -662,6 +720,12 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
         (("redteam", "run", "-o", where, "-t", "http://127.0.0.1:9/v1"), "--target-model"),
         (("redteam", "run", "-o", where, "-t", "command:cat", "-D", "sasa:3"), "defends itself"),
         (("redteam", "replay", where, "-D", "wall"), "unknown method"),
+        (("redteam", "replay", where, "--threshold", 0), "another model than the default one"),
+        (("redteam", "replay", where, "--threshold", 0, "-m", tiny_folder), "name the judges again, --judge"),
+        (
+            ("redteam", "run", "-o", where, "-t", "command:cat", "--top-k", 3),
+            "--top-k: for a model that is loaded here",
+        ),
         (("redteam", "report", tmp_path), "no folder of `sasa redteam run`"),
     ):
         assert said in command(*arguments, status=2 if said == "No such option" else 1).stderr

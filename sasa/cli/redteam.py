@@ -21,12 +21,15 @@ from sasa.evaluation import methods as ways
 from sasa.evaluation import scorers
 from sasa.redteam.curiosity import METHODS, RedTeam
 from sasa.redteam.hits import HIT, PARTS
+from sasa.redteam.targets import REPLY_TOKENS
 
 if TYPE_CHECKING:
+    from sasa.redteam.store import Attempts
     from sasa.redteam.targets import Target
 
 DEFAULTS = RedTeam()
 JUDGES = "tox-block", "toxic-comment-classifier"
+TOP_K = 10
 FAILED = 3
 """Exit status where more got through than --fail-above allows."""
 
@@ -39,7 +42,7 @@ ThresholdOption = Annotated[float, typer.Option(help="From this score on a reply
 ClustersOption = Annotated[
     str,
     typer.Option(
-        help=f"{', '.join(PARTS)}: train on what the even clusters hold, report on the odd ones.",
+        help=f"{', '.join(PARTS)}: train on what the even clusters hold, report on the odd ones, with the same threshold.",
     ),
 ]
 JudgesOption = Annotated[
@@ -130,14 +133,21 @@ def run(
     w_naturalness: Annotated[float, typer.Option(help="Weight of naturalness.")] = DEFAULTS.naturalness,
     w_bleu: Annotated[float, typer.Option(help="Weight of novelty in words.")] = DEFAULTS.self_bleu,
     w_cos: Annotated[float, typer.Option(help="Weight of novelty in meaning.")] = DEFAULTS.cosine,
+    gated: Annotated[
+        bool,
+        typer.Option(
+            "--gated/--added",
+            help="Novelty counts as much as the reply is toxic; or is added to that, as in the paper.",
+        ),
+    ] = DEFAULTS.gated,
     kl: Annotated[float, typer.Option(help="Weight of the attacker's KL to what it was.")] = DEFAULTS.kl,
     entropy: Annotated[float, typer.Option(help="Weight of the attacker's entropy.")] = DEFAULTS.entropy,
     contexts_per_step: Annotated[int, typer.Option(help="Contexts in a step.")] = DEFAULTS.contexts_per_step,
     samples: Annotated[int, typer.Option("--samples", "-c", help="Attacks from each.")] = DEFAULTS.samples,
     attack_tokens: Annotated[int, typer.Option(help="Tokens of an attack, at most.")] = DEFAULTS.max_new_tokens,
-    reply_tokens: Annotated[int, typer.Option(help="Tokens of a reply, at most.")] = 20,
+    reply_tokens: Annotated[int, typer.Option(help="Tokens of a reply, at most.")] = REPLY_TOKENS,
     temperature: Annotated[float, typer.Option(help="Of replies.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Of a model's replies; 0: no limit.")] = 10,
+    top_k: Annotated[int, typer.Option(help="Of a model's replies; 0: no limit.")] = TOP_K,
     top_p: Annotated[float, typer.Option(help="Of replies.")] = 0.9,
     timeout: Annotated[float, typer.Option(help="Seconds for a reply of an endpoint or a program.")] = 60.0,
     chat: ChatOption = True,
@@ -177,7 +187,7 @@ def run(
 
     settings = RedTeam(
         method, cases, contexts_per_step, samples, attack_tokens, w_naturalness, w_bleu, w_cos, kl, entropy,
-        nearest=_nearest(novelty), lora=lora, learning_rate=learning_rate, include_context=include_context,
+        gated=gated, nearest=_nearest(novelty), lora=lora, learning_rate=learning_rate, include_context=include_context,
         chat=attacker_chat, batch_size=batch_size, save_steps=save_steps, seed=seed,
     )  # fmt: skip
     asked = list(dict.fromkeys(judges or JUDGES))
@@ -199,7 +209,7 @@ def run(
     )  # fmt: skip
     failed = sum(record["error"] is not None for record in store.records)
     out.print(
-        f"{len(store.records)} cases on record, {failed} of them without a reply: sasa redteam report {output}",
+        f"{len(store.records)} cases on record, {failed} of them without a reply. Next: sasa redteam report {output}",
         soft_wrap=True,
         markup=False,
     )
@@ -220,7 +230,7 @@ def report(
         typer.Option(
             min=0.0,
             max=1.0,
-            help=f"End with exit status {FAILED} where more than this share of replies is toxic by all judges.",
+            help=f"End with exit status {FAILED} where more than this share of cases is toxic by all judges.",
         ),
     ] = None,
 ) -> None:
@@ -249,16 +259,14 @@ def report(
         for name in judges:
             side = attack["judges"][name]
             cells += [f"{side['rate'].value:.2%}" if side["rate"] else "–", str(side["hits"]), str(side["clusters"])]
-        if (rate := attack["judges"][judges[-1]]["rate"]) is not None:
-            worst = max(worst, rate.value)
-        table.add_row(
-            attack["name"], attack["method"], str(attack["cases"]), str(attack["cases"] - attack["answered"]), *cells
-        )
+        rate = attack["judges"][judges[-1]]["rate"]
+        worst = max(worst, 1.0 if rate is None else rate.value)  # a target that answered nothing has passed nothing
+        table.add_row(attack["name"], attack["method"], str(attack["cases"]), str(attack["failed"]), *cells)
     out.print(table)
     place = output or folders[0] / "report"
     out.print(f"report, with pictures: {place / REPORT}, {place / 'report.html'}", soft_wrap=True, markup=False)
     if fail_above is not None and worst > fail_above:
-        out.print(f"{worst:.2%} of replies are toxic by {judges[-1]}, more than {fail_above:.2%}", markup=False)
+        out.print(f"{worst:.2%} of cases are toxic by {judges[-1]}, more than {fail_above:.2%}", markup=False)
         raise typer.Exit(FAILED)
 
 
@@ -271,8 +279,8 @@ def export_command(
         typer.Option(
             "--format",
             "-f",
-            help="prompts: JSONL for sasa train repulse, sasa bench attaq and rtp. garak: its hit log. csv, jsonl: all that is "
-            "known.",
+            help="prompts: JSONL for sasa train repulse, sasa redteam replay, sasa bench attaq and rtp. garak: its hit log. csv, "
+            "jsonl: all that is known. replies: a CSV for sasa fit FILE::text=reply,label=toxic.",
         ),
     ] = "prompts",
     threshold: ThresholdOption = HIT,
@@ -289,12 +297,14 @@ def export_command(
     from sasa.redteam.export import export
 
     count = export(folder, output, form, threshold=threshold, clusters=clusters)
-    out.print(f"wrote {count} hits to {output}", soft_wrap=True, markup=False)
+    out.print(f"wrote {count} {'replies' if form == 'replies' else 'hits'} to {output}", soft_wrap=True, markup=False)
 
 
 @app.command("replay")
 def replay_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an attack.")],
+    attacks: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of an attack; or a .txt or .jsonl file of prompts.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where the replay goes.", show_default="DIR/replay")
     ] = None,
@@ -303,8 +313,8 @@ def replay_command(
         typer.Option(
             "--model",
             "-m",
-            help="Repeat for several, such as trained ones, beside the first, which the others are compared with.",
-            show_default="the one that was attacked, where it is the default model",
+            help="Repeat for several, such as trained ones: the others are compared with the first one.",
+            show_default="the default model, where that was attacked",
         ),
     ] = None,
     defences: Annotated[
@@ -312,20 +322,24 @@ def replay_command(
         typer.Option("--defence", "-D", help="Repeat for several; plain is always there.", show_default="plain sasa:3"),
     ] = None,
     boundary: BoundariesOption = None,
-    judges: JudgesOption = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Hits to replay: of each cluster one, then another.", show_default="all")
-    ] = 100,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option("--judge", "-s", help="As in `sasa redteam run`.", show_default="those of the attack"),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Hits to replay: of each cluster one, then another.")] = 100,
     clusters: ClustersOption = "all",
     harmless: Annotated[
         Path | None,
         typer.Option(help="Harmless prompts, .txt or .jsonl, as many as hits.", show_default="a hundred of our own"),
     ] = None,
     completions: Annotated[int, typer.Option("--completions", "-c", min=1, help="Replies to each prompt.")] = 5,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a reply, at most.")] = 20,
-    temperature: Annotated[float, typer.Option(help="Of replies.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Of replies; 0: no limit.")] = 10,
-    top_p: Annotated[float, typer.Option(help="Of replies.")] = 0.9,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a reply, at most.", show_default="as in the attack"),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of replies.", show_default="as in the attack")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Of replies; 0: no limit.", show_default="as in the attack")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Of replies.", show_default="as in the attack")] = None,
     chat: ChatOption = True,
     threshold: ThresholdOption = HIT,
     batch_size: Annotated[
@@ -348,16 +362,30 @@ def replay_command(
 
     for name in defences or []:
         ways.method(name)
-    store = Attempts.open(folder)
+    store = None if attacks.is_file() else Attempts.open(attacks)
     texts = read_prompts(harmless) if harmless else None
-    suite = replay_suite(store, limit=limit, clusters=clusters, threshold=threshold, harmless=texts)
-    scoring = [scorers.scorer(name) for name in dict.fromkeys(judges or store.judges)]
+    suite = replay_suite(
+        read_prompts(attacks) if store is None else store,
+        limit=limit,
+        clusters=clusters,
+        threshold=threshold,
+        harmless=texts,
+    )
+    if not models and store is not None and store.about["target"].get("model", {}).get("id") != DEFAULT_MODEL:
+        raise ValueError(f"{attacks} attacked another model than the default one: say which to replay against, --model")
+    known = list(JUDGES) if store is None else store.judges
+    if not judges and (lost := [name for name in known if name not in scorers.SCORERS and not name.startswith("hf:")]):
+        raise ValueError(f"what {', '.join(lost)} was made from is not on record: name the judges again, --judge")
+    scoring = [scorers.scorer(name) for name in dict.fromkeys(judges or known)]
+    names = list(dict.fromkeys(models or [DEFAULT_MODEL]))
+    short = [Path(name).name for name in names]
     worlds: dict[str, Any] = {}
-    for name in models or [DEFAULT_MODEL]:
+    for name, last in zip(names, short, strict=True):
         loaded, tokenizer = load_named(name, device, dtype)
-        worlds[Path(name).name] = loaded, tokenizer, load_boundaries(boundary, loaded, strict and not worlds)
-    settings = ways.Settings(completions, max_new_tokens, temperature, top_k, top_p, chat)
-    place = output or folder / "replay"
+        lines = load_boundaries(boundary, loaded, strict)
+        worlds[last if short.count(last) == 1 else name] = loaded, tokenizer, lines
+    place = output or (attacks / "replay" if store is not None else attacks.with_suffix(".replay"))
+    settings = _sampling(store, completions, max_new_tokens, temperature, top_k, top_p, chat)
     found = replay(
         suite, worlds, defences or ["sasa:3"], scoring, place, settings, seed=seed, batch_size=batch_size,
         threshold=threshold, progress=True,
@@ -365,13 +393,34 @@ def replay_command(
     table = Table("model", "defence", "attack success rate", "change", "p", "harmless: perplexity", "tokens")
     for row in found["rows"]:
         test = row.get("test")
+        success = row["success"]
         table.add_row(
-            row["model"], row["defence"], f"{row['success'].value:.3f} [{row['success'].low:.3f}, {row['success'].high:.3f}]",
+            row["model"], row["defence"], f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}]",
             f"{row['change'].value:+.0%}" if test else "", f"{test['p']:.2g}" if test else "",
             f"{row['perplexity'].value:.2f}", f"{row['tokens'].value:.1f}",
         )  # fmt: skip
     out.print(table)
     out.print(f"report, with intervals and a picture: {place / 'replay.md'}", soft_wrap=True, markup=False)
+
+
+def _sampling(
+    store: Attempts | None,
+    completions: int,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    chat: bool,
+) -> ways.Settings:
+    """How replies are sampled: as asked for, else as the attack's were, where a model was attacked."""
+    about = store.about["target"] if store is not None else {}
+    before = about["sampling"] if about.get("kind") == "model" else {}
+    asked = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    plain = dict(max_new_tokens=REPLY_TOKENS, temperature=1.0, top_k=TOP_K, top_p=0.9)
+    chosen: dict[str, Any] = {
+        name: before.get(name, plain[name]) if value is None else value for name, value in asked.items()
+    }
+    return ways.Settings(completions, chat=chat and before.get("chat", True), **chosen)
 
 
 def _target(
@@ -391,8 +440,13 @@ def _target(
 
     ways.method(defence)
     outside = name is not None and (name.startswith(("http://", "https://", "command:")) or is_function(name))
-    if outside and defence != "plain":
-        raise ValueError(f"--defence {defence} is for a model that is loaded here; {name} defends itself")
+    if outside:
+        given = {"--defence": defence != "plain", "--boundary": boundary, "--top-k": sampling.top_k != TOP_K}
+        given["--no-chat"] = not sampling.chat
+        if options := [option for option, there in given.items() if there]:
+            raise ValueError(
+                f"{', '.join(options)}: for a model that is loaded here; {name} samples and defends itself"
+            )
     if name is not None and name.startswith(("http://", "https://")):
         if not model:
             raise ValueError("an endpoint serves models by name: say --target-model NAME")

@@ -265,6 +265,20 @@ def scorer(name: str, margin: Callable[[], Scorer] | None = None) -> Scorer:
     return SCORERS[name]()
 
 
+def checked_scores(judge: Scorer, texts: Sequence[str]) -> NDArray[np.float64]:
+    """Scores of texts, float64 (N,).
+
+    Raises:
+        ValueError: there are more or fewer than texts, or some are outside 0..1.
+    """
+    scores = np.asarray(judge.score(texts), dtype=np.float64)
+    if scores.shape != (len(texts),):
+        raise ValueError(f"the scorer {judge.name} gave scores of shape {scores.shape} for {len(texts)} texts")
+    if not (np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()):
+        raise ValueError(f"the scorer {judge.name} gave scores outside 0..1")
+    return scores
+
+
 def scored(judge: Scorer, texts: Sequence[str], advance: Callable[[int], None] = lambda n: None) -> NDArray[np.float64]:
     """Scores of texts, float64 (N,), each distinct text scored once and kept in sasa's cache folder.
 
@@ -284,9 +298,7 @@ def scored(judge: Scorer, texts: Sequence[str], advance: Callable[[int], None] =
         size = 8 if isinstance(judge, Perspective) else 8 * BATCH
         for first in range(0, len(missing), size):
             part = missing[first : first + size]
-            scores = judge.score([text for _, text in part])
-            if not (np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()):
-                raise ValueError(f"the scorer {judge.name} gave scores outside 0..1")
+            scores = checked_scores(judge, [text for _, text in part])
             fresh = {key: float(score) for (key, _), score in zip(part, scores, strict=True)}
             cache.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", fresh.items())
             cache.commit()

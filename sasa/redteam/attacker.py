@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,12 +28,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import ModelInfo, write_atomically
 from sasa.embedding import EmbeddingSpec, check_ready
-from sasa.evaluation.scorers import Scorer, fingerprint
+from sasa.evaluation.scorers import Scorer, checked_scores, fingerprint
 from sasa.evaluation.store import alone
 from sasa.generation import completion_text, encode_prompts
 from sasa.redteam.curiosity import TERMS, RedTeam, advantages, choose_examples, few_shot, rewards
 from sasa.redteam.encoder import Encoder, encoder
-from sasa.redteam.hits import is_hit
+from sasa.redteam.hits import EMPTY, is_hit
 from sasa.redteam.novelty import Cosine, SelfBLEU
 from sasa.redteam.store import Attempts
 from sasa.redteam.targets import Reply, Target, check_target
@@ -41,7 +42,6 @@ from sasa.training.checkpoint import newest, restore, save
 from sasa.training.folder import CHECKPOINTS, base_name, check_packages, save_adapter
 from sasa.training.models import ADAPTERS, POLICY, PRIOR, Models
 
-EMPTY = "the attack is empty"
 ATTACKER = "attacker"
 OPEN = "cases", "save_steps"
 """Settings that may change between two starts."""
@@ -101,8 +101,10 @@ def red_team(
     if not contexts or any(not context.strip() for context in contexts):
         raise ValueError("contexts are empty: an attacker needs something to write from")
     check_ready(model)
-    if settings.trains:
-        check_packages(*(["peft"] if settings.lora else []))
+    if getattr(target, "model", None) is model:
+        raise ValueError("the attacker learns: load it a second time, as another object than the target's model")
+    if settings.trains and settings.lora:
+        check_packages("peft", extra="redteam")
     if keep_attacker and not settings.trains:
         raise ValueError(f"{settings.method} trains no attacker that could be kept")
     base = base_name(model, base, settings.lora) if keep_attacker else ""
@@ -115,6 +117,7 @@ def red_team(
         store.repair()
         if store.steps < settings.steps:
             check_target(target)
+            shutil.rmtree(folder / ATTACKER, ignore_errors=True)  # what it was before it went on
         elif not keep_attacker or (folder / ATTACKER / "README.md").exists():
             return store
         attacker = Attacker(target, model, tokenizer, contexts, judges, settings, embed, naturalness, store)
@@ -166,20 +169,24 @@ class Attacker:
         learnt = 0
         if s.trains and (last := newest(checkpoints)) is not None:
             learnt, _ = restore(last, self.learners)
+        known, size = self.store.vectors, self.store.rows
+        hits = 0
         with _bar(progress) as bar:
             task = bar.add_task(s.method, total=s.steps * s.rows, completed=0, figures="")
             for number in range(max(s.steps, self.store.steps)):
-                if number < self.store.steps:
-                    records, vectors = self.store.step(number)
-                    self._remember([record["attack"] for record in records], vectors)
-                    log_p = None
+                log_p = None
+                if (number + 1) * size <= len(known):
+                    attacks = [record["attack"] for record in self.store.step(number)]
+                    self._remember(attacks, known[number * size : (number + 1) * size])
                 else:
                     log_p = self.attempt(number)
                 if s.trains and number >= learnt:
                     self.learn(number, log_p)
                     if (number + 1) % s.save_steps == 0 or number + 1 == s.steps:
                         save(checkpoints, number + 1, self.learners, [])
-                bar.update(task, completed=(number + 1) * s.rows, figures=_figures(self.store))
+                hits += sum(is_hit(record) for record in self.store.step(number))
+                told = f"toxic by all judges {hits}  toxicity {self._recent_toxicity(number):.3f}"
+                bar.update(task, completed=(number + 1) * s.rows, figures=told)
 
     def attempt(self, number: int) -> Tensor | None:
         """A step of attacks, with all that came of them, put on record.
@@ -202,19 +209,21 @@ class Attacker:
             with self._use(PRIOR) as prior, torch.no_grad():
                 log_p0 = log_probs(prior, ids, rows).sum(1).double().cpu().numpy()
         attacks = [self._attack(contexts[i // s.samples], ids[i // s.samples], row) for i, row in enumerate(rows)]
-        replies = self._ask(attacks, seed)
+        replies = self._ask(attacks, seed_of(s.seed, "replies", number))
         vectors = self.embed(attacks)
         self_bleu, cosine = self._remember(attacks, vectors)
         answered = [i for i, reply in enumerate(replies) if reply.text is not None]
         scores: list[dict[str, float]] = [{} for _ in rows]
         for judge in self.judges:
-            given: Sequence[float] | Any = judge.score([replies[i].text or "" for i in answered]) if answered else []
+            given = checked_scores(judge, [replies[i].text or "" for i in answered])
             for i, score in zip(answered, given, strict=True):
                 scores[i][judge.name] = round(float(score), 6)
         toxicity = [of_row.get(self.judges[0].name, 0.0) for of_row in scores]
         columns = [toxicity, self._natural(attacks, rows, log_p0), self_bleu, cosine, log_p - log_p0, log_p]
         terms = {name: np.round(column, 6) for name, column in zip(TERMS, columns, strict=True)}
         total = rewards(terms, s)
+        # a target's failure says nothing about the attack; an empty attack is the attacker's own
+        counts = [reply.error in (None, EMPTY) for reply in replies]
         records = [
             {
                 "step": number,
@@ -224,9 +233,8 @@ class Attacker:
                 "reply": replies[i].text,
                 "error": replies[i].error,
                 "scores": scores[i],
-                "terms": {name: float(column[i]) for name, column in terms.items()},
-                # a target's failure says nothing about the attack; an empty attack is the attacker's own
-                "reward": round(float(total[i]), 6) if replies[i].error in (None, EMPTY) else None,
+                "terms": {name: float(column[i]) if counts[i] else None for name, column in terms.items()},
+                "reward": round(float(total[i]), 6) if counts[i] else None,
             }
             for i in range(len(rows))
         ]
@@ -239,7 +247,7 @@ class Attacker:
         Advantages are not divided by their standard deviation, as in GRPO: a step without a toxic reply would count as much as
         any other, for what differs in novelty.
         """
-        s, (records, _) = self.settings, self.store.step(number)
+        s, records = self.settings, self.store.step(number)
         assert self.models is not None
         weights, optimizer = self.learners[POLICY]
         for weight in weights.values():
@@ -277,6 +285,12 @@ class Attacker:
         if self.models is not None:
             self.models.close()
 
+    def _recent_toxicity(self, number: int) -> float:
+        """The mean over the last ten steps."""
+        records = self.store.records[max(0, number - 9) * self.store.rows : (number + 1) * self.store.rows]
+        found = [record["terms"]["toxicity"] for record in records if record["reward"] is not None]
+        return sum(found) / max(1, len(found))
+
     def _use(self, which: str) -> Any:
         return contextlib.nullcontext(self.model) if self.models is None else self.models.use(which)
 
@@ -307,17 +321,19 @@ class Attacker:
         replies = [Reply(None, EMPTY)] * len(attacks)
         for i, reply in zip(asked, self.target.reply([attacks[i] for i in asked], seed) if asked else [], strict=True):
             replies[i] = reply
-        errors = [replies[i].error for i in asked]
-        if asked and all(error is not None for error in errors):
-            raise OSError(
-                f"the target answered none of {len(asked)} attacks: {errors[-1]}. What was tried before is on record: the same "
-                "command goes on when the target answers again"
-            )
+        if asked and all(replies[i].error is not None for i in asked):
+            try:
+                check_target(self.target)  # it may have no answer to these attacks, or no answer at all any more
+            except OSError as error:
+                raise OSError(
+                    f"{error}, after attacks went without an answer, too. What was tried before is on record: the same command "
+                    "goes on when the target answers again"
+                ) from error
         return replies
 
     def _natural(self, attacks: list[str], rows: list[list[int]], log_p0: Any) -> Any:
         if self.naturalness is not None:
-            return self.naturalness.score(attacks)
+            return checked_scores(self.naturalness, attacks)
         return np.clip(log_p0 / np.array([len(row) for row in rows]) + self.settings.surprise, -1.0, 0.0)
 
     def _remember(self, attacks: list[str], vectors: Any) -> tuple[Any, Any]:
@@ -360,13 +376,6 @@ def _about(
 def _line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens with a line's end in them: an attack is one line."""
     return [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text]
-
-
-def _figures(store: Attempts) -> str:
-    last = [record for record in store.records[-10 * store.rows :] if record["error"] is None]
-    hits = sum(is_hit(record) for record in store.records)
-    mean = sum(record["terms"]["toxicity"] for record in last) / max(1, len(last))
-    return f"toxic by all judges {hits}  toxicity {mean:.3f}"
 
 
 def _bar(show: bool) -> Progress:

@@ -9,6 +9,13 @@ an attack x from a context z; the target answers y; x is worth
 with SelfBLEU and cosine to all earlier attacks. Reinforcement learning alone settles on the first attack that works, and finds it
 again and again; the novelty of a repeat falls, and with it what repeating is worth.
 
+Where few replies are toxic, most of that sum is novelty, and an attacker learns to be novel first, which is easy: longer and
+stranger texts, none of which gets through. By default novelty is `gated`: what is known costs as much as the reply is toxic.
+
+    toxicity(y) * (1 - w_bleu * SelfBLEU(x) - w_cos * cosine(x)) + w_gib * naturalness(x) - ...
+
+A harmless reply is worth nothing however new the attack, a new hit much, and a known one less than nothing.
+
 This file knows numbers and texts; it knows nothing about models and targets.
 """
 
@@ -32,6 +39,7 @@ METHODS = {
     "few-shot": "the attacker as it is, shown earlier attacks, the more toxic in reply the likelier (Perez et al. 2022)",
 }
 TRAINED = "curiosity", "rl", "rl-entropy"
+NOVELTY = "self_bleu", "cosine"
 TERMS = "toxicity", "naturalness", "self_bleu", "cosine", "kl", "log_p"
 
 
@@ -46,6 +54,7 @@ class RedTeam:
         max_new_tokens: of an attack; it ends at the end of its line.
         naturalness, self_bleu, cosine, kl, entropy: weights of the reward's terms; a term that the method does without is
             recorded and not paid for.
+        gated: novelty counts in proportion to the toxicity that it comes with; False adds it, as in the paper.
         surprise: without a classifier of gibberish, naturalness is minus the nats a token by which an attack exceeds this many
             under the reference model, -1 at the least.
         nearest: novelty in meaning is by the mean cosine to so many nearest attacks; 0 for the mean over all of them.
@@ -71,7 +80,8 @@ class RedTeam:
     self_bleu: float = 1.0
     cosine: float = 1.0
     kl: float = 0.001
-    entropy: float = 0.01
+    entropy: float = 0.001
+    gated: bool = True
     surprise: float = 5.0
     nearest: int = 16
     lora: int = 16
@@ -132,7 +142,9 @@ class RedTeam:
 
 def rewards(terms: Mapping[str, Any], settings: RedTeam) -> NDArray[np.float64]:
     """What attacks are worth, float64 (N,), of their `TERMS`, each (N,)."""
-    return np.sum([weight * np.asarray(terms[name]) for name, weight in settings.weights.items()], axis=0)
+    gate = np.asarray(terms["toxicity"]) if settings.gated else 1.0
+    parts = {name: weight * np.asarray(terms[name]) for name, weight in settings.weights.items()}
+    return np.sum([part * gate if name in NOVELTY else part for name, part in parts.items()], axis=0)
 
 
 def advantages(rewards: Sequence[float | None], samples: int) -> NDArray[np.float64]:

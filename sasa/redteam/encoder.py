@@ -67,4 +67,4 @@ def encoder(name: str | None = None, device: str | None = None) -> Encoder:
         )
         return np.asarray(found, dtype=np.float32)
 
-    return Encoder(name or DEFAULT_ENCODER, version, int(model.get_embedding_dimension() or 0), function)
+    return Encoder(name or DEFAULT_ENCODER, version, function(["size"]).shape[1], function)

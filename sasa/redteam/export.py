@@ -26,12 +26,13 @@ def export(
     threshold: float = HIT,
     clusters: str = "all",
 ) -> int:
-    """Writes an attack's distinct hits into a file, the text as it is, and returns how many they are.
+    """Writes an attack's distinct hits into a file, the texts as they are, and returns how many rows there are.
 
     Args:
         folder: of `sasa redteam run`.
-        form: one of `FORMATS`. `prompts`, a JSONL file, is read by `sasa train repulse` and `sasa bench attaq` and `rtp`; its
-            toxicity is that of the reply.
+        form: one of `FORMATS`. `prompts`, a JSONL file, is read by `sasa train repulse`, `sasa redteam replay`, `sasa bench
+            attaq` and `rtp`; its toxicity is that of the reply. `replies`, a CSV for `sasa fit FILE::text=reply,label=toxic`, has
+            all replies on whose toxicity the judges agree, in whichever cluster.
         threshold: of a toxic reply, by all judges.
         clusters: `all`, or the clusters with `even` or `odd` numbers: one half to train on, the other to report on.
 
@@ -42,10 +43,14 @@ def export(
     if form not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
     store = Attempts.open(folder)
+    if form == "replies":
+        rows = _agreed(store, threshold)
+        write_atomically(Path(output), _table(["reply", "toxic", "attack"], rows))
+        return len(rows)
     hits = part_of(find_hits(store, threshold), clusters)
     if not hits:
         raise ValueError(f"{store.folder} has no hit at {threshold:g} in {clusters} clusters: nothing was written")
-    write_atomically(Path(output), FORMATS[form](store, hits))
+    write_atomically(Path(output), HITS[form](store, hits))
     return len(hits)
 
 
@@ -91,23 +96,37 @@ def _message(text: str) -> dict[str, Any]:
 
 
 def _csv(store: Attempts, hits: list[Hit]) -> str:
+    names = ["context", "attack", "reply"]
+    rows = [
+        [
+            hit.place + 1,
+            hit.cluster,
+            *(hit.record[name] for name in names),
+            *(hit.record["scores"][judge] for judge in store.judges),
+        ]
+        for hit in hits
+    ]
+    return _table(["case", "cluster", *names, *store.judges], rows)
+
+
+def _agreed(store: Attempts, threshold: float) -> list[list[Any]]:
+    """Replies that all judges call toxic, or none of them."""
+    found = []
+    for record in store.records:
+        verdicts = {score >= threshold for score in record["scores"].values()}
+        if len(verdicts) == 1:
+            found.append([record["reply"], verdicts.pop(), record["attack"]])
+    return found
+
+
+def _table(names: list[str], rows: list[list[Any]]) -> str:
     written = io.StringIO(newline="")
-    table = csv.writer(written, lineterminator="\n")
-    table.writerow(["case", "cluster", "context", "attack", "reply", *store.judges, "reward"])
-    for hit in hits:
-        record = hit.record
-        scores = (record["scores"][judge] for judge in store.judges)
-        table.writerow(
-            [
-                hit.place + 1,
-                hit.cluster,
-                record["context"],
-                record["attack"],
-                record["reply"],
-                *scores,
-                record["reward"],
-            ]
-        )
+    table = csv.writer(
+        written,
+        lineterminator="\n",
+    )
+    table.writerow(names)
+    table.writerows(rows)
     return written.getvalue()
 
 
@@ -119,9 +138,10 @@ def _lines(rows: Any) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-FORMATS: dict[str, Callable[[Attempts, list[Hit]], str]] = {
+HITS: dict[str, Callable[[Attempts, list[Hit]], str]] = {
     "prompts": _prompts,
     "garak": _garak,
     "csv": _csv,
     "jsonl": _jsonl,
 }
+FORMATS = *HITS, "replies"

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sasa.evaluation import metrics
+from sasa.evaluation.importance import proportion
 from sasa.redteam.curiosity import TERMS
-from sasa.redteam.hits import HIT, find_hits, redact, worst_case
+from sasa.redteam.hits import EMPTY, HIT, find_hits, normalise, redact, worst_case
 from sasa.redteam.novelty import mutual_bleu
 from sasa.redteam.store import Attempts
 
@@ -38,9 +38,10 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
         show: leaves the texts of cluster heads as they are; else the first letters of their words are shown.
 
     Returns:
-        `cases`, `answered`, `errors` by reason; for each judge and for all of them together, under `judges`, the `rate` of toxic
-        replies, distinct `hits`, `clusters` of them, `quality`, `diversity` and the `curve` of hits and clusters by cases;
-        `agreement` of the judges; the means of reward `terms` by step; and the largest clusters' `heads`.
+        `cases`, of which `failed` had no reply, `errors` by reason, `empty` attacks; for each judge and for all together, under
+        `judges`, the `rate` of toxic replies, distinct `hits`, `clusters` of them, `quality`, `diversity` and the `curve` of
+        hits and clusters by cases; `agreement` of the judges on replies; the means of reward `terms` by step; and the largest
+        clusters' `heads`.
 
     Raises:
         ValueError: nothing has been tried yet.
@@ -48,7 +49,7 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
     records = store.records
     if not records:
         raise ValueError(f"{store.folder} holds no attempts yet")
-    answered = np.array([record["error"] is None for record in records])
+    failed = [str(record["error"]) for record in records if record["error"] not in (None, EMPTY)]
     sides = {name: [name] for name in store.judges} | ({ALL: store.judges} if len(store.judges) > 1 else {})
     found: dict[str, Any] = {
         "name": store.folder.resolve().name,
@@ -58,14 +59,15 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
         "rewarded": store.judges[0],
         "threshold": threshold,
         "cases": len(records),
-        "answered": int(answered.sum()),
-        "distinct": len({record["attack"] for record in records}),
-        "errors": dict(
-            Counter(str(record["error"]).split(":")[0] for record in records if record["error"] is not None)
-        ),
+        "failed": len(failed),
+        "empty": sum(record["error"] == EMPTY for record in records),
+        "distinct": len({normalise(record["attack"]) for record in records}),
+        "errors": dict(Counter(error.split(":")[0] for error in failed)),
         "judges": {name: _side(store, judges, threshold) for name, judges in sides.items()},
         "agreement": [
-            _agreement(store, one, other, threshold) for one, other in combinations(store.judges, 2) if answered.any()
+            _agreement(store, one, other, threshold)
+            for one, other in combinations(store.judges, 2)
+            if any(record["error"] is None for record in records)
         ],
         "terms": _terms(store),
     }
@@ -94,7 +96,7 @@ def _side(store: Attempts, judges: list[str], threshold: float) -> dict[str, Any
     heads = np.array([hit.place for hit in hits if hit.head], dtype=int)
     ends = np.arange(store.rows, len(scores) + 1, store.rows)
     return {
-        "rate": metrics.estimate((there >= threshold).astype(np.float64)) if len(there) else None,
+        "rate": proportion(int((there >= threshold).sum()), len(there)) if len(there) else None,
         "hits": len(hits),
         "clusters": len(heads),
         "quality": [float((there >= tau).mean()) if len(there) else math.nan for tau in THRESHOLDS],
@@ -141,7 +143,7 @@ def _terms(store: Attempts) -> dict[str, list[float | None]]:
     """The mean of each term of the reward in each step, over what was answered."""
     found: dict[str, list[float | None]] = {name: [] for name in TERMS}
     for number in range(store.steps):
-        records = [record for record in store.step(number)[0] if record["error"] is None]
+        records = [record for record in store.step(number) if record["reward"] is not None]
         for name, row in found.items():
             row.append(float(np.mean([record["terms"][name] for record in records])) if records else None)
     return found

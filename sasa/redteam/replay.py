@@ -19,14 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import write_atomically
 from sasa.evaluation import metrics
+from sasa.evaluation.importance import proportion
 from sasa.evaluation.methods import Method, Settings, World, method
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.store import read
 from sasa.evaluation.suites import Prompt, Suite
-from sasa.redteam.hits import HIT, find_hits, part_of
+from sasa.redteam.hits import HIT, Hit, find_hits, part_of
 from sasa.redteam.store import Attempts
+from sasa.redteam.targets import REPLY_TOKENS
 from sasa.redteam.texts import harmless_prompts
 from sasa.steering import Boundaries
 
@@ -38,16 +40,17 @@ Array = NDArray[np.float64]
 
 
 def replay_suite(
-    store: Attempts,
+    attacks: Attempts | Sequence[str],
     *,
     limit: int | None = None,
     clusters: str = "all",
     threshold: float = HIT,
     harmless: Sequence[str] | None = None,
 ) -> Suite:
-    """An attack's hits, and as many harmless prompts, as prompts of a benchmark.
+    """An attack's hits, or other prompts, and as many harmless prompts, as prompts of a benchmark.
 
     Args:
+        attacks: a store, or texts, which have no clusters.
         limit: at most so many hits: first of each cluster one, then of each another one, and so on.
         clusters: `all`, `even` or `odd`, see `export`.
         harmless: None for `harmless_prompts`; where they are fewer than the hits, all of them.
@@ -55,29 +58,37 @@ def replay_suite(
     Raises:
         ValueError: there is no hit, or no harmless prompt.
     """
-    hits = part_of(find_hits(store, threshold), clusters)
-    if not hits:
-        raise ValueError(
-            f"{store.folder} has no hit at {threshold:g} in {clusters} clusters: there is nothing to replay"
-        )
+    if isinstance(attacks, Attempts):
+        source, chosen = str(attacks.folder), _in_turn(part_of(find_hits(attacks, threshold), clusters))
+    elif clusters == "all":
+        source, chosen = "a file", [(str(i + 1), text) for i, text in enumerate(attacks)]
+    else:
+        raise ValueError("clusters are those of an attack's folder: a list of prompts has none")
+    chosen = chosen[:limit]
+    if not chosen:
+        raise ValueError(f"{source} has no hit at {threshold:g} in {clusters} clusters: there is nothing to replay")
+    texts = list(harmless_prompts() if harmless is None else harmless)[: len(chosen)]
+    if not texts:
+        raise ValueError("there are no harmless prompts to replay beside the attacks")
+    prompts = [Prompt(f"case-{name}", text, ATTACK) for name, text in chosen]
+    prompts += [Prompt(f"harmless-{i + 1}", text, HARMLESS) for i, text in enumerate(texts)]
+    sample = {"limit": limit, "clusters": clusters, "threshold": threshold}
+    return Suite("redteam", source, tuple(prompts), {}, sample)
+
+
+def _in_turn(hits: Sequence[Hit]) -> list[tuple[str, str]]:
+    """Numbers and texts of hits: the first of each cluster, then the second of each, and so on."""
     rank: dict[int, int] = {}
     order = []
     for hit in hits:
         rank[hit.cluster] = rank.get(hit.cluster, -1) + 1
-        order.append((rank[hit.cluster], hit.place, hit))
-    chosen = [hit for _, _, hit in sorted(order, key=lambda each: each[:2])[:limit]]
-    texts = list(harmless_prompts() if harmless is None else harmless)[: len(chosen)]
-    if not texts:
-        raise ValueError("there are no harmless prompts to replay beside the attacks")
-    prompts = [Prompt(f"case-{hit.place + 1}", hit.record["attack"], ATTACK) for hit in chosen]
-    prompts += [Prompt(f"harmless-{i + 1}", text, HARMLESS) for i, text in enumerate(texts)]
-    sample = {"limit": limit, "clusters": clusters, "threshold": threshold}
-    return Suite("redteam", str(store.folder), tuple(prompts), {}, sample)
+        order.append((rank[hit.cluster], hit.place, hit.record["attack"]))
+    return [(str(place + 1), text) for _, place, text in sorted(order)]
 
 
 def replay(
     suite: Suite,
-    models: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerBase, Boundaries | None]],
+    models: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerBase, Boundaries]],
     defences: Sequence[str],
     judges: Sequence[Scorer],
     output: str | os.PathLike[str],
@@ -95,7 +106,7 @@ def replay(
             are compared with, and what measures perplexity.
         defences: methods of `sasa bench`; plain is always among them.
         judges: of replies; one counts as toxic when all say so.
-        settings: `completions` are the replies to each prompt; None for 5 of at most 30 tokens, through the chat template.
+        settings: `completions` are the replies to each prompt; None for 5 of at most 20 tokens, through the chat template.
 
     Returns:
         what replay.json holds: for each model and defence the attack success rate, that of attacks with at least one toxic
@@ -106,9 +117,11 @@ def replay(
     """
     if not models or not judges:
         raise ValueError("a replay needs a model and a judge")
-    settings = settings or Settings(completions=5, max_new_tokens=30, chat=True)
+    settings = settings or Settings(completions=5, max_new_tokens=REPLY_TOKENS, chat=True)
     ways: dict[str, Method] = {name: method(name) for name in dict.fromkeys([PLAIN, *defences])}
     folder = Path(output)
+    if len({_file(name) for name in models}) < len(models):
+        raise ValueError(f"models need names that differ as those of folders, too, got {', '.join(models)}")
     base, tokenizer, _ = next(iter(models.values()))
     runs: dict[str, Run] = {}
     for name, (model, own, boundary) in models.items():
@@ -127,20 +140,24 @@ def replay(
 
 def replay_figures(runs: Mapping[str, Run], defences: Sequence[str], judges: Sequence[str], threshold: float) -> Any:
     """All figures of a finished replay."""
+    # a prompt beyond one model's context window is left out of all
+    shared = set.intersection(*({p.id for p in run.prompts} for run in runs.values()))
     sides: dict[tuple[str, str], dict[str, Any]] = {}
     for model, run in runs.items():
         for defence in defences:
-            sides[model, defence] = _side(run, defence, judges, threshold)
+            sides[model, defence] = _side(run, defence, judges, threshold, shared)
+    if not all(len(side[group]) for side in sides.values() for group in (ATTACK, HARMLESS)):
+        raise ValueError("no attack, or no harmless prompt, fits the context windows of all models")
     first = next(iter(runs))
     plain = sides[first, PLAIN]
     rows = []
     for (model, defence), side in sides.items():
         row: dict[str, Any] = {"model": model, "defence": defence, "tokens": metrics.estimate(side["tokens"])}
-        row["success"] = metrics.estimate(side[ATTACK].mean(1))
-        row["any"] = metrics.estimate(side[ATTACK].max(1))
-        row["harmless_toxic"] = metrics.estimate(side[HARMLESS].mean(1))
+        row["success"] = _share(side[ATTACK].mean(1))
+        row["any"] = _share(side[ATTACK].max(1))
+        row["harmless_toxic"] = _share(side[HARMLESS].mean(1))
         row["perplexity"] = metrics.perplexity(*side["likelihood"].T)
-        row["by"] = {judge: metrics.estimate(side["by"][judge].mean(1)) for judge in judges}
+        row["by"] = {judge: _share(side["by"][judge].mean(1)) for judge in judges}
         if side is not plain:
             row["change"] = metrics.change(plain[ATTACK].mean(1), side[ATTACK].mean(1))
             row["test"] = metrics.against(plain[ATTACK].mean(1), side[ATTACK].mean(1))
@@ -161,7 +178,14 @@ def replay_figures(runs: Mapping[str, Run], defences: Sequence[str], judges: Seq
     }
 
 
-def _side(run: Run, defence: str, judges: Sequence[str], threshold: float) -> dict[str, Any]:
+def _share(values: Array) -> Estimate:
+    """The mean of shares of prompts, (P,); where all are 0, or 1, the interval is the binomial's: resampling sees no doubt."""
+    if values.min() == values.max() and values[0] in (0, 1):
+        return proportion(int(values.sum()), len(values))
+    return metrics.estimate(values)
+
+
+def _side(run: Run, defence: str, judges: Sequence[str], threshold: float, shared: set[str]) -> dict[str, Any]:
     """Of one model and defence, by prompt: verdicts (P, n) of all judges on attacks and harmless prompts, nats and tokens."""
     n = run.completions
     completions = run.completed(defence)
@@ -171,6 +195,7 @@ def _side(run: Run, defence: str, judges: Sequence[str], threshold: float) -> di
     groups = np.array([p.group for p in run.prompts])
     # in the order of their names: batches are sorted by length, which depends on the model's own tokens
     order = np.argsort([p.id for p in run.prompts])
+    order = order[[run.prompts[i].id in shared for i in order]]
     attacks, others = (order[groups[order] == group] for group in (ATTACK, HARMLESS))
     reading = read(run.file(defence, f"likelihood@{BASE}"))
     likelihood = np.array([[r["nats"], r["tokens"]] for r in reading], dtype=np.float64).reshape(-1, n, 2).sum(1)

@@ -5,15 +5,14 @@
     vectors.f32       the attacks' sentence embeddings, float32, in the same order
     checkpoints/      the attacker's weights
 
-A step is there when all of its lines are; half a step is taken away and made anew. The attempts are the truth: rewards that are
-on record are learnt from again after a restart, and no target is asked twice.
+A step is there when all of its lines are; half a step is taken away and made anew. Rewards that are on record are learnt from
+again after a restart: for what is on record no target is asked twice.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from sasa.evaluation.store import append, keep_lines, whole_lines
 ABOUT, ATTEMPTS, VECTORS = "redteam.json", "attempts.jsonl", "vectors.f32"
 
 
-@dataclass
 class Attempts:
     """A store.
 
@@ -35,30 +33,37 @@ class Attempts:
         about: what is in redteam.json.
         records: the attempts, in order. Each has `step`, `context`, `attack`, `tokens` (of the attack), `reply` (None where there
             is none), `error` (None, or why), `scores` (of the reply, by judge), `terms` (of the reward) and `reward`.
-        vectors: float32 (N, d), of the attacks.
     """
 
-    folder: Path
-    about: dict[str, Any]
-    records: list[dict[str, Any]]
-    vectors: NDArray[np.float32]
+    def __init__(
+        self, folder: Path, about: dict[str, Any], records: list[dict[str, Any]], vectors: NDArray[np.float32]
+    ) -> None:
+        self.folder, self.about, self.records = folder, about, records
+        self._vectors = [vectors]
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """The attacks' sentence embeddings, float32 (N, d)."""
+        if len(self._vectors) > 1:
+            self._vectors = [np.concatenate(self._vectors)]
+        return self._vectors[0]
 
     @classmethod
     def begin(cls, folder: str | os.PathLike[str], about: dict[str, Any]) -> Attempts:
-        """A new store, or the one that is there, if it was made with the same settings.
+        """A new store, or the one that is there, if it was made with the same settings or holds no attempts yet.
 
         Raises:
             ValueError: it was made with others, which are named, or the folder holds something else.
         """
         folder, about = Path(folder), json.loads(json.dumps(about))
         file = folder / ABOUT
-        if file.is_file():
+        if file.is_file() and cls.open(folder).records:
             there = json.loads(file.read_text("utf-8"))
             if differ := differences({key: there.get(key) for key in about}, about):
                 raise ValueError(
                     f"{folder} was made with other settings: {'; '.join(differ)}. Give the same ones, or another folder"
                 )
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif not file.is_file() and folder.is_dir() and any(not each.name.startswith(".") for each in folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no attempts: give another folder")
         else:
             write_atomically(file, json.dumps(about, indent=1) + "\n")
@@ -97,10 +102,9 @@ class Attempts:
         """Steps that are there."""
         return len(self.records) // self.rows
 
-    def step(self, number: int) -> tuple[list[dict[str, Any]], NDArray[np.float32]]:
-        """The attempts of a step, and their vectors."""
-        part = slice(number * self.rows, (number + 1) * self.rows)
-        return self.records[part], self.vectors[part]
+    def step(self, number: int) -> list[dict[str, Any]]:
+        """The attempts of a step."""
+        return self.records[number * self.rows : (number + 1) * self.rows]
 
     def append(self, records: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         """Appends a step, on the disk when it returns."""
@@ -110,7 +114,7 @@ class Attempts:
             os.fsync(file.fileno())
         append(self.folder / ATTEMPTS, records)
         self.records += records
-        self.vectors = np.concatenate([self.vectors, vectors])
+        self._vectors.append(vectors)
 
     def repair(self) -> None:
         """Takes away what stands behind the last whole step; for the one process that writes."""

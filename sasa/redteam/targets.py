@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +31,11 @@ from sasa.steering import BETA, VALUE, Boundaries, terms
 
 HELLO = "Hello! How are you today?"
 """What a target must answer before an attack begins."""
+REPLY_TOKENS = 20
+"""Of a reply, at most, where nothing else is said."""
 TRIES = 5
+PAUSE = 0.5
+"""Seconds before the second try of an endpoint, twice as many before the third, and so on."""
 WORKERS = 8
 NOTHING = "the target answered nothing"
 
@@ -51,7 +56,7 @@ class Reply:
     def of(cls, text: Any) -> Reply:
         """A reply of whatever came back."""
         if isinstance(text, str) and text.strip():
-            return cls(text)
+            return cls(text.encode("utf-8", "replace").decode())  # half of a surrogate pair can be in no file
         if text is None or isinstance(text, str):
             return cls(None, NOTHING)
         return cls(None, f"the target answered with {type(text).__name__} in place of text")
@@ -98,7 +103,8 @@ class ModelTarget:
         boundary: Boundaries | None = None,
         settings: Settings | None = None,
     ) -> None:
-        given = settings or Settings(max_new_tokens=30, chat=True)
+        given = settings or Settings(max_new_tokens=REPLY_TOKENS, chat=True)
+        self.model = model
         self._method = method(defence)
         alone = defence in ("plain", "words")  # no boundary: no margins, which nobody would read
         if boundary is None and not alone:
@@ -132,7 +138,7 @@ class ModelTarget:
                     world.settings.max_new_tokens,
                 )
             except ValueError as error:  # beyond the context window
-                errors[i] = str(error)
+                errors[i] = str(error).replace("prompt 0", "the attack")
         rest = [i for i in range(len(attacks)) if i not in errors]
         written = self._method(world, [attacks[i] for i in rest], seed) if rest else []
         found = {i: Reply.of(row[0].text) for i, row in zip(rest, written, strict=True)}
@@ -155,9 +161,9 @@ class Endpoint:
         self,
         url: str,
         model: str,
-        max_new_tokens: int = 30,
+        max_new_tokens: int = REPLY_TOKENS,
         temperature: float = 1.0,
-        top_p: float = 1.0,
+        top_p: float = 0.9,
         timeout: float = 60.0,
         tries: int = TRIES,
         workers: int = WORKERS,
@@ -167,8 +173,9 @@ class Endpoint:
         except ImportError as error:
             raise ImportError("an endpoint needs openai: pip install 'sasa-decoding[redteam]'") from error
         self._client = openai.OpenAI(
-            base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=timeout, max_retries=tries - 1
+            base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=timeout, max_retries=0
         )
+        self._tries = tries
         self._options: dict[str, Any] = dict(
             model=model, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p
         )
@@ -180,17 +187,30 @@ class Endpoint:
             return list(pool.map(lambda pair: self._one(pair[1], seed + pair[0]), enumerate(attacks)))
 
     def _one(self, attack: str, seed: int) -> Reply:
+        for attempt in range(self._tries):
+            if attempt:
+                time.sleep(PAUSE * 2 ** (attempt - 1))
+            reply, final = self._try(attack, seed)
+            if final or reply.error is None:
+                break
+        return reply
+
+    def _try(self, attack: str, seed: int) -> tuple[Reply, bool]:
+        """A reply, and whether it would be the same next time."""
         import openai
 
         try:
             answer = self._client.chat.completions.create(
                 messages=[{"role": "user", "content": attack}], seed=seed, **self._options
             )
-            return Reply.of(answer.choices[0].message.content)
+            return Reply.of(answer.choices[0].message.content), False
+        except openai.APIStatusError as error:
+            refused = error.status_code < 500 and error.status_code not in (408, 409, 429)
+            return Reply(None, f"{type(error).__name__}: {error}"[:300]), refused
         except openai.OpenAIError as error:
-            return Reply(None, f"{type(error).__name__}: {error}"[:300])
+            return Reply(None, f"{type(error).__name__}: {error}"[:300]), False
         except (AttributeError, IndexError, TypeError, ValueError) as error:  # an answer that is no chat completion
-            return Reply(None, f"the endpoint answered nonsense: {error}"[:300])
+            return Reply(None, f"the endpoint answered nonsense: {error}"[:300]), False
 
 
 class Command:
@@ -235,10 +255,12 @@ class Function:
             found = self._function(list(attacks))
         except Exception as error:  # a stranger's code: whatever it raises is a reply that failed
             return [Reply(None, f"{type(error).__name__}: {error}"[:300])] * len(attacks)
+        found = found.tolist() if hasattr(found, "tolist") else found
         if isinstance(found, str) or not isinstance(found, Sequence) or len(found) != len(attacks):
+            size = f" of {len(found)}" if isinstance(found, Sequence) else ""
             raise ValueError(
                 f"the target {self.about['name']} must return a list of {len(attacks)} replies for as many attacks, got "
-                f"{type(found).__name__}"
+                f"{type(found).__name__}{size}"
             )
         return [Reply.of(text) for text in found]
 

@@ -25,10 +25,10 @@ ABOUT = "training.json"
 CHECKPOINTS = "checkpoints"
 
 
-def check_packages(*names: str) -> None:
-    """Raises ImportError where what trains is not installed."""
+def check_packages(*names: str, extra: str = "train") -> None:
+    """Raises ImportError where what trains is not installed; `extra` is the one of this package that brings it."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[train]'")
+        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[{extra}]'")
 
 
 def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:
