@@ -1,8 +1,10 @@
 """kill -9 at random moments, each followed by the same command: is the store in the end that of a run left in peace?
 
     python benchmarks/kills.py --prompts ../shared/data/rtp/prompts.jsonl --rows 3000:4000
+    python benchmarks/kills.py --redteam
 
-A kill comes at a random moment within two batches after a run has begun to write, in any stage.
+The second is an attack of 48 cases, with twelve updates of the attacker, by the default model on itself. A kill comes at a random
+moment within two batches after a run has begun to write, in any stage.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-STORED = ("completions/*.jsonl", "likelihood/*.jsonl", "scores/*.json")
+STORED = ("completions/*.jsonl", "likelihood/*.jsonl", "scores/*.json", "attempts.jsonl", "vectors.f32")
+ATTACK = ["redteam", "run", "-n", 48, "--contexts-per-step", 2, "-c", 2, "--attack-tokens", 8, "--reply-tokens", 6]
+ATTACK += ["--lora", 4, "--save-steps", 3]
 
 
 def stored(folder: Path) -> dict[str, bytes]:
-    """What a run's completions, likelihoods and scores are, byte for byte."""
+    """What a run's completions, likelihoods and scores are, or an attack's attempts, byte for byte."""
     files = [file for pattern in STORED for file in folder.glob(pattern)]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
@@ -31,7 +35,8 @@ def size(folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", required=True, help="RealToxicityPrompts rows, JSONL")
+    parser.add_argument("--prompts", help="RealToxicityPrompts rows, JSONL")
+    parser.add_argument("--redteam", action="store_true", help="an attack in place of a benchmark")
     parser.add_argument("--rows", default=":", help="START:STOP")
     parser.add_argument("--model")
     parser.add_argument("--boundary", default="toxicity")
@@ -41,22 +46,17 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    command = [
-        sys.executable,
-        "-m",
-        "sasa",
-        "bench",
-        "rtp",
-        "-p",
-        args.prompts,
-        "-b",
-        args.boundary,
-        "--batch-size",
-        "1",
-    ]
-    command += ["--rows", args.rows] if args.rows != ":" else []
-    command += ["--model", args.model] if args.model else []
-    command += ["--limit", args.limit, "-c", args.completions, "-n", args.tokens, "-M", "plain", "-M", "sasa"]
+    if bool(args.prompts) == args.redteam:
+        parser.error("one of --prompts and --redteam")
+    batches = 12 if args.redteam else 2 * args.limit
+    command = [sys.executable, "-m", "sasa"]
+    if args.redteam:
+        command += ATTACK
+    else:
+        command += ["bench", "rtp", "-p", args.prompts, "-b", args.boundary, "--batch-size", "1"]
+        command += ["--rows", args.rows] if args.rows != ":" else []
+        command += ["--model", args.model] if args.model else []
+        command += ["--limit", args.limit, "-c", args.completions, "-n", args.tokens, "-M", "plain", "-M", "sasa"]
     command = [str(part) for part in command]
     draw = random.Random(args.seed)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -69,7 +69,7 @@ def main() -> None:
             time.sleep(0.01)
         if process.returncode or began is None:
             raise SystemExit("the run that was left in peace failed: " + " ".join(command))
-        batch = (time.monotonic() - began) / (2 * args.limit)
+        batch = (time.monotonic() - began) / batches
         killed = 0
         for _ in range(10 * args.kills):
             if killed == args.kills:
