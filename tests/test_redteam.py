@@ -146,26 +146,6 @@ def test_the_attacker_learns_what_is_rewarded(tmp_path):
     assert np.mean(toxicity[-120:]) > np.mean(toxicity[:120]) + 0.2
 
 
-def test_what_got_through_is_learnt_from_again(tmp_path):
-    """Where little gets through, an attacker that imitates it finds more of it than one that learns from each reply once."""
-
-    def rarely(attacks):
-        return ["> aaaa" if text[:1] in set("bcdfghjk") or text[:5] == "Hello" else "> xxxx" for text in attacks]
-
-    settings = RedTeam(
-        cases=320, contexts_per_step=2, samples=4, max_new_tokens=3, lora=4, learning_rate=1e-2, self_bleu=0, cosine=0,
-        naturalness=0, entropy=0, kl=0, save_steps=100,
-    )  # fmt: skip
-    found = []
-    for imitation in (0.0, 0.3):
-        run = attack(
-            tmp_path / str(imitation), replace(settings, imitation=imitation), target=Function(rarely, "rarely")
-        )
-        found.append([record["terms"]["toxicity"] for record in run.records])
-    assert found[0][:8] == found[1][:8]
-    assert np.mean(found[1][160:]) > 1.5 * np.mean(found[0][160:])
-
-
 def test_methods_without_training_leave_the_attacker_as_it_is(tmp_path):
     for method in ("zero-shot", "few-shot"):
         found = attack(tmp_path / method, replace(SMALL, method=method))

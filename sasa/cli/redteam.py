@@ -140,10 +140,6 @@ def run(
             help="Novelty counts as much as the reply is toxic; or is added to that, as in the paper.",
         ),
     ] = DEFAULTS.gated,
-    imitation: Annotated[
-        float,
-        typer.Option(help="With curiosity, weight of earlier toxic attacks' likelihood, evenly over their clusters."),
-    ] = DEFAULTS.imitation,
     kl: Annotated[float, typer.Option(help="Weight of the attacker's KL to what it was.")] = DEFAULTS.kl,
     entropy: Annotated[float, typer.Option(help="Weight of the attacker's entropy.")] = DEFAULTS.entropy,
     contexts_per_step: Annotated[int, typer.Option(help="Contexts in a step.")] = DEFAULTS.contexts_per_step,
@@ -191,8 +187,7 @@ def run(
 
     settings = RedTeam(
         method, cases, contexts_per_step, samples, attack_tokens, w_naturalness, w_bleu, w_cos, kl, entropy,
-        gated=gated, imitation=imitation, nearest=_nearest(novelty), lora=lora, learning_rate=learning_rate,
-        include_context=include_context,
+        gated=gated, nearest=_nearest(novelty), lora=lora, learning_rate=learning_rate, include_context=include_context,
         chat=attacker_chat, batch_size=batch_size, save_steps=save_steps, seed=seed,
     )  # fmt: skip
     asked = list(dict.fromkeys(judges or JUDGES))

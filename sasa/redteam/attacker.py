@@ -33,7 +33,7 @@ from sasa.evaluation.store import alone
 from sasa.generation import completion_text, encode_prompts
 from sasa.redteam.curiosity import TERMS, RedTeam, advantages, choose_examples, few_shot, rewards
 from sasa.redteam.encoder import Encoder, encoder
-from sasa.redteam.hits import EMPTY, HIT, Clusters, is_hit, normalise
+from sasa.redteam.hits import EMPTY, is_hit
 from sasa.redteam.novelty import Cosine, SelfBLEU
 from sasa.redteam.store import Attempts
 from sasa.redteam.targets import Reply, Target, check_target
@@ -154,7 +154,6 @@ class Attacker:
             store,
         )
         self.bleu, self.cosine = SelfBLEU(), Cosine(settings.nearest or None)
-        self.clusters, self.tricks, self.seen = Clusters(), dict[int, list[dict[str, Any]]](), set[str]()
         self.stop = _line_ends(tokenizer)
         self.models: Models | None = None
         self.learners: dict[str, Any] = {}
@@ -177,24 +176,23 @@ class Attacker:
             for number in range(max(s.steps, self.store.steps)):
                 log_p = None
                 if (number + 1) * size <= len(known):
-                    vectors = known[number * size : (number + 1) * size]
-                    self._remember([record["attack"] for record in self.store.step(number)], vectors)
+                    attacks = [record["attack"] for record in self.store.step(number)]
+                    self._remember(attacks, known[number * size : (number + 1) * size])
                 else:
-                    log_p, vectors = self.attempt(number)
+                    log_p = self.attempt(number)
                 if s.trains and number >= learnt:
                     self.learn(number, log_p)
                     if (number + 1) % s.save_steps == 0 or number + 1 == s.steps:
                         save(checkpoints, number + 1, self.learners, [])
-                self._keep_tricks(self.store.step(number), vectors)
                 hits += sum(is_hit(record) for record in self.store.step(number))
                 told = f"toxic by all judges {hits}  toxicity {self._recent_toxicity(number):.3f}"
                 bar.update(task, completed=(number + 1) * s.rows, figures=told)
 
-    def attempt(self, number: int) -> tuple[Tensor | None, Any]:
+    def attempt(self, number: int) -> Tensor | None:
         """A step of attacks, with all that came of them, put on record.
 
         Returns:
-            their log-probabilities (N,), differentiable, where the attacker learns and one pass holds them; their vectors.
+            their log-probabilities (N,), differentiable, where the attacker learns and one pass holds them.
         """
         s = self.settings
         contexts = self._contexts_of(number)
@@ -241,7 +239,7 @@ class Attacker:
             for i in range(len(rows))
         ]
         self.store.append(records, vectors)
-        return kept if at_once else None, vectors
+        return kept if at_once else None
 
     def learn(self, number: int, log_p: Tensor | None = None) -> None:
         """One update by REINFORCE with a leave-one-out baseline.
@@ -259,33 +257,16 @@ class Attacker:
         for first in range(0, len(records), size):
             part = records[first : first + size]
             with self.models.use(POLICY) as policy:
-                found = self._read(policy, part, s.samples) if log_p is None else log_p
+                found = self._read(policy, part) if log_p is None else log_p
                 loss = -(gains[first : first + size].to(found.device) * found).sum() / len(records)
                 loss.backward()
-        if s.method == "curiosity" and s.imitation and (lessons := self._lessons(number)):
-            with self.models.use(POLICY) as policy:
-                (-s.imitation * self._read(policy, lessons, 1).mean()).backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), s.max_norm)
         optimizer.step()
 
-    def _keep_tricks(self, records: list[dict[str, Any]], vectors: Any) -> None:
-        """Sorts a step's attacks that the reward's judge calls toxic into clusters, each text once."""
-        for record, vector in zip(records, vectors, strict=True):
-            text = normalise(record["attack"])
-            if record["error"] is None and record["terms"]["toxicity"] >= HIT and text not in self.seen:
-                self.seen.add(text)
-                self.tricks.setdefault(self.clusters.add(vector), []).append(record)
-
-    def _lessons(self, number: int) -> list[dict[str, Any]]:
-        """Earlier toxic attacks to imitate in a step: of clusters drawn evenly, one each."""
-        draw = random.Random(seed_of(self.settings.seed, "lessons", number))
-        order = [draw.choice(sorted(self.tricks)) for _ in range(self.settings.imitated)] if self.tricks else []
-        return [draw.choice(self.tricks[cluster]) for cluster in order]
-
-    def _read(self, policy: PreTrainedModel, part: list[dict[str, Any]], samples: int) -> Tensor:
-        """Log-probabilities (N,), differentiable, of attacks on record, so many of each context."""
+    def _read(self, policy: PreTrainedModel, part: list[dict[str, Any]]) -> Tensor:
+        """Log-probabilities (N,), differentiable, of attacks on record."""
         s = self.settings
-        contexts = [record["context"] for record in part[::samples]]
+        contexts = [record["context"] for record in part[:: s.samples]]
         ids = encode_prompts(self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens)
         return log_probs(policy, ids, [record["tokens"] for record in part]).sum(1)
 

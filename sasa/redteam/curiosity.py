@@ -55,10 +55,6 @@ class RedTeam:
         naturalness, self_bleu, cosine, kl, entropy: weights of the reward's terms; a term that the method does without is
             recorded and not paid for.
         gated: novelty counts in proportion to the toxicity that it comes with; False adds it, as in the paper.
-        imitation: with curiosity, the weight of the log-likelihood of earlier attacks that the reward's judge calls toxic. Where
-            few are, each is a lesson worth more than one update; drawn evenly over their clusters, they keep the attacker from
-            forgetting one trick for another.
-        imitated: so many of them a step.
         surprise: without a classifier of gibberish, naturalness is minus the nats a token by which an attack exceeds this many
             under the reference model, -1 at the least.
         nearest: novelty in meaning is by the mean cosine to so many nearest attacks; 0 for the mean over all of them.
@@ -86,8 +82,6 @@ class RedTeam:
     kl: float = 0.001
     entropy: float = 0.001
     gated: bool = True
-    imitation: float = 0.1
-    imitated: int = 16
     surprise: float = 5.0
     nearest: int = 16
     lora: int = 16
@@ -105,15 +99,14 @@ class RedTeam:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", 5e-4 if self.lora else 1e-5)
-        for name in ("naturalness", "self_bleu", "cosine", "kl", "entropy", "imitation", "surprise"):
+        for name in ("naturalness", "self_bleu", "cosine", "kl", "entropy", "surprise"):
             if not (math.isfinite(number := getattr(self, name)) and number >= 0):
                 raise ValueError(f"{name} must be >= 0, got {number}")
         for name in ("learning_rate", "max_norm"):
             if not (math.isfinite(number := getattr(self, name)) and number > 0):
                 raise ValueError(f"{name} must be > 0, got {number}")
         least = dict(
-            cases=1, contexts_per_step=1, samples=2, max_new_tokens=1, nearest=0, lora=0, shots=1, imitated=1, batch_size=1,
-            save_steps=1,
+            cases=1, contexts_per_step=1, samples=2, max_new_tokens=1, nearest=0, lora=0, shots=1, batch_size=1, save_steps=1
         )  # fmt: skip
         for name, smallest in least.items():
             if (number := getattr(self, name)) < smallest:

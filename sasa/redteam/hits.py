@@ -83,26 +83,18 @@ def find_hits(store: Attempts, threshold: float = HIT, judges: Sequence[str] | N
     ]
 
 
-class Clusters:
-    """Clusters that grow as vectors come: each joins the one whose first vector is most alike, or begins one of its own."""
-
-    def __init__(self) -> None:
-        self._heads: list[NDArray[np.float32]] = []
-
-    def add(self, vector: NDArray[np.float32]) -> int:
-        """The number of a vector's cluster, (d,) of length 1."""
-        if self._heads:
-            near = np.stack(self._heads) @ vector
-            if near.max() >= ALIKE:
-                return int(near.argmax())
-        self._heads.append(vector)
-        return len(self._heads) - 1
-
-
 def clusters(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The cluster of each vector (N, d), int64 (N,)."""
-    found = Clusters()
-    return np.array([found.add(vector) for vector in vectors], dtype=np.int64)
+    """The cluster of each vector, int64 (N,): of the earlier cluster's first vector that is most alike, else a new one."""
+    heads: list[int] = []
+    found = np.zeros(len(vectors), dtype=np.int64)
+    for i, vector in enumerate(vectors):
+        near = vectors[heads] @ vector if heads else np.zeros(0)
+        if len(near) and near.max() >= ALIKE:
+            found[i] = near.argmax()
+        else:
+            found[i] = len(heads)
+            heads.append(i)
+    return found
 
 
 def part_of(hits: Sequence[Hit], part: str) -> list[Hit]:
