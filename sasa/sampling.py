@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Sequence
 
 import torch
@@ -73,6 +74,16 @@ def sample(
 def seed_of(*parts: object) -> int:
     """A seed from whatever tells a sample from others, such as a run's seed and the number of a batch."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big")
+
+
+def in_rounds(count: int, size: int, number: int, *seed: object) -> list[int]:
+    """Which of `count` things are in batch `number`, of `size`: all of them in one order, then all in another one, and so on."""
+    found: list[int] = []
+    for place in range(number * size, (number + 1) * size):
+        order = list(range(count))
+        random.Random(seed_of(*seed, place // count)).shuffle(order)
+        found.append(order[place % count])
+    return found
 
 
 class _Text:

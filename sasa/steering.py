@@ -114,6 +114,11 @@ def terms(boundary: Boundaries | None) -> tuple[tuple[Boundary, float], ...]:
     return ((boundary, 1.0),) if isinstance(boundary, Boundary) else tuple(boundary)
 
 
+def told(boundary: Boundaries | None) -> str:
+    """What tells boundaries and their weights from others."""
+    return " ".join(one.fingerprint + (f"*{weight:g}" if weight != 1 else "") for one, weight in terms(boundary))
+
+
 def check_value(value: str) -> None:
     """Raises ValueError where there is no value function of that name."""
     if value not in VALUES:

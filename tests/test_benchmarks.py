@@ -235,3 +235,9 @@ def test_under_attack(tiny_folder, mine):
     assert before["bad"]["mine:quiet"]["each"] == after["bad"]["mine:quiet"]["each"]
     assert before["bad"]["mine:quiet"]["each"][0][0] != before["bad"]["mine:quiet"]["each"][0][1]
     assert before["nats"] == after["nats"]
+
+
+def test_what_novelty_costs():
+    shown = run("novelty.py", "--histories", 20, 40, "--batch", 4, "--rounds", 2).splitlines()
+    assert [line.split(" attacks:")[0].strip() for line in shown] == ["20", "40"]
+    assert all(part in shown[0] for part in ("SelfBLEU", "cosine, mean", "16 nearest", "MiB"))

@@ -168,3 +168,11 @@ def style(boundary: Boundary, margin: float) -> Style:
     p = probability(boundary, margin)
     red, green = min(1.0, 2 * (1 - p)), min(1.0, 2 * p)
     return Style(color=Color.from_rgb(60 + 195 * red, 60 + 160 * green, 60))
+
+
+def named_base(model: str | None) -> str:
+    """What an adapter names the model by that it was trained on."""
+    from sasa.models import DEFAULT_MODEL
+
+    name = model or DEFAULT_MODEL
+    return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name

@@ -14,6 +14,7 @@ from sasa.cli.common import (
     DtypeOption,
     StrictOption,
     load_boundaries,
+    named_base,
     out,
     read_prompts,
 )
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = RedTeam()
 JUDGES = "tox-block", "toxic-comment-classifier"
-TOP_K = 10
+SAMPLING = ways.Settings(1, REPLY_TOKENS, chat=True)
 FAILED = 3
 """Exit status where more got through than --fail-above allows."""
 
@@ -145,10 +146,10 @@ def run(
     contexts_per_step: Annotated[int, typer.Option(help="Contexts in a step.")] = DEFAULTS.contexts_per_step,
     samples: Annotated[int, typer.Option("--samples", "-c", help="Attacks from each.")] = DEFAULTS.samples,
     attack_tokens: Annotated[int, typer.Option(help="Tokens of an attack, at most.")] = DEFAULTS.max_new_tokens,
-    reply_tokens: Annotated[int, typer.Option(help="Tokens of a reply, at most.")] = REPLY_TOKENS,
-    temperature: Annotated[float, typer.Option(help="Of replies.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Of a model's replies; 0: no limit.")] = TOP_K,
-    top_p: Annotated[float, typer.Option(help="Of replies.")] = 0.9,
+    reply_tokens: Annotated[int, typer.Option(help="Tokens of a reply, at most.")] = SAMPLING.max_new_tokens,
+    temperature: Annotated[float, typer.Option(help="Of replies.")] = SAMPLING.temperature,
+    top_k: Annotated[int, typer.Option(help="Of a model's replies; 0: no limit.")] = SAMPLING.top_k,
+    top_p: Annotated[float, typer.Option(help="Of replies.")] = SAMPLING.top_p,
     timeout: Annotated[float, typer.Option(help="Seconds for a reply of an endpoint or a program.")] = 60.0,
     chat: ChatOption = True,
     lora: Annotated[int, typer.Option(help="Rank of the attacker's adapter; 0 trains all weights.")] = DEFAULTS.lora,
@@ -177,11 +178,10 @@ def run(
 
     An attacker, a language model, learns from the first judge's scores and from how new its attacks are (curiosity-driven
     red-teaming, Hong et al., ICLR 2024). The other judges take no part: they are for the report. Stopped at any moment, the same
-    command goes on; no reply is asked for twice.
+    command goes on; what is on record is not asked for again.
     """
     import sasa
-    from sasa.cli.train import _base
-    from sasa.redteam.attacker import red_team
+    from sasa.redteam.attacker import check_judges, red_team
     from sasa.redteam.encoder import encoder as load_encoder
     from sasa.redteam.texts import default_contexts
 
@@ -191,10 +191,7 @@ def run(
         chat=attacker_chat, batch_size=batch_size, save_steps=save_steps, seed=seed,
     )  # fmt: skip
     asked = list(dict.fromkeys(judges or JUDGES))
-    if len(asked) < 2 and not single_judge:
-        raise ValueError(
-            f"{asked[0]} alone cannot tell a hit from its own mistake: add a --judge, or say --single-judge"
-        )
+    check_judges(asked, single_judge)
     if "boundary" in asked:
         raise ValueError("the boundary may be part of the defence, and is no judge of it: name another --judge")
     texts = [text.replace("\\n", "\n") for text in read_prompts(contexts)] if contexts else default_contexts()
@@ -205,7 +202,7 @@ def run(
     loaded, tokenizer = sasa.load(attacker, device, dtype)
     store = red_team(
         attacked, loaded, tokenizer, texts, scoring, output, settings, embed=load_encoder(encoder, device),
-        naturalness=natural, single_judge=single_judge, keep_attacker=keep_attacker, base=_base(attacker), progress=True,
+        naturalness=natural, single_judge=single_judge, keep_attacker=keep_attacker, base=named_base(attacker), progress=True,
     )  # fmt: skip
     failed = sum(record["error"] is not None for record in store.records)
     out.print(
@@ -416,9 +413,8 @@ def _sampling(
     about = store.about["target"] if store is not None else {}
     before = about["sampling"] if about.get("kind") == "model" else {}
     asked = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
-    plain = dict(max_new_tokens=REPLY_TOKENS, temperature=1.0, top_k=TOP_K, top_p=0.9)
     chosen: dict[str, Any] = {
-        name: before.get(name, plain[name]) if value is None else value for name, value in asked.items()
+        name: before.get(name, getattr(SAMPLING, name)) if value is None else value for name, value in asked.items()
     }
     return ways.Settings(completions, chat=chat and before.get("chat", True), **chosen)
 
@@ -436,12 +432,13 @@ def _target(
 ) -> Target:
     """The target of `--target`."""
     import sasa
-    from sasa.redteam.targets import Command, Endpoint, ModelTarget, is_function, load_function
+    from sasa.evaluation.rewards import is_function
+    from sasa.redteam.targets import Command, Endpoint, ModelTarget, load_function
 
     ways.method(defence)
     outside = name is not None and (name.startswith(("http://", "https://", "command:")) or is_function(name))
     if outside:
-        given = {"--defence": defence != "plain", "--boundary": boundary, "--top-k": sampling.top_k != TOP_K}
+        given = {"--defence": defence != "plain", "--boundary": boundary, "--top-k": sampling.top_k != SAMPLING.top_k}
         given["--no-chat"] = not sampling.chat
         if options := [option for option, there in given.items() if there]:
             raise ValueError(

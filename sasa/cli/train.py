@@ -21,6 +21,7 @@ from sasa.cli.common import (
     StrictOption,
     load_prompts,
     load_reward,
+    named_base,
     out,
 )
 from sasa.training.trainer import Repulse
@@ -93,7 +94,7 @@ def backtracking(
     check_packages("trl", "peft")
     next(training.corpus.pairs(Counter()), None)  # a wrong path or column shows before the model is loaded
     loaded, tokenizer = sasa.load(model, device, dtype)
-    train_backtracking(loaded, tokenizer, training, output, base=_base(model), progress=True)
+    train_backtracking(loaded, tokenizer, training, output, base=named_base(model), progress=True)
     use = f"sasa generate PROMPT --chat --model {output} --backtrack --boundary none --reset-token '[RESET]'"
     out.print(f"wrote {output}: {use}", soft_wrap=True, markup=False)
 
@@ -212,16 +213,8 @@ def repulse(
     loaded, tokenizer = sasa.load(model, device, dtype)
     judge = load_reward(reward, loaded, tokenizer, boundary, chat, strict)
     train_repulse(
-        loaded, tokenizer, texts, judge, output, settings, base=_base(model), eval_prompts=held_out,
+        loaded, tokenizer, texts, judge, output, settings, base=named_base(model), eval_prompts=held_out,
         keep_proposal=keep_proposal, progress=True,
     )  # fmt: skip
     if state.is_main_process:
         out.print(f"wrote {output}: sasa generate PROMPT --model {output} --no-strict", soft_wrap=True, markup=False)
-
-
-def _base(model: str | None) -> str:
-    """What an adapter names the model by that it was trained on."""
-    from sasa.models import DEFAULT_MODEL
-
-    name = model or DEFAULT_MODEL
-    return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name

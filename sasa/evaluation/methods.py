@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,6 +43,10 @@ class Settings:
     top_p: float = 0.9
     chat: bool = False
     words: tuple[str, ...] = WORDS
+
+    def told(self) -> dict[str, Any]:
+        """What tells these settings from others; the word list by its digest."""
+        return asdict(self) | {"words": hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16]}
 
 
 @dataclass(frozen=True)

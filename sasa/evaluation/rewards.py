@@ -152,15 +152,29 @@ def reward(spec: str, boundary: Callable[[], Reward] | None = None) -> Reward:
             return model_reward(name)
     if spec in SCORERS or spec.startswith(("hf:", "words:")):
         return scorer_reward(scorer(spec))
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
+    if not is_function(spec):
         raise ValueError(
             f"unknown reward {spec!r}; there are: boundary, {', '.join(SCORERS)}, words:CORPUS, hf:MODEL, MODULE:FUNCTION"
         )
+    return function_reward(named_function(spec, "reward"), spec)
+
+
+def is_function(spec: str) -> bool:
+    """Whether something is named as a Python function is, `MODULE:FUNCTION`."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec) is not None
+
+
+def named_function(spec: str, what: str) -> Callable[..., Any]:
+    """The function `MODULE:FUNCTION`; MODULE is looked for in the working folder, too.
+
+    Raises:
+        ValueError: there is none; the message says for `what` it was wanted.
+    """
     module, _, name = spec.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module), name)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {spec!r}: {error}") from error
-    return function_reward(function, spec)
+        raise ValueError(f"{what} {spec!r}: {error}") from error
+    return found

@@ -52,7 +52,7 @@ from sasa.evaluation.suites import Prompt, Suite
 from sasa.generation import Completion, context_window, encode_prompts
 from sasa.sampling import log_probs
 from sasa.skinny import kernel
-from sasa.steering import BETA, VALUE, Boundaries, terms
+from sasa.steering import BETA, VALUE, told
 
 ROWS = 64
 """Completions at a time, unless a batch size is given."""
@@ -119,21 +119,20 @@ class Run:
             "sample": suite.sample,
             "prompt_count": len(kept),
             "prompts": hashlib.sha256("\0".join(f"{p.id} {p.text}" for p in kept).encode()).hexdigest()[:16],
-            "settings": asdict(settings),
+            "settings": settings.told(),
             "seed": seed,
             "batch_size": batch_size,
             "model": asdict(ModelInfo.of(world.model)),
             "weights": fingerprint(world.model),
             "dtype": str(world.model.dtype).removeprefix("torch."),
             "device": world.model.device.type,
-            "boundary": _told(world.boundary),
+            "boundary": told(world.boundary),
             "default": f"sasa:{BETA:g}:{VALUE}",  # what sasa means
             "special_tokens": world.first.embedding.special_tokens,
             "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},
             "threads": torch.get_num_threads(),
             "kernel": world.model.device.type == "cpu" and kernel() is not None,
         }
-        about["settings"]["words"] = hashlib.sha256(" ".join(settings.words).encode()).hexdigest()[:16]
         about = json.loads(json.dumps(about))
         file = folder / "run.json"
         if file.is_file():
@@ -375,11 +374,6 @@ def _by_length(suite: Suite, world: World) -> tuple[list[Prompt], dict[str, int]
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise ValueError(f"no prompt of {suite.source} can be completed: {reasons}")
     return sorted((p for p in suite.prompts if p.id in lengths), key=lambda p: (lengths[p.id], p.id)), dict(skipped)
-
-
-def _told(boundary: Boundaries | None) -> str:
-    """What tells boundaries and their weights from others."""
-    return " ".join(one.fingerprint + (f"*{weight:g}" if weight != 1 else "") for one, weight in terms(boundary))
 
 
 class _Rate(ProgressColumn):

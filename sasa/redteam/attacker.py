@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -21,13 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import ModelInfo, write_atomically
-from sasa.embedding import EmbeddingSpec, check_ready
+from sasa.embedding import EmbeddingSpec, check_ready, figures_bar
 from sasa.evaluation.scorers import Scorer, checked_scores, fingerprint
 from sasa.evaluation.store import alone
 from sasa.generation import completion_text, encode_prompts
@@ -37,7 +34,7 @@ from sasa.redteam.hits import EMPTY, HIT, is_hit
 from sasa.redteam.novelty import Cosine, SelfBLEU
 from sasa.redteam.store import Attempts
 from sasa.redteam.targets import Reply, Target, check_target
-from sasa.sampling import log_probs, sample, seed_of
+from sasa.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.training.checkpoint import newest, restore, save
 from sasa.training.folder import CHECKPOINTS, base_name, check_packages, save_adapter
 from sasa.training.models import ADAPTERS, POLICY, PRIOR, Models
@@ -93,11 +90,7 @@ def red_team(
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names) or not names:
         raise ValueError(f"judges need names of their own, got {', '.join(names) or 'none'}")
-    if len(names) < 2 and not single_judge:
-        raise ValueError(
-            f"one judge alone, {names[0]}, cannot tell a hit from its own mistake: add one that takes no part in the reward, or "
-            "say that a single judge will do (single_judge=True, --single-judge)"
-        )
+    check_judges(names, single_judge)
     if not contexts or any(not context.strip() for context in contexts):
         raise ValueError("contexts are empty: an attacker needs something to write from")
     check_ready(model)
@@ -128,6 +121,15 @@ def red_team(
         finally:
             attacker.close()
     return store
+
+
+def check_judges(names: Sequence[str], single: bool) -> None:
+    """Raises ValueError where one judge is alone and nobody said that it may be."""
+    if len(names) < 2 and not single:
+        raise ValueError(
+            f"one judge alone, {names[0]}, cannot tell a hit from its own mistake: add one that takes no part in the reward, or "
+            "say that a single judge will do (single_judge=True, --single-judge)"
+        )
 
 
 class Attacker:
@@ -171,7 +173,7 @@ class Attacker:
             learnt, _ = restore(last, self.learners)
         known, size = self.store.vectors, self.store.rows
         hits = 0
-        with _bar(progress) as bar:
+        with figures_bar(progress) as bar:
             task = bar.add_task(s.method, total=s.steps * s.rows, completed=0, figures="")
             for number in range(max(s.steps, self.store.steps)):
                 log_p = None
@@ -297,19 +299,14 @@ class Attacker:
         return contextlib.nullcontext(self.model) if self.models is None else self.models.use(which)
 
     def _contexts_of(self, number: int) -> list[str]:
-        """The contexts of a step: all in one order, then all in another one, and so on; with examples for few-shot."""
-        s, count = self.settings, len(self.contexts)
-        found = []
-        for place in range(number * s.contexts_per_step, (number + 1) * s.contexts_per_step):
-            order = list(range(count))
-            random.Random(seed_of(s.seed, "contexts", place // count)).shuffle(order)
-            context = self.contexts[order[place % count]]
-            if s.method == "few-shot":
-                examples = choose_examples(
-                    self.store.records, self.judges[0].name, s.shots, seed_of(s.seed, "shots", place)
-                )
-                context = few_shot(context, examples) if examples else context
-            found.append(context)
+        """The contexts of a step; for few-shot, with examples."""
+        s, size = self.settings, self.settings.contexts_per_step
+        found = [self.contexts[i] for i in in_rounds(len(self.contexts), size, number, s.seed, "contexts")]
+        if s.method == "few-shot":
+            for i, context in enumerate(found):
+                seed = seed_of(s.seed, "shots", number * size + i)
+                if examples := choose_examples(self.store.records, self.judges[0].name, s.shots, seed):
+                    found[i] = few_shot(context, examples)
         return found
 
     def _attack(self, context: str, ids: list[int], row: list[int]) -> str:
@@ -379,16 +376,3 @@ def _about(
 def _line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens with a line's end in them: an attack is one line."""
     return [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text]
-
-
-def _bar(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}", markup=False),
-        console=Console(stderr=True),
-        disable=not show,
-        speed_estimate_period=600,
-    )

@@ -30,7 +30,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from sasa.training import objectives
 
 METHODS = {
     "curiosity": "reinforcement learning, paid for toxic replies and for novelty",
@@ -155,22 +158,18 @@ def advantages(rewards: Sequence[float | None], samples: int) -> NDArray[np.floa
     for first in range(0, len(rewards), samples):
         there = [i for i in range(first, first + samples) if rewards[i] is not None]
         if len(there) > 1:
-            values = np.array([rewards[i] for i in there], dtype=np.float64)
-            found[there] = (values - values.mean()) * len(there) / (len(there) - 1)
+            values = torch.tensor([[rewards[i] for i in there]], dtype=torch.float64)
+            found[there] = objectives.advantages(values)[0].numpy()
     return found
 
 
 def few_shot(context: str, examples: Sequence[str]) -> str:
     """A context with examples: items of its list where it begins one with `1.`, else lines before it."""
-    head, first, rest = ((m := re.match(r"(.*\n)1\.(.*)\Z", context, re.DOTALL)) and (m[1], "1.", m[2])) or (
-        context,
-        "",
-        "",
-    )
-    if not first:
+    item = re.match(r"(.*\n)1\.(.*)\Z", context, re.DOTALL)
+    if item is None:
         return "".join(f"{example}\n" for example in examples) + context
     items = "".join(f"{i}. {example}\n" for i, example in enumerate(examples, 1))
-    return f"{head}{items}{len(examples) + 1}.{rest}"
+    return f"{item[1]}{items}{len(examples) + 1}.{item[2]}"
 
 
 def choose_examples(records: Sequence[Mapping[str, Any]], judge: str, count: int, seed: int) -> list[str]:

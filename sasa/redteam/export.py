@@ -121,10 +121,7 @@ def _agreed(store: Attempts, threshold: float) -> list[list[Any]]:
 
 def _table(names: list[str], rows: list[list[Any]]) -> str:
     written = io.StringIO(newline="")
-    table = csv.writer(
-        written,
-        lineterminator="\n",
-    )
+    table = csv.writer(written, lineterminator="\n")
     table.writerow(names)
     table.writerows(rows)
     return written.getvalue()

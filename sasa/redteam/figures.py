@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sasa.evaluation.importance import proportion
 from sasa.redteam.curiosity import TERMS
-from sasa.redteam.hits import EMPTY, HIT, find_hits, normalise, redact, worst_case
+from sasa.redteam.hits import EMPTY, HIT, Hit, find_hits, normalise, redact, worst_case
 from sasa.redteam.novelty import mutual_bleu
 from sasa.redteam.store import Attempts
 
@@ -51,6 +51,7 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
         raise ValueError(f"{store.folder} holds no attempts yet")
     failed = [str(record["error"]) for record in records if record["error"] not in (None, EMPTY)]
     sides = {name: [name] for name in store.judges} | ({ALL: store.judges} if len(store.judges) > 1 else {})
+    by_side = {name: find_hits(store, threshold, judges) for name, judges in sides.items()}
     found: dict[str, Any] = {
         "name": store.folder.resolve().name,
         "method": store.about["settings"]["method"],
@@ -63,7 +64,7 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
         "empty": sum(record["error"] == EMPTY for record in records),
         "distinct": len({normalise(record["attack"]) for record in records}),
         "errors": dict(Counter(error.split(":")[0] for error in failed)),
-        "judges": {name: _side(store, judges, threshold) for name, judges in sides.items()},
+        "judges": {name: _side(store, judges, threshold, by_side[name]) for name, judges in sides.items()},
         "agreement": [
             _agreement(store, one, other, threshold)
             for one, other in combinations(store.judges, 2)
@@ -71,7 +72,7 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
         ],
         "terms": _terms(store),
     }
-    hits = find_hits(store, threshold)
+    hits = by_side[ALL if ALL in by_side else store.judges[0]]
     sizes = Counter(hit.cluster for hit in hits)
     tell = str if show else redact
     found["heads"] = [
@@ -87,11 +88,10 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
     return found
 
 
-def _side(store: Attempts, judges: list[str], threshold: float) -> dict[str, Any]:
+def _side(store: Attempts, judges: list[str], threshold: float, hits: list[Hit]) -> dict[str, Any]:
     """Figures by one judge, or by several that must agree."""
     scores = np.array([worst_case(record, judges) for record in store.records])
     there = scores[~np.isnan(scores)]
-    hits = find_hits(store, threshold, judges)
     places = np.array([hit.place for hit in hits], dtype=int)
     heads = np.array([hit.place for hit in hits if hit.head], dtype=int)
     ends = np.arange(store.rows, len(scores) + 1, store.rows)

@@ -90,9 +90,8 @@ def mutual_bleu(texts: Sequence[str]) -> NDArray[np.float64]:
     """BLEU of each text, float64 (N,), against all of the others: what `SelfBLEU` gives to the one that comes last."""
     memory = SelfBLEU()
     counted = [memory.count(text) for text in texts]
-    most: dict[
-        tuple[str, ...], list[int]
-    ] = {}  # the greatest count of an n-gram, the second greatest, whose the first is
+    # of an n-gram the greatest count, the second greatest, and whose the first is
+    most: dict[tuple[str, ...], list[int]] = {}
     for i, (counts, _) in enumerate(counted):
         for gram, count in counts.items():
             first, second, whose = most.get(gram, (0, 0, -1))

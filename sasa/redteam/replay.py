@@ -6,7 +6,6 @@ so some were luck: that plain replies to them are toxic less often than once in 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.store import read
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.redteam.hits import HIT, Hit, find_hits, part_of
+from sasa.redteam.report import save_picture
 from sasa.redteam.store import Attempts
 from sasa.redteam.targets import REPLY_TOKENS
 from sasa.redteam.texts import harmless_prompts
@@ -274,7 +274,5 @@ def _plot(file: Path, rows: list[dict[str, Any]]) -> bool:
     axes.set_yticks(range(len(rows)), [f"{row['model']}, {row['defence']}" for row in rows])
     axes.invert_yaxis()
     axes.set(xlabel="attack success rate", xlim=(0, None))
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    write_atomically(file, picture.getvalue())
+    save_picture(figure, file)
     return True

@@ -226,7 +226,7 @@ def _draw_hits(file: Path, attacks: list[dict[str, Any]], judge: str, by: str) -
             axes.plot(curve["cases"], curve[key], **look)
         axes.set(xlabel="cases tried", ylabel=key, title=f"{key}, {by}")
     panels[0].legend(frameon=False, fontsize="small")
-    _save(figure, file)
+    save_picture(figure, file)
 
 
 def _draw_quality(file: Path, attacks: list[dict[str, Any]], judge: str, by: str) -> None:
@@ -241,7 +241,7 @@ def _draw_quality(file: Path, attacks: list[dict[str, Any]], judge: str, by: str
             axes.plot(THRESHOLDS, [_or_nan(each[key]) for each in side["diversity"]], **look)
     panels[0].set_yscale("log")
     panels[0].legend(frameon=False, fontsize="small")
-    _save(figure, file)
+    save_picture(figure, file)
 
 
 def _draw_terms(file: Path, attacks: list[dict[str, Any]]) -> None:
@@ -253,7 +253,7 @@ def _draw_terms(file: Path, attacks: list[dict[str, Any]]) -> None:
             axes.plot(cases[: len(values)], _smooth(values), **look)
         axes.set(xlabel="cases tried", title=name)
     panels[0].legend(frameon=False, fontsize="small")
-    _save(figure, file)
+    save_picture(figure, file)
 
 
 def _smooth(values: list[float], over: int = 5) -> list[float]:
@@ -274,7 +274,8 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _save(figure: Any, file: Path) -> None:
+def save_picture(figure: Any, file: Path) -> None:
+    """Writes a figure of matplotlib as PNG."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     write_atomically(file, picture.getvalue())

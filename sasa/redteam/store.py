@@ -57,16 +57,16 @@ class Attempts:
         """
         folder, about = Path(folder), json.loads(json.dumps(about))
         file = folder / ABOUT
-        if file.is_file() and cls.open(folder).records:
-            there = json.loads(file.read_text("utf-8"))
-            if differ := differences({key: there.get(key) for key in about}, about):
+        known = cls.open(folder) if file.is_file() else None
+        if known is not None and known.records:
+            if differ := differences({key: known.about.get(key) for key in about}, about):
                 raise ValueError(
                     f"{folder} was made with other settings: {'; '.join(differ)}. Give the same ones, or another folder"
                 )
-        elif not file.is_file() and folder.is_dir() and any(not each.name.startswith(".") for each in folder.iterdir()):
+            return known
+        if known is None and folder.is_dir() and any(not each.name.startswith(".") for each in folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no attempts: give another folder")
-        else:
-            write_atomically(file, json.dumps(about, indent=1) + "\n")
+        write_atomically(file, json.dumps(about, indent=1) + "\n")
         return cls.open(folder)
 
     @classmethod

@@ -6,18 +6,13 @@ nothing because nothing was there to answer has shown nothing.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import os
-import re
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,9 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sasa.boundary import ModelInfo
 from sasa.embedding import EmbeddingSpec
 from sasa.evaluation.methods import Settings, World, method
+from sasa.evaluation.rewards import named_function
 from sasa.evaluation.scorers import fingerprint
 from sasa.generation import encode_prompts
-from sasa.steering import BETA, VALUE, Boundaries, terms
+from sasa.steering import BETA, VALUE, Boundaries, told
 
 HELLO = "Hello! How are you today?"
 """What a target must answer before an attack begins."""
@@ -119,9 +115,8 @@ class ModelTarget:
             "dtype": str(model.dtype).removeprefix("torch."),
             "defence": defence,
             "default": f"sasa:{BETA:g}:{VALUE}",
-            "boundary": "" if alone else " ".join(f"{one.fingerprint}*{weight:g}" for one, weight in terms(boundary)),
-            "sampling": asdict(given)
-            | {"words": hashlib.sha256(" ".join(given.words).encode()).hexdigest()[:16], "completions": 1},
+            "boundary": told(self._world.boundary),
+            "sampling": self._world.settings.told(),
         }
 
     def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
@@ -271,15 +266,4 @@ def load_function(spec: str) -> Function:
     Raises:
         ValueError: there is no such module or function.
     """
-    module, _, name = spec.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return Function(getattr(importlib.import_module(module), name), spec)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"target {spec!r}: {error}") from error
-
-
-def is_function(spec: str) -> bool:
-    """Whether a target's name is that of a Python function."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec) is not None
+    return Function(named_function(spec, "target"), spec)

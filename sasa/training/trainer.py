@@ -8,22 +8,20 @@ loss, its training step and its checkpoints, most of them private.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import write_atomically
+from sasa.embedding import figures_bar
 from sasa.evaluation.rewards import Reward
 from sasa.generation import completion_text
-from sasa.sampling import log_probs, sample, seed_of
+from sasa.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.training import objectives
 from sasa.training.card import AVERAGED
 from sasa.training.checkpoint import newest, restore, save
@@ -154,7 +152,7 @@ class Trainer:
         last, done = newest(checkpoints), 0
         if last is not None:
             done, self.log = restore(last, self.learners)
-        with _bar(progress and self.processes.is_main_process) as bar:
+        with figures_bar(progress and self.processes.is_main_process) as bar:
             task = bar.add_task(s.method, total=s.steps, completed=done, figures="")
             if not done:
                 self._evaluate({"step": 0})
@@ -177,7 +175,7 @@ class Trainer:
         for weights, _ in self.learners.values():
             for weight in weights.values():
                 weight.grad = None
-        chosen = self._prompts_of(number)
+        chosen = in_rounds(len(self.prompts), s.prompts_per_step, number, s.seed)
         rows = s.samples * (2 if PROPOSAL in self.learners else 1)
         size = min(max(1, s.batch_size // rows), math.ceil(len(chosen) / share.num_processes))
         parts = [chosen[first : first + size] for first in range(0, len(chosen), size)]
@@ -193,16 +191,6 @@ class Trainer:
             entry["norm" if who == POLICY else "proposal_norm"] = float(norm)
             optimizer.step()
         return entry
-
-    def _prompts_of(self, number: int) -> list[int]:
-        """The prompts of a step: all of them in an order of their own, then all in another one, and so on."""
-        size, count = self.settings.prompts_per_step, len(self.prompts)
-        found = []
-        for place in range(number * size, (number + 1) * size):
-            order = list(range(count))
-            random.Random(seed_of(self.settings.seed, place // count)).shuffle(order)
-            found.append(order[place % count])
-        return found
 
     def _gradients(self, chosen: list[int], seed: int, total: int) -> dict[str, float]:
         """Adds the gradients of both losses on some prompts, of `total` in the step, to the weights' own; sums for the log."""
@@ -335,19 +323,6 @@ def judge(
     texts = [completion_text(tokenizer, encoded[i // each], row) for i, row in enumerate(completions)]
     found = reward([prompts[i // each] for i in range(len(texts))], texts)
     return torch.from_numpy(found).float().view(len(prompts), each)
-
-
-def _bar(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}", markup=False),
-        console=Console(stderr=True),
-        disable=not show,
-        speed_estimate_period=600,
-    )
 
 
 def _figures(log: list[dict[str, Any]]) -> str:
