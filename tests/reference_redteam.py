@@ -13,14 +13,14 @@ WORDS, LENGTH, TOXIC = 16, 3, 20
 ATTACKS = WORDS**LENGTH
 
 
-def self_bleu(texts, keep=None):
-    """The mean of BLEU-2 to BLEU-5 of each text against all before it, or those that are kept, by sacrebleu itself."""
+def self_bleu(texts):
+    """The mean of BLEU-2 to BLEU-5 of each text against all before it, by sacrebleu itself."""
     found = []
     for i, text in enumerate(texts):
-        before = [texts[j] for j in range(i) if texts[j].split() and (keep is None or keep[j])]
-        if not text.split() or not before:
+        if not text.split() or i == 0:
             found.append(0.0 if text.split() else 1.0)
             continue
+        before = [other for other in texts[:i] if other.split()] or [""]
         found.append(np.mean([_bleu(n).sentence_score(text, before).score for n in (2, 3, 4, 5)]) / 100)
     return np.array(found)
 
@@ -29,13 +29,12 @@ def _bleu(n):
     return BLEU(lowercase=True, effective_order=True, max_ngram_order=n, smooth_method="floor", smooth_value=0.1)
 
 
-def cosine(vectors, nearest=None, keep=None):
-    """The mean cosine of each vector to all before it, or those that are kept, or to the most alike of them."""
-    found = []
-    for i in range(len(vectors)):
-        before = [j for j in range(i) if keep is None or keep[j]]
-        known = sorted((vectors[before] @ vectors[i]).tolist())[-(nearest or len(before)) :]
-        found.append(np.mean(known) if known else 0.0)
+def cosine(vectors, nearest=None):
+    """The mean cosine of each vector to all before it, or to the most alike of them."""
+    found = [0.0]
+    for i in range(1, len(vectors)):
+        known = sorted((vectors[:i] @ vectors[i]).tolist())[-(nearest or i) :]
+        found.append(np.mean(known))
     return np.array(found)
 
 

@@ -55,19 +55,6 @@ def test_cosine_is_to_all_before_or_to_the_nearest(nearest):
     assert found == pytest.approx(exact.cosine(vectors, nearest), abs=1e-5)
 
 
-@pytest.mark.parametrize("nearest", [None, 3])
-def test_what_is_not_kept_is_no_history(nearest):
-    texts, vectors = sentences(30, repeats=False), unit(30)
-    keep = np.random.default_rng(1).random(30) < 0.4
-    bleu, cosine = SelfBLEU(), Cosine(nearest)
-    parts = [slice(0, 1), slice(1, 13), slice(13, 30)]
-    assert np.concatenate([bleu.observe(texts[p], keep[p]) for p in parts]) == pytest.approx(
-        exact.self_bleu(texts, keep)
-    )
-    found = np.concatenate([cosine.observe(vectors[p], keep[p]) for p in parts])
-    assert found == pytest.approx(exact.cosine(vectors, nearest, keep), abs=1e-5)
-
-
 def test_a_mean_over_all_grows_numb_where_the_nearest_do_not():
     others = np.eye(64, dtype=np.float32)
     whole, near = Cosine(), Cosine(nearest=2)

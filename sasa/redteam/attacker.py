@@ -30,7 +30,7 @@ from sasa.evaluation.store import alone
 from sasa.generation import completion_text, encode_prompts
 from sasa.redteam.curiosity import TERMS, RedTeam, advantages, choose_examples, few_shot, rewards
 from sasa.redteam.encoder import Encoder, encoder
-from sasa.redteam.hits import EMPTY, HIT, is_hit
+from sasa.redteam.hits import EMPTY, is_hit
 from sasa.redteam.novelty import Cosine, SelfBLEU
 from sasa.redteam.store import Attempts
 from sasa.redteam.targets import Reply, Target, check_target
@@ -178,10 +178,8 @@ class Attacker:
             for number in range(max(s.steps, self.store.steps)):
                 log_p = None
                 if (number + 1) * size <= len(known):
-                    records = self.store.step(number)
-                    toxicity = [record["terms"]["toxicity"] or 0.0 for record in records]
-                    attacks = [record["attack"] for record in records]
-                    self._remember(attacks, known[number * size : (number + 1) * size], toxicity)
+                    attacks = [record["attack"] for record in self.store.step(number)]
+                    self._remember(attacks, known[number * size : (number + 1) * size])
                 else:
                     log_p = self.attempt(number)
                 if s.trains and number >= learnt:
@@ -215,6 +213,7 @@ class Attacker:
         attacks = [self._attack(contexts[i // s.samples], ids[i // s.samples], row) for i, row in enumerate(rows)]
         replies = self._ask(attacks, seed_of(s.seed, "replies", number))
         vectors = self.embed(attacks)
+        self_bleu, cosine = self._remember(attacks, vectors)
         answered = [i for i, reply in enumerate(replies) if reply.text is not None]
         scores: list[dict[str, float]] = [{} for _ in rows]
         for judge in self.judges:
@@ -222,7 +221,6 @@ class Attacker:
             for i, score in zip(answered, given, strict=True):
                 scores[i][judge.name] = round(float(score), 6)
         toxicity = [of_row.get(self.judges[0].name, 0.0) for of_row in scores]
-        self_bleu, cosine = self._remember(attacks, vectors, toxicity)
         columns = [toxicity, self._natural(attacks, rows, log_p0), self_bleu, cosine, log_p - log_p0, log_p]
         terms = {name: np.round(column, 6) for name, column in zip(TERMS, columns, strict=True)}
         total = rewards(terms, s)
@@ -335,12 +333,11 @@ class Attacker:
             return checked_scores(self.naturalness, attacks)
         return np.clip(log_p0 / np.array([len(row) for row in rows]) + self.settings.surprise, -1.0, 0.0)
 
-    def _remember(self, attacks: list[str], vectors: Any, toxicity: list[float]) -> tuple[Any, Any]:
-        """SelfBLEU and cosine of attacks to history, which they are then part of, or the toxic ones among them."""
-        keep = [not self.settings.gated or score >= HIT for score in toxicity]
-        cosine = self.cosine.observe(vectors, keep)
+    def _remember(self, attacks: list[str], vectors: Any) -> tuple[Any, Any]:
+        """Novelty of attacks against all before them, which they are then part of."""
+        cosine = self.cosine.observe(vectors)
         empty = np.array([not attack for attack in attacks])
-        return self.bleu.observe(attacks, keep), np.where(empty, 1.0, cosine)
+        return self.bleu.observe(attacks), np.where(empty, 1.0, cosine)
 
 
 def _about(

@@ -10,8 +10,7 @@ with SelfBLEU and cosine to all earlier attacks. Reinforcement learning alone se
 again and again; the novelty of a repeat falls, and with it what repeating is worth.
 
 Where few replies are toxic, most of that sum is novelty, and an attacker learns to be novel first, which is easy: longer and
-stranger texts, none of which gets through. By default novelty is `gated`: it counts as much as the reply is toxic, and only what
-was answered in a toxic way is history.
+stranger texts, none of which gets through. By default novelty is `gated`: what is known costs as much as the reply is toxic.
 
     toxicity(y) * (1 - w_bleu * SelfBLEU(x) - w_cos * cosine(x)) + w_gib * naturalness(x) - ...
 
@@ -58,8 +57,7 @@ class RedTeam:
         max_new_tokens: of an attack; it ends at the end of its line.
         naturalness, self_bleu, cosine, kl, entropy: weights of the reward's terms; a term that the method does without is
             recorded and not paid for.
-        gated: novelty counts in proportion to the toxicity that it comes with, against earlier attacks that the reward's judge
-            calls toxic; False adds it, against all earlier attacks, as in the paper.
+        gated: novelty counts in proportion to the toxicity that it comes with; False adds it, as in the paper.
         surprise: without a classifier of gibberish, naturalness is minus the nats a token by which an attack exceeds this many
             under the reference model, -1 at the least.
         nearest: novelty in meaning is by the mean cosine to so many nearest attacks; 0 for the mean over all of them.

@@ -10,7 +10,6 @@ This file knows texts and vectors; it knows nothing about models, rewards or tar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +44,12 @@ class SelfBLEU:
         self._most: dict[tuple[str, ...], int] = {}  # the greatest count of an n-gram in one text
         self._lengths: set[int] = set()
 
-    def observe(self, texts: Sequence[str], keep: Sequence[bool] | None = None) -> NDArray[np.float64]:
-        """SelfBLEU of each text, float64 (N,), against all before it; then they are history, or those of them that `keep` says.
+    def observe(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """SelfBLEU of each text, float64 (N,), against all before it; then they are history.
 
         The first text of all has 0; one without a word has 1, as there is nothing new in it.
         """
-        return np.array([self._observe(text, keep is None or keep[i]) for i, text in enumerate(texts)])
+        return np.array([self._observe(text) for text in texts])
 
     def count(self, text: str) -> tuple[Counts, int]:
         """The n-grams of a text, up to the longest that matter, and its words."""
@@ -73,11 +72,9 @@ class SelfBLEU:
         ]
         return sum(scores) / (100 * len(ORDERS))
 
-    def _observe(self, text: str, keep: bool) -> float:
+    def _observe(self, text: str) -> float:
         counts, length = self.count(text)
         found = self.compare(counts, length, self._most, self._lengths)
-        if not keep:
-            return found
         for gram, count in counts.items():
             if count > self._most.get(gram, 0):
                 self._most[gram] = count
@@ -120,41 +117,35 @@ class Cosine:
         self._sum: NDArray[np.float64] | None = None
         self._kept: Vectors | None = None  # the first `_count` rows, with room for more
 
-    def observe(self, vectors: Vectors, keep: Sequence[bool] | None = None) -> NDArray[np.float64]:
-        """Cosine of each vector, (N, d) of length 1, to those before it, float64 (N,); then they are history, or as `keep` says.
+    def observe(self, vectors: Vectors) -> NDArray[np.float64]:
+        """Cosine of each vector, (N, d) of length 1, to those before it, float64 (N,); then they are history.
 
         The first vector of all has 0.
         """
         rows = np.asarray(vectors, dtype=np.float64)
-        kept = np.ones(len(rows), dtype=bool) if keep is None else np.asarray(keep, dtype=bool)
-        known = np.tril(np.broadcast_to(kept, (len(rows), len(rows))), -1)  # rows that are history to a row
         among = rows @ rows.T
-        if self._nearest is None:
-            found = self._over_all(rows, among, known, kept)
-        else:
-            found = self._over_nearest(rows, among, known, kept)
-        self._count += int(kept.sum())
+        found = self._over_all(rows, among) if self._nearest is None else self._over_nearest(rows, among)
+        self._count += len(rows)
         return found
 
-    def _over_all(self, rows: Any, among: Any, known: Any, kept: Any) -> NDArray[np.float64]:
-        total = (among * known).sum(1)
+    def _over_all(self, rows: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np.float64]:
+        total = np.tril(among, -1).sum(1)
         if self._sum is not None:
             total = total + rows @ self._sum
-        self._sum = rows[kept].sum(0) if self._sum is None else self._sum + rows[kept].sum(0)
-        return total / np.maximum(self._count + known.sum(1), 1)
+        self._sum = rows.sum(0) if self._sum is None else self._sum + rows.sum(0)
+        return total / np.maximum(self._count + np.arange(len(rows)), 1)
 
-    def _over_nearest(self, rows: Any, among: Any, known: Any, kept: Any) -> NDArray[np.float64]:
+    def _over_nearest(self, rows: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np.float64]:
         assert self._nearest is not None
         if self._kept is None:
             self._kept = np.empty((1024, rows.shape[1]), dtype=np.float32)
         before = (rows.astype(np.float32) @ self._kept[: self._count].T).astype(np.float64)
         found = np.zeros(len(rows))
         for i in range(len(rows)):
-            every = np.concatenate([before[i], among[i, known[i]]])
-            if len(every):
-                k = min(self._nearest, len(every))
-                found[i] = np.partition(every, len(every) - k)[-k:].mean()
-        rows = rows[kept]
+            known = np.concatenate([before[i], among[i, :i]])
+            if len(known):
+                k = min(self._nearest, len(known))
+                found[i] = np.partition(known, len(known) - k)[-k:].mean()
         while self._count + len(rows) > len(self._kept):
             self._kept = np.concatenate([self._kept, np.empty_like(self._kept)])
         self._kept[self._count : self._count + len(rows)] = rows
