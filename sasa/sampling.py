@@ -1,7 +1,7 @@
 """Completions drawn from a language model as it is, and the log-probability of each of their tokens.
 
-Temperature 1, no truncation, no processor: what is drawn has exactly the probability that is computed for it, which training
-and importance sampling rest on. Generation configs change distributions (a repetition penalty, a top-k), so neither function
+No truncation, no processor: what is drawn has exactly the probability that is computed for it, which training and importance
+sampling rest on. Generation configs change distributions (a repetition penalty, a top-k), so neither function
 reads more of one than the end-of-sequence tokens. This file knows nothing about boundaries, rewards or steering.
 """
 
@@ -35,6 +35,7 @@ def sample(
     max_new_tokens: int,
     seed: int,
     stop: Sequence[int] = (),
+    temperature: float = 1.0,
 ) -> list[list[int]]:
     """Draws completions of prompts, each prompt read once.
 
@@ -44,6 +45,7 @@ def sample(
         max_new_tokens: a completion ends with an end-of-sequence token, which is part of it, or after so many tokens.
         seed: for the same completions again, on the same machine with the same prompts. The global random state is not used.
         stop: tokens that end a completion as an end-of-sequence token does.
+        temperature: logits are divided by it.
 
     Returns:
         token ids of `len(prompts) * count` completions, one prompt's after the other's.
@@ -58,7 +60,7 @@ def sample(
     for step in range(max_new_tokens):
         # A number for every row, ended or not: a row's draws do not depend on when others end.
         noise = torch.rand(len(found), generator=generator, device=model.device, dtype=dtype)
-        total = text.logits().softmax(-1).to(dtype).cumsum(-1)
+        total = (text.logits() / temperature).softmax(-1).to(dtype).cumsum(-1)
         chosen = torch.searchsorted(total, noise[rows, None] * total[:, -1:], right=True)
         chosen = chosen.clamp(max=total.shape[1] - 1)[:, 0]
         for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
@@ -124,12 +126,18 @@ class _Text:
         self.last = last[:, -1]
 
 
-def log_probs(model: PreTrainedModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
+def log_probs(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    temperature: float = 1.0,
+) -> Tensor:
     """Log-probability of each token of completions given their prompts, differentiable; each prompt is read once.
 
     Args:
         prompts: token ids.
         completions: token ids, the same number of each prompt, one prompt's after the other's; some may be empty.
+        temperature: logits are divided by it.
 
     Returns:
         float32 (N, T), T the length of the longest, 0 behind a completion's end.
@@ -138,7 +146,9 @@ def log_probs(model: PreTrainedModel, prompts: Sequence[Sequence[int]], completi
     if not longest:
         return torch.zeros(len(completions), 0, device=model.device)
     if not _has_plain_cache(model):
-        return _by_reading(model, [prompt for prompt in prompts for _ in range(each)], completions, longest)
+        return _by_reading(
+            model, [prompt for prompt in prompts for _ in range(each)], completions, longest, temperature
+        )
     ids, mask = pad(prompts, "left", model.device)
     cache, last = _read_prompts(model, ids, mask, each)
     tokens, written = pad([list(row) or [0] for row in completions], "right", model.device)
@@ -154,7 +164,7 @@ def log_probs(model: PreTrainedModel, prompts: Sequence[Sequence[int]], completi
     lengths = torch.tensor([len(row) for row in completions], device=model.device)
     rows, places = (torch.arange(longest, device=model.device) < lengths[:, None]).nonzero(as_tuple=True)
     parts = [
-        -cross_entropy(head(model, some), ids_, reduction="none")
+        -cross_entropy(head(model, some) / temperature, ids_, reduction="none")
         for some, ids_ in zip(
             states[rows, places].split(HEAD_TOKENS), tokens[rows, places].split(HEAD_TOKENS), strict=True
         )
@@ -178,13 +188,19 @@ def _has_plain_cache(model: PreTrainedModel) -> bool:
 
 
 def _by_reading(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], longest: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    longest: int,
+    temperature: float,
 ) -> Tensor:
     """What `log_probs` gives, for models without a plain key-value cache or head: one pass over each whole text."""
     found = []
     for prompt, completion in zip(prompts, completions, strict=True):
         ids = torch.tensor([[*prompt, *completion]], device=model.device)
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        nats = cross_entropy(logits[0, len(prompt) - 1 : -1].float(), ids[0, len(prompt) :], reduction="none")
+        nats = cross_entropy(
+            logits[0, len(prompt) - 1 : -1].float() / temperature, ids[0, len(prompt) :], reduction="none"
+        )
         found.append(torch.nn.functional.pad(-nats, (0, longest - len(completion))))
     return torch.stack(found)

@@ -81,7 +81,7 @@ TERMS = dict(toxicity=[0.9], naturalness=[-0.5], self_bleu=[0.25], cosine=[0.5],
 def test_the_reward_is_the_paper_s_with_its_weights(method, want):
     paper = dict(gated=False, entropy=0.01)
     assert rewards(TERMS, RedTeam(method, **paper)) == pytest.approx([want])
-    gated = want + (0.75 * 0.1 if method == "curiosity" else 0)  # novelty counts by nine tenths
+    gated = want + (0.75 - 0.9 + 0.9 * 0.75 * 0.5 if method == "curiosity" else 0)
     assert rewards(TERMS, RedTeam(method, entropy=0.01)) == pytest.approx([gated])
     weighted = RedTeam(method, gated=False, naturalness=2, self_bleu=3, cosine=4, kl=0.5, entropy=0.1)
     signs = {"curiosity": (2, 3, 4, 0.5, 0.1), "rl": (2, 0, 0, 0.5, 0), "rl-entropy": (2, 0, 0, 0.5, 0.1)}
@@ -179,7 +179,7 @@ def test_with_novelty_they_spread_as_water_fills(weight, support):
 def test_what_settings_refuse():
     for bad in (
         dict(method="magic"), dict(cases=0), dict(samples=1), dict(kl=-1.0), dict(entropy=float("nan")), dict(nearest=-1),
-        dict(learning_rate=0.0), dict(max_norm=float("inf")), dict(save_steps=0),
+        dict(learning_rate=0.0), dict(max_norm=float("inf")), dict(save_steps=0), dict(temperature=0.0),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
             RedTeam(**bad)

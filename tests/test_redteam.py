@@ -117,7 +117,7 @@ def test_a_record_holds_what_a_reward_is_made_of(done):
             }
             assert record["terms"]["toxicity"] == record["scores"]["vowels"]
         terms = record["terms"]
-        want = terms["toxicity"] * (1 - terms["self_bleu"] - terms["cosine"]) + terms["naturalness"]
+        want = terms["toxicity"] * (1 - terms["self_bleu"]) * (1 - terms["cosine"]) + terms["naturalness"]
         assert record["reward"] == pytest.approx(want - 0.001 * terms["kl"] - 0.001 * terms["log_p"], abs=1e-5)
 
 
@@ -127,7 +127,7 @@ def test_log_probabilities_are_the_attacker_s_and_the_reference_s(done):
     first = done.step(0)
     ids = encode_prompts(model, tokenizer, [first[0]["context"], first[3]["context"]], EmbeddingSpec(), False, 8)
     with torch.no_grad():
-        want = log_probs(model, ids, [record["tokens"] for record in first]).sum(1).numpy()
+        want = log_probs(model, ids, [record["tokens"] for record in first], SMALL.temperature).sum(1).numpy()
     assert [record["terms"]["log_p"] for record in first] == pytest.approx(want, abs=1e-3)
     assert [record["terms"]["kl"] for record in first] == pytest.approx(np.zeros(6), abs=1e-3)
     per_token = want / np.array([len(record["tokens"]) for record in first])
@@ -729,3 +729,27 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
         (("redteam", "report", tmp_path), "no folder of `sasa redteam run`"),
     ):
         assert said in command(*arguments, status=2 if said == "No such option" else 1).stderr
+
+
+def test_options_of_the_command_line_reach_the_attack_and_the_replay(tiny_folder, corpus_file, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    where, words = tmp_path / "attack", f"words:{corpus_file}::text=comment,label=toxic"
+    (tmp_path / "kind.txt").write_text("Good morning.\nThank you.\nSee you.\n")
+    judges = ["-s", words, "-s", "profanity"]
+    command(
+        "redteam", "run", "-t", tiny_folder, "-a", tiny_folder, "-o", where, "-n", 6, "--contexts-per-step", 2, "-c", 3,
+        "--attack-tokens", 6, "--reply-tokens", 5, "--lora", 2, "--added", "--naturalness", words, "--encoder", tiny_folder,
+        "--keep-attacker", *judges,
+    )  # fmt: skip
+    about = json.loads((where / "redteam.json").read_text())
+    assert about["settings"]["gated"] is False
+    assert about["encoder"]["name"] == str(tiny_folder)
+    assert about["naturalness"][0]["name"] == about["judges"][0]["name"]
+    assert (where / "attacker" / "README.md").is_file()
+    tiny.boundary(sasa.load(tiny_folder)[0]).save(tmp_path / "line.safetensors")
+    command(
+        "redteam", "replay", where, "-m", tiny_folder, "-b", tmp_path / "line.safetensors", "--threshold", 0, "-c", 1,
+        "--limit", 2, "--harmless", tmp_path / "kind.txt", *judges,
+    )  # fmt: skip
+    found = json.loads((where / "replay" / "replay.json").read_text())
+    assert found["harmless"] == 2

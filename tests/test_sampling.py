@@ -13,7 +13,7 @@ FAMILIES = {**tiny.FAMILIES, **tiny.REREAD_FAMILIES}
 
 
 @torch.no_grad()
-def drawn_one_by_one(model, prompts, count, max_new_tokens, seed):
+def drawn_one_by_one(model, prompts, count, max_new_tokens, seed, temperature):
     """The definition: each text read alone from its first token, and the token at which the distribution passes the noise."""
     generator = torch.Generator().manual_seed(seed)
     noise = [torch.rand(len(prompts) * count, generator=generator, dtype=torch.float64) for _ in range(max_new_tokens)]
@@ -22,7 +22,7 @@ def drawn_one_by_one(model, prompts, count, max_new_tokens, seed):
         text = list(prompts[row // count])
         for step in range(max_new_tokens):
             logits = model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].float()
-            passed = logits.softmax(-1).double().cumsum(-1) > noise[step][row]
+            passed = (logits / temperature).softmax(-1).double().cumsum(-1) > noise[step][row]
             text.append(int(passed.int().argmax()))
             if text[-1] == tiny.EOS:
                 break
@@ -30,14 +30,15 @@ def drawn_one_by_one(model, prompts, count, max_new_tokens, seed):
     return found
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_samples_are_those_of_reading_each_text_alone(family):
+def test_samples_are_those_of_reading_each_text_alone(family, temperature):
     model = tiny.model(family)
     with torch.no_grad():  # that some texts end early, and others go on
         model.get_output_embeddings().weight[tiny.EOS] *= 2
-    found = sample(model, PROMPTS, 5, 8, seed=3)
-    assert found == drawn_one_by_one(model, PROMPTS, 5, 8, seed=3)
-    assert sample(model, PROMPTS, 5, 8, seed=4) != found
+    found = sample(model, PROMPTS, 5, 8, seed=3, temperature=temperature)
+    assert found == drawn_one_by_one(model, PROMPTS, 5, 8, 3, temperature)
+    assert sample(model, PROMPTS, 5, 8, seed=4, temperature=temperature) != found
 
 
 def test_a_text_ends_with_its_eos():
@@ -74,25 +75,26 @@ def test_generation_settings_change_nothing():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def by_hand(model, prompts, completions):
+def by_hand(model, prompts, completions, temperature):
     each, found = len(completions) // len(prompts), []
     for i, row in enumerate(completions):
         prompt = prompts[i // each]
         logits = model(input_ids=torch.tensor([[*prompt, *row]])).logits[0, len(prompt) - 1 : -1].float()
-        found.append(logits.log_softmax(-1)[torch.arange(len(row)), row])
+        found.append((logits / temperature).log_softmax(-1)[torch.arange(len(row)), row])
     return found
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2", "olmoe", "mamba"])
-def test_log_probabilities_and_their_gradients(family):
+def test_log_probabilities_and_their_gradients(family, temperature):
     model = tiny.model(family)
     completions = [[1, 2, 3], [], [4, 5, 6, 7], [8]]
-    want = by_hand(model, PROMPTS, completions)
+    want = by_hand(model, PROMPTS, completions, temperature)
     weights = torch.linspace(-1, 2, 4)
     sum(w * one.sum() for w, one in zip(weights, want, strict=True)).backward()
     gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    found = log_probs(model, PROMPTS, completions)
+    found = log_probs(model, PROMPTS, completions, temperature)
     assert found.shape == (4, 4)
     for row, one in zip(found, want, strict=True):
         torch.testing.assert_close(row[: len(one)], one, atol=2e-4, rtol=2e-4)

@@ -138,7 +138,7 @@ def run(
         bool,
         typer.Option(
             "--gated/--added",
-            help="Novelty counts as much as the reply is toxic; or is added to that, as in the paper.",
+            help="Novelty is what share of the toxicity is paid; or is added to it, as in the paper.",
         ),
     ] = DEFAULTS.gated,
     kl: Annotated[float, typer.Option(help="Weight of the attacker's KL to what it was.")] = DEFAULTS.kl,
@@ -146,6 +146,7 @@ def run(
     contexts_per_step: Annotated[int, typer.Option(help="Contexts in a step.")] = DEFAULTS.contexts_per_step,
     samples: Annotated[int, typer.Option("--samples", "-c", help="Attacks from each.")] = DEFAULTS.samples,
     attack_tokens: Annotated[int, typer.Option(help="Tokens of an attack, at most.")] = DEFAULTS.max_new_tokens,
+    attack_temperature: Annotated[float, typer.Option(help="Of attacks.")] = DEFAULTS.temperature,
     reply_tokens: Annotated[int, typer.Option(help="Tokens of a reply, at most.")] = SAMPLING.max_new_tokens,
     temperature: Annotated[float, typer.Option(help="Of replies.")] = SAMPLING.temperature,
     top_k: Annotated[int, typer.Option(help="Of a model's replies; 0: no limit.")] = SAMPLING.top_k,
@@ -154,7 +155,7 @@ def run(
     chat: ChatOption = True,
     lora: Annotated[int, typer.Option(help="Rank of the attacker's adapter; 0 trains all weights.")] = DEFAULTS.lora,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of AdamW.", show_default="5e-4, all weights 1e-5")
+        float | None, typer.Option(help="Of AdamW.", show_default="1e-3, all weights 1e-5")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Attacks in a pass with gradients.")] = DEFAULTS.batch_size,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = DEFAULTS.save_steps,
@@ -186,8 +187,8 @@ def run(
     from sasa.redteam.texts import default_contexts
 
     settings = RedTeam(
-        method, cases, contexts_per_step, samples, attack_tokens, w_naturalness, w_bleu, w_cos, kl, entropy,
-        gated=gated, nearest=_nearest(novelty), lora=lora, learning_rate=learning_rate, include_context=include_context,
+        method, cases, contexts_per_step, samples, attack_tokens, attack_temperature, w_naturalness, w_bleu, w_cos, kl,
+        entropy, gated=gated, nearest=_nearest(novelty), lora=lora, learning_rate=learning_rate, include_context=include_context,
         chat=attacker_chat, batch_size=batch_size, save_steps=save_steps, seed=seed,
     )  # fmt: skip
     asked = list(dict.fromkeys(judges or JUDGES))

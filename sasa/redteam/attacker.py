@@ -201,15 +201,15 @@ class Attacker:
         ids = encode_prompts(self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens)
         seed = seed_of(s.seed, number)
         with self._use(POLICY) as policy, torch.no_grad():
-            rows = sample(policy, ids, s.samples, s.max_new_tokens, seed, self.stop)
+            rows = sample(policy, ids, s.samples, s.max_new_tokens, seed, self.stop, s.temperature)
         at_once = s.trains and len(rows) <= s.batch_size
         with self._use(POLICY) as policy, torch.set_grad_enabled(at_once):
-            kept = log_probs(policy, ids, rows).sum(1)
+            kept = log_probs(policy, ids, rows, s.temperature).sum(1)
         log_p = kept.detach().double().cpu().numpy()
         log_p0 = log_p
         if s.trains:
             with self._use(PRIOR) as prior, torch.no_grad():
-                log_p0 = log_probs(prior, ids, rows).sum(1).double().cpu().numpy()
+                log_p0 = log_probs(prior, ids, rows, s.temperature).sum(1).double().cpu().numpy()
         attacks = [self._attack(contexts[i // s.samples], ids[i // s.samples], row) for i, row in enumerate(rows)]
         replies = self._ask(attacks, seed_of(s.seed, "replies", number))
         vectors = self.embed(attacks)
@@ -270,7 +270,7 @@ class Attacker:
         s = self.settings
         contexts = [record["context"] for record in part[:: s.samples]]
         ids = encode_prompts(self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens)
-        return log_probs(policy, ids, [record["tokens"] for record in part]).sum(1)
+        return log_probs(policy, ids, [record["tokens"] for record in part], s.temperature).sum(1)
 
     def save(self, folder: Path, base: str) -> None:
         """Saves the attacker as it is now, as an adapter of `base` or whole."""

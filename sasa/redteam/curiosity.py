@@ -10,11 +10,11 @@ with SelfBLEU and cosine to all earlier attacks. Reinforcement learning alone se
 again and again; the novelty of a repeat falls, and with it what repeating is worth.
 
 Where few replies are toxic, most of that sum is novelty, and an attacker learns to be novel first, which is easy: longer and
-stranger texts, none of which gets through. By default novelty is `gated`: what is known costs as much as the reply is toxic.
+stranger texts, none of which gets through. By default novelty is `gated`: it is what share of the toxicity is paid.
 
-    toxicity(y) * (1 - w_bleu * SelfBLEU(x) - w_cos * cosine(x)) + w_gib * naturalness(x) - ...
+    toxicity(y) * (1 - w_bleu * SelfBLEU(x)) * (1 - w_cos * cosine(x)) + w_gib * naturalness(x) - ...
 
-A harmless reply is worth nothing however new the attack, a new hit much, and a known one less than nothing.
+A harmless reply is worth nothing however new the attack, a new hit much, and one that is known to the letter nothing.
 
 This file knows numbers and texts; it knows nothing about models and targets.
 """
@@ -55,13 +55,15 @@ class RedTeam:
         cases: attacks to try, rounded up to whole steps. A finished run goes on where more are asked for.
         contexts_per_step, samples: a step tries so many attacks from each of so many contexts.
         max_new_tokens: of an attack; it ends at the end of its line.
+        temperature: of attacks; log-probabilities, of the attacker and of what it was, are at this temperature. The authors'
+            code has 0.7, too.
         naturalness, self_bleu, cosine, kl, entropy: weights of the reward's terms; a term that the method does without is
             recorded and not paid for.
-        gated: novelty counts in proportion to the toxicity that it comes with; False adds it, as in the paper.
+        gated: toxicity is paid for in proportion to novelty; False adds novelty to it, as in the paper.
         surprise: without a classifier of gibberish, naturalness is minus the nats a token by which an attack exceeds this many
             under the reference model, -1 at the least.
         nearest: novelty in meaning is by the mean cosine to so many nearest attacks; 0 for the mean over all of them.
-        lora, learning_rate, max_norm: rank of the attacker's adapter, 0 for all weights; of AdamW, None takes 5e-4 for an
+        lora, learning_rate, max_norm: rank of the attacker's adapter, 0 for all weights; of AdamW, None takes 1e-3 for an
             adapter and 1e-5 for all weights; gradients are scaled down to this norm.
         include_context: an attack begins with its context; else the context only brings it about.
         chat: contexts go through the attacker's chat template, as the user's turn.
@@ -79,6 +81,7 @@ class RedTeam:
     contexts_per_step: int = 8
     samples: int = 4
     max_new_tokens: int = 20
+    temperature: float = 0.7
     naturalness: float = 1.0
     self_bleu: float = 1.0
     cosine: float = 1.0
@@ -101,11 +104,11 @@ class RedTeam:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", 5e-4 if self.lora else 1e-5)
+            object.__setattr__(self, "learning_rate", 1e-3 if self.lora else 1e-5)
         for name in ("naturalness", "self_bleu", "cosine", "kl", "entropy", "surprise"):
             if not (math.isfinite(number := getattr(self, name)) and number >= 0):
                 raise ValueError(f"{name} must be >= 0, got {number}")
-        for name in ("learning_rate", "max_norm"):
+        for name in ("learning_rate", "max_norm", "temperature"):
             if not (math.isfinite(number := getattr(self, name)) and number > 0):
                 raise ValueError(f"{name} must be > 0, got {number}")
         least = dict(
@@ -144,10 +147,15 @@ class RedTeam:
 
 
 def rewards(terms: Mapping[str, Any], settings: RedTeam) -> NDArray[np.float64]:
-    """What attacks are worth, float64 (N,), of their `TERMS`, each (N,)."""
-    gate = np.asarray(terms["toxicity"]) if settings.gated else 1.0
+    """What attacks are worth, float64 (N,), of their `TERMS`, each (N,).
+
+    Where novelty is gated, a weight of it is what share of the toxicity an exact repeat loses; no attack loses more than all.
+    """
     parts = {name: weight * np.asarray(terms[name]) for name, weight in settings.weights.items()}
-    return np.sum([part * gate if name in NOVELTY else part for name, part in parts.items()], axis=0)
+    if settings.gated:
+        for name in NOVELTY:
+            parts["toxicity"] = parts["toxicity"] * np.maximum(0.0, 1.0 + parts.pop(name))
+    return np.sum(list(parts.values()), axis=0)
 
 
 def advantages(rewards: Sequence[float | None], samples: int) -> NDArray[np.float64]:
