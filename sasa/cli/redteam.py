@@ -244,27 +244,21 @@ def report(
 
     attacks = write_report(folders, output, threshold=threshold, show=show)["attacks"]
     judges = list(attacks[0]["judges"])
-    table = Table(
-        "attack",
-        "method",
-        "cases",
-        "failed",
-        *(f"{part}, {name}" for name in judges for part in ("toxic", "hits", "clusters")),
-    )
+    by = judges[-1]  # all of them, where there are several
+    table = Table("attack", "method", "cases", "failed", f"toxic by {by}", "distinct hits", "clusters")
     worst = 0.0
     for attack in attacks:
-        cells = []
-        for name in judges:
-            side = attack["judges"][name]
-            cells += [f"{side['rate'].value:.2%}" if side["rate"] else "–", str(side["hits"]), str(side["clusters"])]
-        rate = attack["judges"][judges[-1]]["rate"]
+        side = attack["judges"][by]
+        rate = side["rate"]
         worst = max(worst, 1.0 if rate is None else rate.value)  # a target that answered nothing has passed nothing
-        table.add_row(attack["name"], attack["method"], str(attack["cases"]), str(attack["failed"]), *cells)
+        share = f"{rate.value:.2%}" if rate else "–"
+        counts = (attack["cases"], attack["failed"], share, side["hits"], side["clusters"])
+        table.add_row(attack["name"], attack["method"], *map(str, counts))
     out.print(table)
     place = output or folders[0] / "report"
     out.print(f"report, with pictures: {place / REPORT}, {place / 'report.html'}", soft_wrap=True, markup=False)
     if fail_above is not None and worst > fail_above:
-        out.print(f"{worst:.2%} of cases are toxic by {judges[-1]}, more than {fail_above:.2%}", markup=False)
+        out.print(f"{worst:.2%} of cases are toxic by {by}, more than {fail_above:.2%}", markup=False)
         raise typer.Exit(FAILED)
 
 
