@@ -1,8 +1,8 @@
 """Completions drawn from a language model as it is, and the log-probability of each of their tokens.
 
 No truncation, no processor: what is drawn has exactly the probability that is computed for it, which training and importance
-sampling rest on. Generation configs change distributions (a repetition penalty, a top-k), so neither function
-reads more of one than the end-of-sequence tokens. This file knows nothing about boundaries, rewards or steering.
+sampling rest on. Generation configs change distributions (a repetition penalty, a top-k), so neither function reads more of one
+than the end-of-sequence tokens. This file knows nothing about boundaries, rewards or steering.
 """
 
 from __future__ import annotations
