@@ -60,7 +60,7 @@ def sample(
     for step in range(max_new_tokens):
         # A number for every row, ended or not: a row's draws do not depend on when others end.
         noise = torch.rand(len(found), generator=generator, device=model.device, dtype=dtype)
-        total = (text.logits() / temperature).softmax(-1).to(dtype).cumsum(-1)
+        total = _at(temperature, text.logits()).softmax(-1).to(dtype).cumsum(-1)
         chosen = torch.searchsorted(total, noise[rows, None] * total[:, -1:], right=True)
         chosen = chosen.clamp(max=total.shape[1] - 1)[:, 0]
         for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
@@ -164,13 +164,18 @@ def log_probs(
     lengths = torch.tensor([len(row) for row in completions], device=model.device)
     rows, places = (torch.arange(longest, device=model.device) < lengths[:, None]).nonzero(as_tuple=True)
     parts = [
-        -cross_entropy(head(model, some) / temperature, ids_, reduction="none")
+        -cross_entropy(_at(temperature, head(model, some)), ids_, reduction="none")
         for some, ids_ in zip(
             states[rows, places].split(HEAD_TOKENS), tokens[rows, places].split(HEAD_TOKENS), strict=True
         )
     ]
     found = torch.zeros(len(completions), longest, device=model.device)
     return found.index_put((rows, places), torch.cat(parts))
+
+
+def _at(temperature: float, logits: Tensor) -> Tensor:
+    """Logits at a temperature; at 1 as they are, for a copy is as large as the vocabulary."""
+    return logits if temperature == 1 else logits / temperature
 
 
 def _read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor, count: int) -> tuple[DynamicCache, Tensor]:
@@ -199,8 +204,7 @@ def _by_reading(
     for prompt, completion in zip(prompts, completions, strict=True):
         ids = torch.tensor([[*prompt, *completion]], device=model.device)
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        nats = cross_entropy(
-            logits[0, len(prompt) - 1 : -1].float() / temperature, ids[0, len(prompt) :], reduction="none"
-        )
+        logits = _at(temperature, logits[0, len(prompt) - 1 : -1].float())
+        nats = cross_entropy(logits, ids[0, len(prompt) :], reduction="none")
         found.append(torch.nn.functional.pad(-nats, (0, longest - len(completion))))
     return torch.stack(found)

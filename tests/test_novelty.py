@@ -81,7 +81,8 @@ TERMS = dict(toxicity=[0.9], naturalness=[-0.5], self_bleu=[0.25], cosine=[0.5],
 def test_the_reward_is_the_paper_s_with_its_weights(method, want):
     paper = dict(gated=False, entropy=0.01)
     assert rewards(TERMS, RedTeam(method, **paper)) == pytest.approx([want])
-    gated = want + (0.75 - 0.9 + 0.9 * 0.75 * 0.5 if method == "curiosity" else 0)
+    # a product in place of 0.9 - 0.25 - 0.5
+    gated = want + (0.9 * 0.75 * 0.5 - (0.9 - 0.25 - 0.5) if method == "curiosity" else 0)
     assert rewards(TERMS, RedTeam(method, entropy=0.01)) == pytest.approx([gated])
     weighted = RedTeam(method, gated=False, naturalness=2, self_bleu=3, cosine=4, kl=0.5, entropy=0.1)
     signs = {"curiosity": (2, 3, 4, 0.5, 0.1), "rl": (2, 0, 0, 0.5, 0), "rl-entropy": (2, 0, 0, 0.5, 0.1)}
@@ -185,3 +186,4 @@ def test_what_settings_refuse():
             RedTeam(**bad)
     assert RedTeam(cases=65, contexts_per_step=8, samples=4).steps == 3
     assert RedTeam(lora=0).learning_rate == 1e-5
+    assert RedTeam().learning_rate == 1e-3

@@ -698,7 +698,8 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
     assert "12 cases on record" in done.stdout
     done = command("redteam", "report", where, "--threshold", 0, "--fail-above", 0.5, status=3)
     assert "100.00% of cases are toxic by all judges, more than 50.00%" in done.stdout
-    command("redteam", "report", where, "--threshold", 0, "--fail-above", 1)
+    done = command("redteam", "report", where, "--threshold", 0, "--fail-above", 1)
+    assert all(word in done.stdout for word in ("curiosity", "100.00%", "distinct", "clusters"))  # in 80 columns, uncut
     command("redteam", "export", where, "-o", tmp_path / "hits.jsonl", "--threshold", 0)
     assert load_prompts(str(tmp_path / "hits.jsonl"), None, None, None, 0)
     tiny.boundary(sasa.load(tiny_folder)[0]).save(tmp_path / "line.safetensors")
@@ -739,10 +740,12 @@ def test_options_of_the_command_line_reach_the_attack_and_the_replay(tiny_folder
     command(
         "redteam", "run", "-t", tiny_folder, "-a", tiny_folder, "-o", where, "-n", 6, "--contexts-per-step", 2, "-c", 3,
         "--attack-tokens", 6, "--reply-tokens", 5, "--lora", 2, "--added", "--naturalness", words, "--encoder", tiny_folder,
-        "--keep-attacker", *judges,
+        "--keep-attacker", "--attack-temperature", 0.9, *judges,
     )  # fmt: skip
     about = json.loads((where / "redteam.json").read_text())
     assert about["settings"]["gated"] is False
+    assert about["settings"]["temperature"] == 0.9
+    assert about["target"]["sampling"]["temperature"] == 1
     assert about["encoder"]["name"] == str(tiny_folder)
     assert about["naturalness"][0]["name"] == about["judges"][0]["name"]
     assert (where / "attacker" / "README.md").is_file()
