@@ -282,9 +282,9 @@ def export_command(
 
     sasa redteam export runs/attack -o hits.jsonl --clusters even
 
-    sasa train repulse hits.jsonl --chat -o safer
+    sasa train repulse hits.jsonl --chat --beta-kl 0.5 --steps 20 -o safer
 
-    sasa redteam replay runs/attack --clusters odd --model safer
+    sasa redteam replay runs/attack --clusters odd -m HuggingFaceTB/SmolLM2-135M-Instruct -m safer
     """
     from sasa.redteam.export import export
 
