@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     draw = np.random.default_rng(0)
-    parts = {"SelfBLEU": SelfBLEU(), "cosine, mean": Cosine(), "cosine, 16 nearest": Cosine(16)}
+    parts = {"SelfBLEU": SelfBLEU(), "cosine, mean": Cosine(), "cosine, 4 nearest": Cosine(4)}
     seen, process = 0, psutil.Process()
     for history in sorted(args.histories):
         while seen < history:

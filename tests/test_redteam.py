@@ -714,7 +714,7 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
     assert about["settings"]["max_new_tokens"] == 4  # as asked for; else as in the attack
     for arguments, said in (
         ((*run[:-4], "-s", "profanity"), "--single-judge"),
-        ((*run, "--novelty", "knn:no"), "knn:16"),
+        ((*run, "--novelty", "knn:no"), "knn:4"),
         ((*run, "--cosine-of", "3"), "No such option"),
         ((*run, "-s", "oracle"), "unknown scorer 'oracle'"),
         ((*run, "--w-cos", "3"), "settings.cosine was 1.0, is 3.0"),

@@ -459,5 +459,5 @@ def _nearest(novelty: str) -> int:
     if novelty == "mean":
         return 0
     if kind != "knn" or not count.isdecimal() or not int(count):
-        raise ValueError(f"--novelty is mean or knn:K, such as knn:16, got {novelty!r}")
+        raise ValueError(f"--novelty is mean or knn:K, such as knn:4, got {novelty!r}")
     return int(count)

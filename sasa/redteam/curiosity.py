@@ -89,7 +89,7 @@ class RedTeam:
     entropy: float = 0.001
     gated: bool = True
     surprise: float = 5.0
-    nearest: int = 16
+    nearest: int = 4
     lora: int = 16
     learning_rate: float | None = None
     max_norm: float = 1.0
