@@ -3,7 +3,7 @@
     python benchmarks/kills.py --prompts ../shared/data/rtp/prompts.jsonl --rows 3000:4000
     python benchmarks/kills.py --redteam
 
-The second is an attack of 48 cases, with twelve updates of the attacker, by the default model on itself. A kill comes at a random
+The second is an attack of 80 cases, with twenty updates of the attacker, by the default model on itself. A kill comes at a random
 moment within two batches after a run has begun to write, in any stage.
 """
 
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 STORED = ("completions/*.jsonl", "likelihood/*.jsonl", "scores/*.json", "attempts.jsonl", "vectors.f32")
-ATTACK = ["redteam", "run", "-n", 48, "--contexts-per-step", 2, "-c", 2, "--attack-tokens", 8, "--reply-tokens", 6]
+ATTACK = ["redteam", "run", "-n", 80, "--contexts-per-step", 2, "-c", 2, "--attack-tokens", 8, "--reply-tokens", 6]
 ATTACK += ["--lora", 4, "--save-steps", 3]
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.prompts) == args.redteam:
         parser.error("one of --prompts and --redteam")
-    batches = 12 if args.redteam else 2 * args.limit
+    batches = 20 if args.redteam else 2 * args.limit
     command = [sys.executable, "-m", "sasa"]
     if args.redteam:
         command += ATTACK
@@ -71,19 +71,18 @@ def main() -> None:
             raise SystemExit("the run that was left in peace failed: " + " ".join(command))
         batch = (time.monotonic() - began) / batches
         killed = 0
-        for _ in range(10 * args.kills):
-            if killed == args.kills:
-                break
+        while killed < args.kills:
             before = size(torn)
             process = subprocess.Popen([*command, "-o", str(torn)], **quiet)
             while process.poll() is None and size(torn) <= before:
                 time.sleep(0.005)
             time.sleep(draw.uniform(0, 2 * batch))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                killed += 1
-                print(f"kill {killed}: {len(stored(torn))} files, {size(torn)} of {size(whole)} bytes", flush=True)
+            if process.poll() is not None:
+                break  # what the kills had left to do is done
+            process.send_signal(signal.SIGKILL)
             process.wait()
+            killed += 1
+            print(f"kill {killed}: {len(stored(torn))} files, {size(torn)} of {size(whole)} bytes", flush=True)
         if subprocess.run([*command, "-o", str(torn)], **quiet).returncode:
             raise SystemExit("the run did not end well after it had been killed")
         one, other = stored(whole), stored(torn)
