@@ -4,7 +4,7 @@
     python benchmarks/kills.py --redteam
 
 The second is an attack of 80 cases, with twenty updates of the attacker, by the default model on itself. A kill comes at a random
-moment within two batches after a run has begun to write, in any stage.
+moment within two batches after a run has begun to write, in any stage; there are fewer kills where the run is at its end before.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 STORED = ("completions/*.jsonl", "likelihood/*.jsonl", "scores/*.json", "attempts.jsonl", "vectors.f32")
-ATTACK = ["redteam", "run", "-n", 80, "--contexts-per-step", 2, "-c", 2, "--attack-tokens", 8, "--reply-tokens", 6]
-ATTACK += ["--lora", 4, "--save-steps", 3]
+UPDATES = 20
+ATTACK = ["redteam", "run", "-n", 4 * UPDATES, "--contexts-per-step", 2, "-c", 2, "--save-steps", 3]
+ATTACK += ["--attack-tokens", 8, "--reply-tokens", 6, "--lora", 4]
 
 
 def stored(folder: Path) -> dict[str, bytes]:
@@ -48,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.prompts) == args.redteam:
         parser.error("one of --prompts and --redteam")
-    batches = 20 if args.redteam else 2 * args.limit
+    batches = UPDATES if args.redteam else 2 * args.limit
     command = [sys.executable, "-m", "sasa"]
     if args.redteam:
         command += ATTACK

@@ -187,3 +187,4 @@ def test_what_settings_refuse():
     assert RedTeam(cases=65, contexts_per_step=8, samples=4).steps == 3
     assert RedTeam(lora=0).learning_rate == 1e-5
     assert RedTeam().learning_rate == 1e-3
+    assert RedTeam().nearest == 4
