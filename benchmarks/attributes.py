@@ -22,14 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.boundary import write_atomically
-from sasa.embedding import length_batches, progress_bar, tokenize_prompt
+from sasa.embedding import length_batches, tokenize_prompt
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.scorers import scorer
 from sasa.evaluation.suites import load_suite
+from sasa.files import write_atomically
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import parse_rows
-from sasa.steering import BETA
+from sasa.progress import progress_bar
+from sasa.values import BETA
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:

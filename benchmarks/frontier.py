@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from repulse_toy import COLOURS as METHOD_COLOURS
 
-from sasa.boundary import write_atomically
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.metrics import Estimate, from_json, to_json
 from sasa.evaluation.store import read
+from sasa.files import write_atomically
 
 COLOURS = {**METHOD_COLOURS, "base": "black"}
 

@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.boundary import write_atomically
 from sasa.evaluation.metrics import against, estimate
 from sasa.evaluation.rewards import reward
+from sasa.files import write_atomically
 from sasa.fitting.corpora import parse_rows
 from sasa.generation import completion_text
 from sasa.sampling import log_probs, sample

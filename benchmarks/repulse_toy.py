@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 import sasa
-from sasa.boundary import write_atomically
 from sasa.evaluation.rewards import Reward, reward
+from sasa.files import write_atomically
+from sasa.models.load import DEFAULT_MODEL
 from sasa.sampling import sample
 from sasa.training import Repulse, train_repulse
 from sasa.training.trainer import METHODS, judge
@@ -128,7 +129,7 @@ def main() -> None:
                 return {"p_bad": low, "left_out": rest, "reward": mean_reward(policy, tokenizer, args, ids, scorer)}
 
             train_repulse(
-                model, tokenizer, [args.prompt], scorer, folder, settings, base=args.model or sasa.models.DEFAULT_MODEL,
+                model, tokenizer, [args.prompt], scorer, folder, settings, base=args.model or DEFAULT_MODEL,
                 evaluate=evaluate, progress=True,
             )  # fmt: skip
             exact(folder / "exact.json", lambda name=str(folder): sasa.load(name)[0], ids, bad)

@@ -30,12 +30,12 @@ from rich.table import Table
 
 import sasa
 from sasa.backtracking import RESET, Backtracking, reset_token_id
-from sasa.boundary import write_atomically
-from sasa.embedding import progress_bar
 from sasa.evaluation.metrics import Estimate, estimate
 from sasa.evaluation.scorers import scorer
+from sasa.files import write_atomically
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import Pair
+from sasa.progress import progress_bar
 from sasa.training.backtracking import encode_pair, turns
 
 

@@ -27,16 +27,18 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.boundary import ModelInfo, write_atomically
-from sasa.embedding import embed_each_prefix, length_batches, progress_bar, response_start, tokenize
+from sasa.boundary import ModelInfo
+from sasa.embedding import embed_each_prefix, length_batches, response_start, tokenize
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
+from sasa.files import write_atomically
 from sasa.fitting import Corpus, Recipe
 from sasa.fitting.corpora import parse_rows
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
 from sasa.fitting.fit import calibrate, metrics
+from sasa.progress import progress_bar
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # in a file, a table is not cut
 

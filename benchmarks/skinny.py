@@ -1,4 +1,4 @@
-"""Products with few rows: PyTorch against sasa/skinny.c, over all weights of a model's layers, per reading of them all.
+"""Products with few rows: PyTorch against sasa/models/skinny.c, over all weights of a model's layers, per reading of them all.
 
 python benchmarks/skinny.py
 """
@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import linear
 
-from sasa.skinny import kernel, skinny_linear
+from sasa.models.skinny import kernel, skinny_linear
 
 
 def timed(multiply: Callable[[Tensor, Tensor], Tensor], layers: list[Tensor], rows: int) -> float:

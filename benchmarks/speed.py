@@ -39,7 +39,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LogitsPr
 import sasa
 import sasa.decoding
 from sasa.boundary import ModelInfo
-from sasa.steering import Boundaries
+from sasa.models.load import best_device
+from sasa.values import Boundaries
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import reference
@@ -68,7 +69,7 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, list[sasa.Boundary]
         boundaries = [sasa.Boundary.load(name, model=model) for name in args.boundary or ["toxicity"]]
         return model, boundaries, tokenizer(text, return_tensors="pt").input_ids[0]
     config = SHAPES.get(args.random_weights) or AutoConfig.from_pretrained(args.random_weights)
-    device = args.device or str(sasa.models.best_device())
+    device = args.device or str(best_device())
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype or "bfloat16")).eval()
@@ -202,7 +203,7 @@ def sections() -> Iterator[None]:
         "2 keep the chosen one's cache": (sasa.lookahead.Lookahead, "keep"),
         "3 next logits (head)": (sasa.decoding, "next_logits"),
         "4 candidates from the scores": (sasa.decoding, "select"),
-        "5 reweighting": (sasa.steering.Steering, "reweight"),
+        "5 reweighting": (sasa.values.Steering, "reweight"),
         "6 generate()'s processors": (LogitsProcessorList, "__call__"),
         "7 the draw": (torch, "multinomial"),
     }

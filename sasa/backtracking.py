@@ -13,12 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 THRESHOLD, MAX_RESETS = 0.985, 4
 """A threshold at which two to three harmless completions of a hundred go back: see benchmarks/NOTES.md."""

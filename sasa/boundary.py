@@ -1,6 +1,8 @@
-"""Boundary: the one fitted line through a language model's hidden space that everything here shares.
+"""Boundary: the one fitted line through a language model's hidden space that everything shares.
 
-It knows what it was fitted on and how to measure a distance. It knows nothing about fitting or sampling.
+It holds what it was fitted on (`ModelInfo`), how a text becomes the vector that it measures
+(`EmbeddingSpec`), and the line itself. Nothing here reads a text or runs a model: this file needs
+torch and safetensors only. `sasa.score` and `sasa.trace` measure texts, `sasa.push_to_hub` uploads.
 """
 
 from __future__ import annotations
@@ -9,21 +11,73 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import safetensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.embedding import EmbeddingSpec, Text, embed, embed_prefixes
+from sasa.files import write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Text: TypeAlias = "str | tuple[str, str]"
+"""A text, or a (prompt, response) pair."""
 
 FILE_NAME = "boundary.safetensors"
 FORMAT = 1
+
+
+POOLINGS = ("last", "mean", "ema")
+SPANS = ("text", "response")
+TEMPLATES = ("none", "chat")
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """How a text becomes one vector. A boundary carries the one that it was fitted with.
+
+    Attributes:
+        layer: index into the model's hidden states: 0 the token embeddings, -1 the last (after the final norm).
+        pooling: `last`, the state at the last token, `mean`, the average over the span, or `ema`, its exponential moving average.
+        half_life: of `ema`: a state counts half as much as one so many tokens later.
+        span: what is averaged: the whole `text`, or only the `response` of a (prompt, response) pair.
+        template: `none`, or `chat`: the prompt is put through the tokenizer's chat template as the user's turn.
+        special_tokens: whether the tokenizer adds its special tokens (BOS) to a text without a chat template.
+        max_length: in tokens; longer texts lose their end, longer pairs first the start of the prompt.
+    """
+
+    layer: int = -1
+    pooling: Literal["last", "mean", "ema"] = "last"
+    half_life: float = 8.0
+    span: Literal["text", "response"] = "text"
+    template: Literal["none", "chat"] = "none"
+    special_tokens: bool = True
+    max_length: int = 512
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("pooling", POOLINGS), ("span", SPANS), ("template", TEMPLATES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.max_length < 1:
+            raise ValueError(f"max_length must be >= 1, got {self.max_length}")
+        if not self.half_life > 0:
+            raise ValueError(f"half_life must be > 0, got {self.half_life}")
+
+    @property
+    def decay(self) -> float:
+        """What a state's weight in an average is multiplied by with each token after it."""
+        return 0.5 ** (1 / self.half_life) if self.pooling == "ema" else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        own = asdict(self)
+        if self.pooling != "ema":
+            del own["half_life"]
+        return own
 
 
 @dataclass(frozen=True)
@@ -123,24 +177,16 @@ class Boundary:
         batch_size: int = 64,
         progress: bool = False,
     ) -> Tensor:
-        """Margins, float32 (N,), of whole texts or (prompt, response) pairs."""
-        self.check(model)
-        return self.margin(
-            embed(model, tokenizer, texts, self._whole(model), batch_size=batch_size, progress=progress).to(
-                self.weight.device
-            )
-        )
+        """Margins, float32 (N,), of whole texts or (prompt, response) pairs: `sasa.score`."""
+        import sasa  # the package's public face, late: this file must not need a model
+
+        return sasa.score(model, tokenizer, texts, self, batch_size=batch_size, progress=progress)
 
     def trace(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text) -> tuple[list[str], Tensor]:
-        """The margin of a text as it grows: its T tokens as strings, and float32 (T,)."""
-        self.check(model)
-        ids, states = embed_prefixes(model, tokenizer, text, self._whole(model))
-        return [str(tokenizer.decode([i])) for i in ids], self.margin(states.to(self.weight.device))
+        """The margin of a text as it grows, T tokens as strings and float32 (T,): `sasa.trace`."""
+        import sasa
 
-    def _whole(self, model: PreTrainedModel) -> EmbeddingSpec:
-        """The embedding without the fit's limit on length: a text is judged by all that the model can read of it."""
-        window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        return replace(self.embedding, max_length=window or 2**31)
+        return sasa.trace(model, tokenizer, text, self)
 
     def check(self, model: PreTrainedModel, strict: bool = True) -> None:
         """Raises ValueError, naming every field that differs, where this boundary was not fitted for the model.
@@ -264,18 +310,10 @@ class Boundary:
             raise ValueError(f"{path} does not hold a valid boundary: {error}") from error
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Uploads the boundary and its card to a Hub model repository, made where there is none; returns its address."""
-        from huggingface_hub import HfApi
+        """Uploads the boundary and its card to a Hub model repository: `sasa.push_to_hub`."""
+        import sasa
 
-        from sasa.fitting.card import card
-
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            if "test" in self.report:
-                write_atomically(Path(folder) / "README.md", card(self))
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+        return sasa.push_to_hub(self, repo_id, private=private, token=token)
 
 
 def bundled() -> dict[str, Path]:
@@ -283,31 +321,3 @@ def bundled() -> dict[str, Path]:
     inside = Path(__file__).parent / "_classifiers"  # an installed wheel
     folder = inside if inside.is_dir() else Path(__file__).parent.parent / "classifiers"  # a checkout
     return {file.parent.name: file for file in sorted(folder.glob(f"*/{FILE_NAME}"))}
-
-
-def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """How the settings that a folder was made with differ from those of now, as text; dictionaries within are gone into."""
-    found = []
-    for key in {**here, **there}:  # what is missing in one is a setting at its default there
-        a, b = there.get(key), here.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} was {a}, is {b}")
-    return found
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes a file beside its place and moves it there, so that no reader and no crash ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

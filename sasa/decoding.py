@@ -28,9 +28,9 @@ from sasa.backtracking import Backtracking, History, Watch
 from sasa.candidates import check_truncation, select
 from sasa.embedding import hidden_states
 from sasa.lookahead import Lookahead, packs
+from sasa.models.skinny import skinny_linears
 from sasa.processor import DEFAULT_TOP_K, token_ids
-from sasa.skinny import skinny_linears
-from sasa.steering import BETA, VALUE, Boundaries, Steering
+from sasa.values import BETA, VALUE, Boundaries, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class SASADecoder:
             or None, with `beta=0` and a `backtrack` that waits for the model's own [RESET] alone.
         beta: strength, >= 0. At 0 it writes what plain `generate()` writes from the same seed.
         value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`, itself (the paper); see
-            `sasa.steering`.
+            `sasa.values`.
         top_k, top_p: a further limit to the candidates, after those of `generate()`. In greedy decoding, where `generate()`
             sets none, 20 candidates are looked at unless top_k (0: no limit) or top_p is given.
         compiled: compiles the forward pass over the candidates, at its first call for each model, batch and number of candidates,

@@ -9,67 +9,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.parts import depth_of, first_layers
-
-Text: TypeAlias = "str | tuple[str, str]"
-"""A text, or a (prompt, response) pair."""
-
-POOLINGS = ("last", "mean", "ema")
-SPANS = ("text", "response")
-TEMPLATES = ("none", "chat")
-
-
-@dataclass(frozen=True)
-class EmbeddingSpec:
-    """How a text becomes one vector. A boundary carries the one that it was fitted with.
-
-    Attributes:
-        layer: index into the model's hidden states: 0 the token embeddings, -1 the last (after the final norm).
-        pooling: `last`, the state at the last token, `mean`, the average over the span, or `ema`, its exponential moving average.
-        half_life: of `ema`: a state counts half as much as one so many tokens later.
-        span: what is averaged: the whole `text`, or only the `response` of a (prompt, response) pair.
-        template: `none`, or `chat`: the prompt is put through the tokenizer's chat template as the user's turn.
-        special_tokens: whether the tokenizer adds its special tokens (BOS) to a text without a chat template.
-        max_length: in tokens; longer texts lose their end, longer pairs first the start of the prompt.
-    """
-
-    layer: int = -1
-    pooling: Literal["last", "mean", "ema"] = "last"
-    half_life: float = 8.0
-    span: Literal["text", "response"] = "text"
-    template: Literal["none", "chat"] = "none"
-    special_tokens: bool = True
-    max_length: int = 512
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("pooling", POOLINGS), ("span", SPANS), ("template", TEMPLATES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.max_length < 1:
-            raise ValueError(f"max_length must be >= 1, got {self.max_length}")
-        if not self.half_life > 0:
-            raise ValueError(f"half_life must be > 0, got {self.half_life}")
-
-    @property
-    def decay(self) -> float:
-        """What a state's weight in an average is multiplied by with each token after it."""
-        return 0.5 ** (1 / self.half_life) if self.pooling == "ema" else 1.0
-
-    def to_dict(self) -> dict[str, Any]:
-        own = asdict(self)
-        if self.pooling != "ema":
-            del own["half_life"]
-        return own
+from sasa.boundary import EmbeddingSpec, Text
+from sasa.models.parts import depth_of, first_layers
+from sasa.progress import progress_bar
 
 
 def layers_of(specs: Sequence[EmbeddingSpec]) -> tuple[int, ...]:
@@ -363,30 +313,3 @@ def embed_prefixes(
     ids, start = tokenize(tokenizer, text, spec)
     ((_, vectors),) = embed_each_prefix(model, [ids], [[start]], [spec], [start])
     return ids[start:], vectors.cpu()
-
-
-def figures_bar(show: bool) -> Progress:
-    """A bar on stderr that stays, for loops whose tasks show what has come of them so far in a field `figures`."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}", markup=False),
-        console=Console(stderr=True),
-        disable=not show,
-        speed_estimate_period=600,
-    )
-
-
-def progress_bar(what: str, show: bool) -> Progress:
-    """A bar on stderr with the count, the rate's time left, and nothing at all where `show` is False."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-        transient=True,
-    )

@@ -13,11 +13,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 
 from sasa.backtracking import Attempt, Backtracking, History
+from sasa.boundary import EmbeddingSpec
 from sasa.candidates import check_truncation
 from sasa.decoding import SASADecoder
-from sasa.embedding import EmbeddingSpec, length_batches, pad, progress_bar, tokenize_prompt
+from sasa.embedding import length_batches, pad, tokenize_prompt
 from sasa.processor import DEFAULT_TOP_K, token_ids
-from sasa.steering import BETA, VALUE, Boundaries, Steering
+from sasa.progress import progress_bar
+from sasa.values import BETA, VALUE, Boundaries, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ def generate(
         boundary: the boundary to keep to; several with a weight each, [(boundary, weight), …]; None samples plainly.
         beta: strength, >= 0; 0 samples plainly, the same tokens from the same seed.
         value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`, itself (the paper); see
-            `sasa.steering`.
+            `sasa.values`.
         chat: puts each prompt through the tokenizer's chat template, as the user's turn.
         batch_size: prompts at a time; they are batched by length and come back in their own order.
         seed: for the same completions again, on the same machine with the same batch size. The global random state is

@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
-from sasa.embedding import EmbeddingSpec, check_ready, hidden_states, layers_of, numbered, positions
-from sasa.parts import first_layers, last_layers
+from sasa.boundary import EmbeddingSpec
+from sasa.embedding import check_ready, hidden_states, layers_of, numbered, positions
+from sasa.models.parts import first_layers, last_layers
+from sasa.models.skinny import skinny_linears
 from sasa.replay import Replay
-from sasa.skinny import skinny_linears
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from sasa.candidates import check_truncation, select
 from sasa.embedding import layers_of
 from sasa.lookahead import BorrowedCache, Lookahead, packs
-from sasa.steering import BETA, VALUE, Boundaries, Steering
+from sasa.values import BETA, VALUE, Boundaries, Steering
 
 DEFAULT_TOP_K = 20
 
@@ -43,7 +43,7 @@ class SASALogitsProcessor(LogitsProcessor):
         boundary: fitted on that model; or several with a weight each, [(boundary, weight), …], from the same forward pass.
         beta: strength, >= 0. At 0 the scores are returned untouched.
         value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`, itself (the paper); see
-            `sasa.steering`.
+            `sasa.values`.
         top_k: the candidates are at most the k likeliest; 0 for no limit; None for 20, or for no limit where top_p is given.
         top_p: the candidates are the likeliest with this total probability, in (0, 1].
         attention_mask: (B, T) of the prompts, or of the distinct prompts where `num_return_sequences` repeats them.

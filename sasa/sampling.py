@@ -20,8 +20,8 @@ from transformers import DynamicCache, PreTrainedModel
 from sasa.decoding import has_plain_head, head
 from sasa.embedding import hidden_states, pad, positions
 from sasa.lookahead import packs
+from sasa.models.skinny import skinny_linears
 from sasa.processor import token_ids
-from sasa.skinny import skinny_linears
 
 HEAD_TOKENS = 1024
 """Completion tokens whose logits over the vocabulary are computed at a time."""

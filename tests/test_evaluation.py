@@ -599,7 +599,7 @@ def test_gender_gap(world, tmp_path, score):
 @pytest.fixture(scope="module")
 def command_line(tiny_folder, tmp_path_factory):
     """A boundary for the tiny model and prompts, and the options that name them."""
-    from sasa.models import load
+    from sasa.models.load import load
 
     folder = tmp_path_factory.mktemp("bench")
     model, _ = load(tiny_folder, "cpu")

@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from sasa.evaluation.lm_eval import SASALM
-from sasa.models import load
+from sasa.models.load import load
 
 TASK = """
 task: own

@@ -6,7 +6,7 @@ import torch
 
 from sasa import EmbeddingSpec, lookahead
 from sasa.embedding import embed, hidden_states
-from sasa.parts import first_layers, last_layers
+from sasa.models.parts import first_layers, last_layers
 
 POSITIONS_WITH_THE_EMBEDDINGS = {"gpt2", "opt", "bloom"}  # these are added, or normed, before the first layer
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])

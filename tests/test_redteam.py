@@ -24,8 +24,8 @@ pytest.importorskip("peft", reason="pip install 'sasa-decoding[train]'")
 
 import reference_redteam as exact
 
+from sasa.boundary import EmbeddingSpec
 from sasa.cli.common import load_prompts
-from sasa.embedding import EmbeddingSpec
 from sasa.evaluation.methods import Settings
 from sasa.evaluation.suites import load_suite
 from sasa.fitting import Corpus

@@ -15,7 +15,7 @@ from shell import sasa as command
 
 import sasa
 from sasa.evaluation.rewards import function_reward
-from sasa.skinny import skinny_linears
+from sasa.models.skinny import skinny_linears
 from sasa.training import Repulse, objectives, train_repulse
 from sasa.training.models import POLICY, PRIOR, PROPOSAL, Models
 from sasa.training.trainer import Trainer

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from sasa import skinny
+from sasa.models import skinny
 
 needs_kernel = pytest.mark.skipif(skinny.kernel() is None, reason="no C compiler, or not Linux")
 

@@ -20,8 +20,8 @@ from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
 from sasa.fitting.corpora import parse_rows
-from sasa.models import load_named
-from sasa.steering import BETA
+from sasa.models.load import load_named
+from sasa.values import BETA
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -15,7 +15,7 @@ from rich.style import Style
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary
-from sasa.steering import check_beta
+from sasa.values import check_beta
 
 if TYPE_CHECKING:
     from sasa.evaluation.rewards import Reward
@@ -172,7 +172,7 @@ def style(boundary: Boundary, margin: float) -> Style:
 
 def named_base(model: str | None) -> str:
     """What an adapter names the model by that it was trained on."""
-    from sasa.models import DEFAULT_MODEL
+    from sasa.models.load import DEFAULT_MODEL
 
     name = model or DEFAULT_MODEL
     return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name

@@ -16,7 +16,7 @@ from rich.text import Text
 
 import sasa
 from sasa.backtracking import MAX_RESETS, THRESHOLD, Backtracking, reset_token_id
-from sasa.boundary import Boundary
+from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.candidates import check_truncation
 from sasa.cli.common import (
     BoundariesOption,
@@ -31,9 +31,8 @@ from sasa.cli.common import (
     read_prompts,
     style,
 )
-from sasa.embedding import EmbeddingSpec
 from sasa.generation import Completion, encode_prompts
-from sasa.steering import BETA, VALUE, check_beta, check_value
+from sasa.values import BETA, VALUE, check_beta, check_value
 
 NO_BOUNDARY = "none"
 

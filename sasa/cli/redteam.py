@@ -348,7 +348,7 @@ def replay_command(
 
     sasa redteam replay runs/attack --clusters odd -m HuggingFaceTB/SmolLM2-135M-Instruct -m safer --no-strict -D sasa:3
     """
-    from sasa.models import DEFAULT_MODEL, load_named
+    from sasa.models.load import DEFAULT_MODEL, load_named
     from sasa.redteam.replay import replay, replay_suite
     from sasa.redteam.store import Attempts
 

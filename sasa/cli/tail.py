@@ -26,7 +26,7 @@ from sasa.cli.common import (
 from sasa.evaluation.importance import WORST
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.tail import TailSettings
-from sasa.models import load_named
+from sasa.models.load import load_named
 
 DEFAULTS = TailSettings()
 NONE = "none"

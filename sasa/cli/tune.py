@@ -22,7 +22,7 @@ from sasa.cli.common import (
     out,
     read_prompts,
 )
-from sasa.steering import VALUE, check_value
+from sasa.values import VALUE, check_value
 
 
 def command(

@@ -23,7 +23,7 @@ except ImportError as error:
 import sasa
 from sasa.boundary import Boundary
 from sasa.decoding import SASADecoder
-from sasa.steering import BETA, VALUE
+from sasa.values import BETA, VALUE
 
 
 @register_model("sasa")

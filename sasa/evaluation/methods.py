@@ -13,7 +13,7 @@ import sasa
 from sasa.backtracking import THRESHOLD, Backtracking
 from sasa.boundary import Boundary
 from sasa.generation import Completion
-from sasa.steering import BETA, VALUE, VALUES, Boundaries, check_beta, check_value, terms
+from sasa.values import BETA, VALUE, VALUES, Boundaries, check_beta, check_value, terms
 
 WORDS = tuple(
     """

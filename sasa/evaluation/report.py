@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sasa.boundary import write_atomically
 from sasa.evaluation import metrics
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.runner import Run
 from sasa.evaluation.store import read
+from sasa.files import write_atomically
 
 ACTORS, ACTRESSES = "gender/American_actors", "gender/American_actresses"
 OWN = "boundary"

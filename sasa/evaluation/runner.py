@@ -43,16 +43,17 @@ from rich.progress import (
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import ModelInfo, differences, write_atomically
-from sasa.embedding import EmbeddingSpec, tokenize_prompt
+from sasa.boundary import EmbeddingSpec, ModelInfo
+from sasa.embedding import tokenize_prompt
 from sasa.evaluation.methods import Method, World
 from sasa.evaluation.scorers import Scorer, fingerprint, scored
 from sasa.evaluation.store import alone, append, keep_lines, line, read, whole_lines
 from sasa.evaluation.suites import Prompt, Suite
+from sasa.files import differences, write_atomically
 from sasa.generation import Completion, context_window, encode_prompts
+from sasa.models.skinny import kernel
 from sasa.sampling import log_probs
-from sasa.skinny import kernel
-from sasa.steering import BETA, VALUE, told
+from sasa.values import BETA, VALUE, told
 
 ROWS = 64
 """Completions at a time, unless a batch size is given."""

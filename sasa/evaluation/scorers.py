@@ -25,7 +25,7 @@ from scipy import special
 
 from sasa.boundary import Boundary
 from sasa.evaluation.jigsaw import WHEELS, Jigsaw
-from sasa.models import best_device, cache_dir
+from sasa.models.load import best_device, cache_dir
 
 BATCH = 32
 

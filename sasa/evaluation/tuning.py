@@ -12,7 +12,7 @@ from sasa.evaluation.methods import World
 from sasa.evaluation.metrics import style
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.generation import encode_prompts
-from sasa.steering import VALUE
+from sasa.values import VALUE
 
 LARGEST = 256.0
 BATCH = 8

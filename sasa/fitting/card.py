@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sasa.boundary import Boundary, write_atomically
+from sasa.boundary import Boundary
+from sasa.files import write_atomically
 from sasa.fitting.fairness import FIGURES
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import Any
 
 import datasets
 
-from sasa.embedding import Text
+from sasa.boundary import Text
 
 FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 SEGMENTS = ("prompt", "continuation", "pair")

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import Boundary
-from sasa.embedding import EmbeddingSpec, embed
+from sasa.boundary import Boundary, EmbeddingSpec
+from sasa.embedding import embed
 from sasa.fitting.corpora import Corpus
 
 Labelled: TypeAlias = "list[tuple[str, int]]"

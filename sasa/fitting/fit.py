@@ -31,11 +31,13 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import FILE_NAME, Boundary, ModelInfo, differences, write_atomically
-from sasa.embedding import EmbeddingSpec, check_ready, embed_stream, progress_bar
+from sasa.boundary import FILE_NAME, Boundary, EmbeddingSpec, ModelInfo
+from sasa.embedding import check_ready, embed_stream
+from sasa.files import differences, write_atomically
 from sasa.fitting import fairness
 from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
+from sasa.progress import progress_bar
 
 try:
     import tomllib

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import ModelInfo, write_atomically
-from sasa.embedding import EmbeddingSpec, check_ready, figures_bar
+from sasa.boundary import EmbeddingSpec, ModelInfo
+from sasa.embedding import check_ready
 from sasa.evaluation.scorers import Scorer, checked_scores, fingerprint
 from sasa.evaluation.store import alone
+from sasa.files import write_atomically
 from sasa.generation import completion_text, encode_prompts
+from sasa.progress import figures_bar
 from sasa.redteam.curiosity import TERMS, RedTeam, advantages, choose_examples, few_shot, rewards
 from sasa.redteam.encoder import Encoder, encoder
 from sasa.redteam.hits import EMPTY, is_hit

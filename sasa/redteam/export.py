@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sasa.boundary import write_atomically
+from sasa.files import write_atomically
 from sasa.redteam.hits import HIT, Hit, find_hits, part_of
 from sasa.redteam.store import Attempts
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import write_atomically
 from sasa.evaluation import metrics
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.methods import Method, Settings, World, method
@@ -25,12 +24,13 @@ from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, score_
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.store import read
 from sasa.evaluation.suites import Prompt, Suite
+from sasa.files import write_atomically
 from sasa.redteam.hits import HIT, Hit, find_hits, part_of
 from sasa.redteam.report import save_picture
 from sasa.redteam.store import Attempts
 from sasa.redteam.targets import REPLY_TOKENS
 from sasa.redteam.texts import harmless_prompts
-from sasa.steering import Boundaries
+from sasa.values import Boundaries
 
 ATTACK, HARMLESS = "attack", "harmless"
 PLAIN = "plain"

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sasa.boundary import write_atomically
 from sasa.evaluation import metrics
+from sasa.files import write_atomically
 from sasa.redteam.curiosity import METHODS, TERMS
 from sasa.redteam.figures import ALL, DRAWS, SUBSET, THRESHOLDS, figures
 from sasa.redteam.hits import HIT

@@ -17,13 +17,12 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import ModelInfo
-from sasa.embedding import EmbeddingSpec
+from sasa.boundary import EmbeddingSpec, ModelInfo
 from sasa.evaluation.methods import Settings, World, method
 from sasa.evaluation.rewards import named_function
 from sasa.evaluation.scorers import fingerprint
 from sasa.generation import encode_prompts
-from sasa.steering import BETA, VALUE, Boundaries, told
+from sasa.values import BETA, VALUE, Boundaries, told
 
 HELLO = "Hello! How are you today?"
 """What a target must answer before an attack begins."""

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sasa.backtracking import RESET
 from sasa.boundary import ModelInfo
 from sasa.fitting.corpora import Corpus, Pair
-from sasa.models import fit_vocabulary
+from sasa.models.load import fit_vocabulary
 from sasa.training.folder import CHECKPOINTS, base_name, begin, check_packages, finish, save_adapter
 
 METHODS = ("sft", "dpo")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sasa.boundary import write_atomically
+from sasa.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import differences, write_atomically
-from sasa.models import ADAPTER
+from sasa.files import differences, write_atomically
+from sasa.models.load import ADAPTER
 
 ABOUT = "training.json"
 CHECKPOINTS = "checkpoints"
@@ -67,7 +67,7 @@ def begin(folder: Path, about: dict[str, Any]) -> bool:
 
 def save_adapter(adapted: Any, folder: str | os.PathLike[str], base: str, name: str = "default") -> None:
     """Saves one adapter of a peft model into a folder, as one on top of `base`."""
-    # Embeddings of new tokens are not trained: `sasa.models.fit_vocabulary` draws them again.
+    # Embeddings of new tokens are not trained: `sasa.models.load.fit_vocabulary` draws them again.
     adapted.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
     place = Path(folder) if name == "default" else Path(folder) / name
     # what peft writes is where the weights were, such as a cache folder

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sasa.skinny import forget
+from sasa.models.skinny import forget
 
 POLICY, PRIOR, PROPOSAL = "policy", "prior", "proposal"
 ADAPTERS = {POLICY: "default", PROPOSAL: "proposal"}

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import ModelInfo, write_atomically
-from sasa.embedding import EmbeddingSpec, check_ready
+from sasa.boundary import EmbeddingSpec, ModelInfo
+from sasa.embedding import check_ready
 from sasa.evaluation.rewards import Reward
+from sasa.files import write_atomically
 from sasa.generation import encode_prompts
 from sasa.sampling import sample
 from sasa.training import objectives

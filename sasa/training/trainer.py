@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import write_atomically
-from sasa.embedding import figures_bar
 from sasa.evaluation.rewards import Reward
+from sasa.files import write_atomically
 from sasa.generation import completion_text
+from sasa.progress import figures_bar
 from sasa.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.training import objectives
 from sasa.training.card import AVERAGED

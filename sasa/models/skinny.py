@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sasa.models import cache_dir
+from sasa.models.load import cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,9 @@ def kernel() -> Callable[..., None] | None:
     except (OSError, subprocess.SubprocessError, StopIteration) as error:
         output = getattr(error, "stderr", "") or ""
         logger.warning(
-            "no C compiler for sasa/skinny.c: decoding on the CPU is slower than it could be (%s %s)", error, output
+            "no C compiler for sasa/models/skinny.c: decoding on the CPU is slower than it could be (%s %s)",
+            error,
+            output,
         )
         return None
     function = library.skinny_linear

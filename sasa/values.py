@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from sasa.boundary import Boundary
+from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.candidates import Candidates
-from sasa.embedding import EmbeddingSpec
 from sasa.lookahead import Lookahead
 
 Boundaries: TypeAlias = "Boundary | Sequence[tuple[Boundary, float]]"

@@ -1,0 +1,52 @@
+"""Texts -> margins: what a boundary makes of text that is there already.
+
+Decoding measures texts that are still being written; see `sasa.lookahead` for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.boundary import Boundary, EmbeddingSpec, Text
+from sasa.embedding import embed, embed_prefixes
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    boundary: Boundary,
+    *,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Tensor:
+    """Margins, float32 (N,), of whole texts or (prompt, response) pairs.
+
+    Raises:
+        ValueError: no texts, a text without tokens (named by its index), or a boundary that was
+            fitted for another model.
+    """
+    boundary.check(model)
+    spec = _whole(model, boundary.embedding)
+    vectors = embed(model, tokenizer, texts, spec, batch_size=batch_size, progress=progress)
+    return boundary.margin(vectors.to(boundary.weight.device))
+
+
+def trace(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, boundary: Boundary
+) -> tuple[list[str], Tensor]:
+    """The margin of a text as it grows: its T tokens as strings, and float32 (T,)."""
+    boundary.check(model)
+    ids, states = embed_prefixes(model, tokenizer, text, _whole(model, boundary.embedding))
+    tokens = [str(tokenizer.decode([i])) for i in ids]
+    return tokens, boundary.margin(states.to(boundary.weight.device))
+
+
+def _whole(model: PreTrainedModel, spec: EmbeddingSpec) -> EmbeddingSpec:
+    """A spec without the fit's limit on length: a text is judged by all that the model can read."""
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return replace(spec, max_length=window or 2**31)
