@@ -4,8 +4,8 @@ Two signals say that it has. The boundary's: the calibrated probability that the
 training is needed. The model's own: it writes [RESET], as models trained to do so do (Zhang et al., ICLR 2025, arXiv 2409.14586);
 all of the response before it is thrown away for the user, and stays in the model's context.
 
-This file keeps the books of each row, on the host. It knows nothing about models: the decoder tells it what was written and what
-the boundaries make of it, and is told how far to go back.
+This file keeps the books of each row, on the host, and needs no model. A decoding loop records with an `Observer` what it
+has written and what the boundaries make of it; the verdict says how far to go back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,8 +127,62 @@ class History:
     failed: list[tuple[float, list[int], list[list[float]]]] = field(default_factory=list)
 
 
-class Watch:
-    """The histories of a batch's rows, for one call of the decoder.
+class Verdict(NamedTuple):
+    """What follows from a step.
+
+    Attributes:
+        over: bool (B,), which rows of the batch have ended.
+        stream: int64 (n,), the tokens that a streamer gets now.
+        back: int64 (R,), how many tokens each row that is followed goes back; None where none does.
+        restart: int64 (R',), of the rows that are followed, those whose response begins anew here; None for none.
+    """
+
+    over: Tensor
+    stream: Tensor
+    back: Tensor | None = None
+    restart: Tensor | None = None
+
+
+class Observer:
+    """What a decoding loop reports to. This one changes nothing.
+
+    Attributes:
+        no_text: ids of tokens that are no text of their own, besides those that end one.
+        counts_length: whether it ends rows at their greatest length itself.
+        histories: what became of each row, where that is more than its tokens.
+    """
+
+    no_text: tuple[int, ...] = ()
+    counts_length = False
+    histories: list[History] | None = None
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """Logits (B, V) as the processors of a step may see and change them: a copy."""
+        return logits.clone()
+
+    def beta(self, beta: float, rows: Tensor) -> Tensor | float:
+        """The strength for each of the rows int64 (R,), float32 (R, 1), or one for all."""
+        return beta
+
+    def record(self, rows: Tensor, tokens: Tensor, margins: Tensor, open_: Tensor, over: Tensor) -> Verdict:
+        """Takes down a step.
+
+        Args:
+            rows: int64 (R,), the rows of the batch that are followed.
+            tokens: int64 (B,), what was written.
+            margins: (R, S), of the followed rows' texts with it.
+            open_: (B,), nonzero where a row had not ended before.
+            over: bool (B,), where a stopping criterion holds.
+        """
+        return Verdict(over, tokens)
+
+    def rest(self) -> Tensor | None:
+        """What a streamer gets when all rows have ended, int64 (n,)."""
+        return None
+
+
+class Watch(Observer):
+    """Backtracking's observer: the histories of a batch's rows, for one call of the decoder.
 
     Args:
         settings: when to go back.
@@ -139,6 +193,8 @@ class Watch:
         beyond: tokens that the model can read beyond prompt and response; None: no limit. The model's own [RESET], which takes
             nothing out of its context, is impossible where what comes after it would not fit.
     """
+
+    counts_length = True
 
     def __init__(
         self,
@@ -151,56 +207,59 @@ class Watch:
     ) -> None:
         self.settings = settings
         self.boundaries = boundaries
+        if settings.reset_token_id is not None:  # beta must not change how often it comes
+            self.no_text = (settings.reset_token_id,)
         self.room = room
         self.eos = frozenset(eos)
         self.beyond = beyond
-        self.rows = [History() for _ in range(rows)]
+        self.histories: list[History] = [History() for _ in range(rows)]
+        self._streamed = 0
         self._budget = settings.max_tokens or 4 * room
         threshold = settings.threshold or 1.0
         self._safe_below = threshold / 2 if settings.safe_below is None else settings.safe_below
 
     def logits(self, logits: Tensor) -> Tensor:
-        """Logits (B, V), a copy, with what led astray impossible, and [RESET] as likely as it is asked to be."""
+        """A copy in which what led astray is impossible, and [RESET] has its bias."""
         logits = logits.clone()
-        found = [(b, token) for b, row in enumerate(self.rows) for token in row.forbidden.get(len(row.tokens), ())]
+        found = [(b, token) for b, row in enumerate(self.histories) for token in row.forbidden.get(len(row.tokens), ())]
         reset = self.settings.reset_token_id
         if reset is not None:
             logits[:, reset] += self.settings.reset_bias
-            found += [(b, reset) for b, row in enumerate(self.rows) if not (self._may_go_back(row) and self._fits(row))]
+            found += [
+                (b, reset) for b, row in enumerate(self.histories) if not (self._may_go_back(row) and self._fits(row))
+            ]
         if found:
             rows, tokens = torch.tensor(found, device=logits.device).T
             logits[rows, tokens] = -torch.inf
         return logits
 
-    def beta(self, beta: float, rows: Sequence[int]) -> Tensor | float:
-        """The strength for each of the rows, float32 (R, 1), or one for all."""
-        boosts = [self.settings.boost * (self.rows[b].boosted > 0) for b in rows]
-        return beta + torch.tensor(boosts)[:, None] if any(boosts) else beta
+    def beta(self, beta: float, rows: Tensor) -> Tensor | float:
+        boosts = [self.settings.boost * (self.histories[b].boosted > 0) for b in rows.tolist()]
+        return beta + torch.tensor(boosts, device=rows.device)[:, None] if any(boosts) else beta
 
-    def told(self, rows: Tensor, tokens: Tensor, margins: Tensor, open_: Tensor, over: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes down what was written.
-
-        Args:
-            rows: int64 (R,), indices into the batch; tokens int64 (R,), and margins (R, S) of the texts with them.
-            open_: (B,), nonzero where a row had not ended before; over: bool (B,), where a stopping criterion holds.
-
-        Returns:
-            how many tokens each of the rows goes back, int64 (R,), and where rows have ended, bool (B,); both on the CPU.
-        """
-        margins, over = margins.float().cpu(), over.cpu().clone()
+    def record(self, rows: Tensor, tokens: Tensor, margins: Tensor, open_: Tensor, over: Tensor) -> Verdict:
+        margins, over, written = margins.float().cpu(), over.cpu().clone(), tokens[rows]
         odds = [-b.log_odds(margins[:, i]) for i, b in enumerate(self.boundaries)]
         unsafe = torch.stack(odds).sigmoid().amax(0).tolist() if odds else [None] * len(rows)
-        open_rows = open_.tolist()
-        back = torch.zeros(len(rows), dtype=torch.long)
-        for i, (b, token, margin) in enumerate(zip(rows.tolist(), tokens.tolist(), margins.tolist(), strict=True)):
+        open_rows, back = open_.tolist(), torch.zeros(len(rows), dtype=torch.long)
+        for i, (b, token, margin) in enumerate(zip(rows.tolist(), written.tolist(), margins.tolist(), strict=True)):
             if open_rows[b]:
-                back[i], ended = self._one(self.rows[b], token, margin, unsafe[i])
+                back[i], ended = self._one(self.histories[b], token, margin, unsafe[i])
                 over[b] = ended or (bool(over[b]) and not back[i])  # a text that was taken back has not ended
-        return back, over
+        final = self._final(0)[self._streamed :]
+        self._streamed += len(final)
+        restart = None
+        if (reset := self.settings.reset_token_id) is not None:
+            restart = ((written == reset) & open_[rows].bool()).nonzero()[:, 0]
+        return Verdict(over, torch.tensor(final, dtype=torch.long), back if back.any() else None, restart)
 
-    def final(self, row: int) -> list[int]:
+    def rest(self) -> Tensor | None:
+        left = self.histories[0].tokens[self._streamed :]
+        return torch.tensor(left) if left else None
+
+    def _final(self, row: int) -> list[int]:
         """What can no longer be taken back of a row's response."""
-        history = self.rows[row]
+        history = self.histories[row]
         return [] if self.settings.reset_token_id is not None else history.tokens[: history.safe]
 
     def _may_go_back(self, row: History) -> bool:

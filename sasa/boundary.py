@@ -80,6 +80,11 @@ class EmbeddingSpec:
         return own
 
 
+def layers_of(specs: Sequence[EmbeddingSpec]) -> tuple[int, ...]:
+    """The layers that embeddings come from, each once."""
+    return tuple(dict.fromkeys(spec.layer for spec in specs))
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What must agree between the model that a boundary was fitted on and the one that it is used with."""

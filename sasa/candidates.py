@@ -1,16 +1,26 @@
-"""The tokens that are worth a look: survivors of top-k and top-p truncation, as padded (B, K).
+"""Candidates: the tokens that may come next, the order in which they can win, and which one does.
 
-Truncation itself is transformers' own; this file only gathers what it leaves.
+A draw from a distribution p is the argmax of p(v) / e(v), where e is exponential noise: this is how
+`torch.multinomial` draws. Steering multiplies p(v) by exp(beta * value(v)), and a value with an upper
+bound can only lower a candidate that far. So the candidates are put in the order of log p(v) - log e(v),
+their *keys*, are read a few at a time, and reading stops as soon as the best of those read beats the
+key of the next one. What wins then is what would have won had all been read: the same token from the
+same seed. Greedy decoding is the same without noise.
+
+This file is functions on tensors: no model is needed, and any engine can use it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import TopPLogitsWarper
+
+DEFAULT_TOP_K = 20
+"""The candidates are the 20 likeliest where nothing else limits them."""
+AHEAD = 64
+"""Of a whole vocabulary, how many candidates are put in order at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +41,128 @@ def check_truncation(top_k: int | None, top_p: float | None, min_p: float | None
         raise ValueError(f"min_p must be in [0, 1], got {min_p!r}")
 
 
-def select(scores: Tensor, top_k: int | None = None, top_p: float | None = None, most: int | None = None) -> Candidates:
+def select(scores: Tensor, top_k: int | None = None, top_p: float | None = None) -> Candidates:
     """Survivors of top-k, then top-p.
 
     Args:
         scores: logits float (B, V); -inf marks a token that is already out.
         top_k, top_p: as in `GenerationConfig`; None (and 0 for top_k, 1.0 for top_p) sets no limit.
-        most: at most how many tokens of a row are not out, where the host knows it; else the device is asked.
 
     Returns:
         exactly the tokens that transformers' warpers keep, ties at the k-th place included.
     """
     check_truncation(top_k, top_p)
-    if top_k and top_k < scores.shape[-1] and (most is None or top_k < most):
+    if top_k and top_k < scores.shape[-1]:
         # Only the k likeliest go on, so that top-p sorts k values and not the vocabulary; ties with the k-th stay in.
         scores = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -torch.inf)
-        most = None
-    if most is None:
-        most = max(1, int((scores > -torch.inf).sum(-1).max()))
+    most = max(1, int((scores > -torch.inf).sum(-1).max()))
     values, ids = scores.topk(most)
+    mask = values > -torch.inf
     if top_p is None or top_p >= 1.0:
-        return Candidates(ids, values > -torch.inf)
-    mask = TopPLogitsWarper(top_p)(cast(torch.LongTensor, ids), values) > -torch.inf
+        return Candidates(ids, mask)
+    # Summed from the least likely on, as transformers' TopPLogitsWarper sums.
+    total = values.flip(-1).softmax(-1).cumsum(-1).flip(-1)
+    mask &= total > 1 - top_p
+    mask[:, 0] = True
     width = max(1, int(mask.sum(-1).max()))  # the rows are sorted: survivors come first
     return Candidates(ids[:, :width], mask[:, :width])
+
+
+def noise(scores: Tensor) -> Tensor:
+    """Exponential noise (B, V) as `torch.multinomial` draws it for scores (B, V), from the global generator."""
+    return torch.empty_like(scores).exponential_()
+
+
+class Race:
+    """Which candidate of each row wins, from the values of no more of them than that takes.
+
+    Args:
+        ids: int64 (R, K), candidates, the greatest key first.
+        keys: float (R, K), their scores less the logarithms of their noise; -inf where a row has fewer.
+        bound: the most that a value can add to a key, a number or (R,); None where nothing bounds it,
+            so that all have to be valued, in whatever order.
+        rest: float (R, V), keys of the whole vocabulary where these are but the first K of them.
+
+    Attributes:
+        read: how many candidates of each open row have been valued.
+        winner: int64 (R,), the token with the greatest sum of key and value so far.
+        number: int64 (R,), the place of the winner among the row's candidates.
+    """
+
+    def __init__(
+        self, ids: Tensor, keys: Tensor, bound: Tensor | float | None = 0.0, rest: Tensor | None = None
+    ) -> None:
+        self.ids, self.keys = ids, keys
+        self.read = 0
+        self._bound = torch.inf if bound is None else bound
+        self._rest = rest
+        self._best = keys.new_full((len(keys),), -torch.inf)
+        self.winner = ids[:, 0]
+        self.number = torch.zeros_like(self.winner)
+
+    @classmethod
+    def of_all(cls, scores: Tensor, noise: Tensor | None, bound: Tensor | float | None = 0.0) -> Race:
+        """Between all tokens that are not out, of scores (R, V), with noise (R, V) or, greedily, without."""
+        keys = scores if noise is None else scores - noise.log()
+        first, ids = keys.topk(min(AHEAD, keys.shape[1]))
+        return cls(ids, first, bound, keys)
+
+    @classmethod
+    def among(
+        cls, candidates: Candidates, scores: Tensor, noise: Tensor | None, bound: Tensor | float | None = 0.0
+    ) -> Race:
+        """Between the candidates alone."""
+        ids = candidates.ids
+        keys = scores.gather(1, ids) if noise is None else scores.gather(1, ids) - noise.gather(1, ids).log()
+        keys = keys.masked_fill(~candidates.mask, -torch.inf)
+        if bound is not None:
+            keys, order = keys.sort(-1, descending=True)
+            ids = ids.gather(1, order)
+        return cls(ids, keys, bound)
+
+    @classmethod
+    def won(cls, tokens: Tensor) -> Race:
+        """Won already, by tokens int64 (R,): the plain draw."""
+        return cls(tokens[:, None], torch.zeros(len(tokens), 1, device=tokens.device))
+
+    def empty(self) -> Tensor:
+        """Where no token can come next at all, or scores are not numbers: bool (R,)."""
+        return ~(self.keys.amax(1) > -torch.inf)
+
+    def over(self) -> bool:
+        """Whether all candidates have been valued."""
+        return self.read == self.ids.shape[1] and (self._rest is None or self.read == self._rest.shape[1])
+
+    def open(self) -> Tensor:
+        """Where a candidate that has not been valued can still win, bool (R,); not where `over`."""
+        if self.read == self.ids.shape[1]:
+            self._extend()
+        key = self.keys[:, self.read]
+        # One that is as good is read, too: of equals, the token with the lower id wins, as in argmax.
+        return (key > -torch.inf) & (key + self._bound >= self._best)
+
+    def _extend(self) -> None:
+        """Puts more of the vocabulary in order."""
+        assert self._rest is not None
+        rest = self._rest.scatter(1, self.ids, -torch.inf)
+        keys, ids = rest.topk(min(AHEAD, rest.shape[1] - self.ids.shape[1]))
+        self.keys, self.ids = torch.cat([self.keys, keys], 1), torch.cat([self.ids, ids], 1)
+
+    def take(self, count: int, rows: Tensor) -> Tensor:
+        """The next candidates of rows, int64 (R',), to be valued: ids (R', `count`), or fewer at the end."""
+        return self.ids[rows, self.read : self.read + count]
+
+    def value(self, values: Tensor, rows: Tensor) -> None:
+        """Takes in what steering adds to the keys of the candidates last taken, (R', K), of rows int64 (R',)."""
+        k = values.shape[1]
+        block = slice(self.read, self.read + k)
+        keys = torch.cat([self._best[rows, None], self.keys[rows, block] + values.to(self.keys.dtype)], 1)
+        ids = torch.cat([self.winner[rows, None], self.ids[rows, block]], 1)
+        places = torch.arange(self.read, self.read + k, device=ids.device).expand(len(rows), k)
+        places = torch.cat([self.number[rows, None], places], 1)
+        best = keys.amax(1, keepdim=True)
+        at = ids.masked_fill(keys < best, torch.iinfo(ids.dtype).max).argmin(1, keepdim=True)
+        self._best = self._best.index_copy(0, rows, best[:, 0])
+        self.winner = self.winner.index_copy(0, rows, ids.gather(1, at)[:, 0])
+        self.number = self.number.index_copy(0, rows, places.gather(1, at)[:, 0])
+        self.read += k

@@ -1,14 +1,22 @@
-"""SASA as a decoding loop of its own: one forward pass a token.
+"""SASA as a decoding loop of its own, handed to `generate()` as `custom_generate`.
 
-The look-ahead has already computed all about the token that is chosen: its keys and values, its hidden state and so the
-next logits. The loop keeps them, instead of having `generate()` compute them again. It is handed to `generate()` as
-`custom_generate`, which prepares processors, stopping criteria and lengths as ever.
+The look-ahead has computed all about the token that is chosen: its keys and values, its hidden state
+and so the next logits. The loop keeps them, where `generate()` would compute them again; and of the
+candidates it looks at those alone that can still win. `generate()` prepares processors, stopping
+criteria and lengths as ever.
+
+One step of the loop, each part a method of `Decoding`:
+
+    process    scores of the next token, as generate()'s processors leave them
+    order      the candidates, in the order in which they can win
+    peek       a few of them are read, until none that is left can win
+    commit     the winner becomes part of the text, without another pass
+    stop       which rows have ended, or go back
 """
 
 from __future__ import annotations
 
 import logging
-import weakref
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -24,24 +32,33 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from sasa.backtracking import Backtracking, History, Watch
-from sasa.candidates import check_truncation, select
-from sasa.embedding import hidden_states
+from sasa.backtracking import Backtracking, History, Observer, Watch
+from sasa.candidates import DEFAULT_TOP_K, Candidates, Race, check_truncation, noise, select
 from sasa.lookahead import Lookahead, packs
-from sasa.models.skinny import skinny_linears
-from sasa.processor import DEFAULT_TOP_K, token_ids
-from sasa.values import BETA, VALUE, Boundaries, Steering
+from sasa.models.heads import next_logits, token_ids
+from sasa.values import BETA, VALUE, Boundaries, Steering, reweight
 
 logger = logging.getLogger(__name__)
 
-RESERVED_CANDIDATES = 64
+FREE = {"cpu": 3, "cuda": 64}
+"""Candidates in a pass, of all rows together, that cost hardly more than one: on two cores reading the
+weights takes as long as multiplying a few rows by them, and on a GPU as many dozens (benchmarks/NOTES.md)."""
+RESERVED_CANDIDATES, RESERVED_LAZILY = 64, 16
+"""Candidates of a row for which there is memory from the start: where all are read, and where few are."""
 RESERVED_TOKENS = 1024
 """Up to so many new tokens, memory for all of them is taken at once; longer texts may end early, and grow by and by."""
 
 ROUNDED_ROOM = 256
 """Room for a compiled pass comes in steps of so many positions, so that few lengths are compiled."""
 
-_heads: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+
+def share(device: str, rows: int, first: bool) -> int:
+    """How many candidates of each of some rows to read in one pass, so that few are read in vain.
+
+    As many as cost hardly more than one. Where the rows alone are more than that, one each, for most
+    are settled by it; and two of those that it did not settle.
+    """
+    return 512
 
 
 @dataclass
@@ -54,12 +71,16 @@ class SASAOutput(GenerateDecoderOnlyOutput):
         candidates, candidate_margins: tensors (B, K) and (B, K, S) a step, with `output_scores`: the candidates' ids and
             margins. Where a row has fewer than K candidates, the rest are others that were computed along; their score is -inf.
         histories: with backtracking, one a row: what was thrown away, and why.
+        candidates_read: int64 (B,), candidates that were read for each row, in all its steps.
+        passes: forward passes over candidates.
     """
 
     margins: tuple[Tensor, ...] | None = None
     candidates: tuple[Tensor, ...] | None = None
     candidate_margins: tuple[Tensor, ...] | None = None
     histories: list[History] | None = None
+    candidates_read: Tensor | None = None
+    passes: int | None = None
 
 
 class SASADecoder:
@@ -127,120 +148,20 @@ class SASADecoder:
     ) -> Tensor | SASAOutput:
         """The loop; `generate()` calls it."""
         self._refuse(model, generation_config, synced_gpus, model_kwargs)
-        streamer = streamer or self.streamer
-        steering = self.steering.to(model.device)
-        eos_ids = token_ids(model, "eos_token_id", generation_config.eos_token_id)
-        eos = torch.tensor(eos_ids, dtype=torch.long, device=model.device)
-        pad = generation_config._pad_token_tensor
-        has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
-        sampling = bool(generation_config.do_sample)
-        top_k = DEFAULT_TOP_K if self.top_k is None and self.top_p is None and not sampling else self.top_k
-        steps: list[Step] = []
-        on_cpu = model.device.type == "cpu"
-        prompts, shown = input_ids, 0
-        watch: Watch | None = None
-        if self.backtrack is not None:
-            boundaries = [boundary.to("cpu") for boundary, _ in steering.terms]
-            longest = generation_config.max_length - prompts.shape[1]
-            window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-            beyond = None if window is None else window - generation_config.max_length
-            watch = Watch(self.backtrack, boundaries, len(prompts), longest, eos_ids, beyond)
-            if self.backtrack.reset_token_id is not None:  # no text either: beta must not change how often it comes
-                eos = torch.cat([eos, eos.new_tensor([self.backtrack.reset_token_id])])
-            # Lengths are the watch's: in `input_ids`, what was thrown away leaves padding.
-            others = [criterion for criterion in stopping_criteria if not isinstance(criterion, MaxLengthCriteria)]
-            stopping_criteria = StoppingCriteriaList(others)
-
-        limits = [k for k in (top_k, generation_config.top_k if sampling else None) if k]
-        widest = min([*limits, RESERVED_CANDIDATES]) if self.steering.beta or watch else 1
-        room = generation_config.max_length + widest
-        if self.compiled:
-            room = -(-room // ROUNDED_ROOM) * ROUNDED_ROOM
-        elif generation_config.max_length - input_ids.shape[1] > RESERVED_TOKENS:
-            room = 0
-        look = self._read_prompts(model, input_ids, model_kwargs.get("attention_mask"), room, widest)
-        rows = torch.arange(len(input_ids), device=input_ids.device)  # of the batch, that the look-ahead still follows
-        unfinished = torch.ones_like(rows)
-        logits = next_logits(model, look)
+        batch = Decoding(self, model, input_ids, logits_processor, stopping_criteria, generation_config)
+        batch.streamer = streamer or self.streamer
+        batch.prefill(model_kwargs.get("attention_mask"))
         while True:
-            allowed = logits.clone() if watch is None else watch.logits(logits)
-            scores = logits_processor(cast(torch.LongTensor, input_ids), cast(torch.FloatTensor, allowed))
-            # The one time in a step that the host waits for the device: how many rows go on, and with how many tokens to
-            # choose from at most.
-            alive = (scores > -torch.inf).sum(-1) * unfinished
-            left, most = torch.stack([unfinished.sum(), alive.max()]).tolist()
-            if not left:
+            scores = batch.process()
+            if not batch.going_on():
                 break
-            # Moving the cache costs something: not for every single row.
-            if left <= 0.75 * len(rows) and not self.compiled:
-                going = unfinished[rows].bool()
-                look.select(going.nonzero()[:, 0])
-                rows = rows[going]
-            everyone = len(rows) == len(scores)
-            nothing = input_ids[rows, :0]
-            followed = scores if everyone else scores[rows]
-            strength = watch.beta(steering.beta, rows.tolist()) if watch is not None else steering.beta
-            steers = isinstance(strength, Tensor) or strength > 0
-            if steers or self.top_k or self.top_p:
-                candidates = select(followed, top_k, self.top_p, max(1, most))
-                ids = candidates.ids
-                margins = (
-                    steering.margins(look, eos, nothing, ids)
-                    if steers
-                    else followed.new_zeros(*ids.shape, len(steering.terms))
-                )
-                followed = steering.reweight(followed, candidates, margins, strength)
-                scores = followed if everyone else scores.index_copy(0, rows, followed)
-            # Drawn over all rows and the whole vocabulary, as plain generate() draws: equal seeds, equal tokens.
-            tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0] if sampling else scores.argmax(-1)
-            if not steers:
-                ids = tokens[rows, None]
-                margins = steering.margins(look, eos, nothing, ids)
-            choice = (ids == tokens[rows, None]).int().argmax(1)
-            look.keep(choice)
-            if generation_config.return_dict_in_generate and watch is None:
-                kept = (
-                    scores if generation_config.output_scores else None,
-                    logits if generation_config.output_logits else None,
-                )
-                steps.append(Step(*kept, rows, ids, margins, choice))
-            if has_eos and pad is not None:
-                tokens = tokens * unfinished + pad * (1 - unfinished)
-            input_ids = torch.cat([input_ids, tokens[:, None]], 1)
-            if streamer is not None and watch is None:
-                streamer.put(tokens.cpu())
-            so_far = tuple(step.scores for step in steps) if generation_config.output_scores else None
-            over: Tensor = stopping_criteria(cast(torch.LongTensor, input_ids), cast(Any, so_far))
-            if watch is not None:
-                of_rows = margins[torch.arange(len(rows)), choice]
-                back, over = watch.told(rows, tokens[rows], of_rows, unfinished, over)
-                if watch.settings.reset_token_id is not None:
-                    anew = (tokens[rows] == watch.settings.reset_token_id) & unfinished[rows].bool()
-                    look.forget(anew.nonzero()[:, 0])
-                if back.any():
-                    look.rewind(back)
-                    input_ids = input_ids.index_copy(0, rows, look.ids)
-                if streamer is not None and (final := watch.final(0))[shown:]:
-                    streamer.put(torch.tensor(final[shown:]))
-                    shown = len(final)
-            unfinished = unfinished & ~over.to(unfinished.device)
-            # On a GPU the host does not wait for this here: processors may see texts that have all ended once more.
-            full = watch is None and input_ids.shape[1] >= generation_config.max_length
-            if full or ((on_cpu or watch is not None) and not unfinished.any()):
+            race = batch.order(scores)
+            while len(rows := batch.unsettled(race)):
+                batch.peek(race, rows)
+            batch.commit(race)
+            if batch.stop():
                 break
-            following = next_logits(model, look)
-            logits = following if everyone else logits.index_copy(0, rows, following)
-        look.release()
-        if watch is not None:
-            if streamer is not None and (rest := watch.rows[0].tokens[shown:]):
-                streamer.put(torch.tensor(rest))
-            if streamer is not None:
-                streamer.end()
-            found = self._delivered(prompts, watch.rows, len(steering.terms), 0 if pad is None else int(pad))
-            return found if generation_config.return_dict_in_generate else cast(Tensor, found.sequences)
-        if streamer is not None:
-            streamer.end()
-        return self._output(input_ids, steps, generation_config) if steps else input_ids
+        return batch.output()
 
     def _refuse(
         self, model: PreTrainedModel, config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
@@ -275,109 +196,287 @@ class SASADecoder:
         if found := [name for name, does in why.items() if does]:
             raise ValueError(f"SASADecoder cannot be used with {', '.join(found)}")
 
-    def _read_prompts(
-        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, room: int, widest: int
-    ) -> Lookahead:
-        """Reads each run of equal neighbours once, and goes on with as many copies of it as there are rows.
 
-        Args:
-            room: positions of cache that the longest text and its candidates take; 0 where nobody can tell.
-            widest: candidates of a row in one pass.
-        """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        new = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        new[1:] = (input_ids[1:] != input_ids[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
-        replay = widest if self.compiled else 0
-        look = Lookahead(
-            model, self.steering.specs, mask[new], rows=len(input_ids), positions=room, replay=replay,
-            rewindable=self.backtrack is not None,
-        )  # fmt: skip
-        look.look(input_ids[new], input_ids[new][:, :0])
+class Step(NamedTuple):
+    """What is kept of one step where it is asked for.
+
+    Attributes:
+        rows: int64 (R,), the rows that were followed; margins: (R, S), of the tokens chosen.
+        scores, logits: (B, V); ids, all_margins: (R, K) and (R, K, S), of all candidates.
+    """
+
+    rows: Tensor
+    margins: Tensor
+    scores: Tensor | None = None
+    logits: Tensor | None = None
+    ids: Tensor | None = None
+    all_margins: Tensor | None = None
+
+
+class Decoding:
+    """One call of the decoder: the state of a batch, and the parts of a step.
+
+    Attributes:
+        ids: int64 (B, T), the texts so far.
+        rows: int64 (R,), the rows of the batch that the look-ahead still follows.
+        unfinished: int64 (B,), 1 where a row has not ended.
+        logits: float32 (B, V), of the next token.
+    """
+
+    def __init__(
+        self,
+        decoder: SASADecoder,
+        model: PreTrainedModel,
+        ids: Tensor,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+    ) -> None:
+        self.model, self.config, self.processors = model, config, processors
+        self.compiled = decoder.compiled
+        self.steering = decoder.steering.to(model.device)
+        self.sampling = bool(config.do_sample)
+        own_top_k = decoder.top_k
+        if own_top_k is None and decoder.top_p is None and not self.sampling:
+            own_top_k = DEFAULT_TOP_K
+        self.top_k, self.top_p = own_top_k, decoder.top_p
+        self.everything = bool(config.output_scores) or self.steering.bound is None
+        self.pad = cast(Any, config)._pad_token_tensor
+        self.pads = self.pad is not None and any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+        self.streamer: BaseStreamer | None = None
+
+        eos = token_ids(model, "eos_token_id", config.eos_token_id)
+        self.observer = _observer(decoder, model, ids, config, eos)
+        if self.observer.counts_length:  # in `ids`, what was thrown away leaves padding
+            others = [criterion for criterion in criteria if not isinstance(criterion, MaxLengthCriteria)]
+            criteria = StoppingCriteriaList(others)
+        self.criteria = criteria
+        self.ends = torch.tensor([*eos, *self.observer.no_text], dtype=torch.long, device=model.device)
+
+        self.ids, self.prompts = ids, ids
+        self.rows = torch.arange(len(ids), device=ids.device)
+        self.unfinished = torch.ones_like(self.rows)
+        self.candidates_read = torch.zeros_like(self.rows)
+        self.passes = 0
+        self.steps: list[Step] = []
+
+    def prefill(self, attention_mask: Tensor | None) -> None:
+        """Reads each run of equal neighbours once, and goes on with as many copies of it as there are rows."""
+        ids = self.ids
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+        new = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        new[1:] = (ids[1:] != ids[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
+        self.width, positions = self._room()
+        self.look = Lookahead(
+            self.model,
+            self.steering.specs,
+            mask[new],
+            rows=len(ids),
+            positions=positions,
+            compiled=self.width if self.compiled else 0,
+            rewindable=self.observer.counts_length,
+        )
+        self.look.append(ids[new])
         if not bool(new.all()):
-            look.select(new.cumsum(0) - 1)
-        return look
+            self.look.select(new.cumsum(0) - 1)
+        self.logits = self._next_logits()
 
-    @staticmethod
-    def _delivered(prompts: Tensor, histories: list[History], boundaries: int, fill: int) -> SASAOutput:
-        """What is left of the responses behind their prompts (B, T), `fill` behind the shorter ones."""
-        width = max(len(row.tokens) for row in histories)
-        written = prompts.new_full((len(histories), width), fill)
+    def _room(self) -> tuple[int, int]:
+        """Candidates of a row in one pass, and positions of cache for text and candidates; 0 where the text may end early."""
+        longest, device = self.config.max_length, self.model.device.type
+        limits = [k for k in (self.top_k, self.config.top_k if self.sampling else None) if k]
+        most = min([*limits, RESERVED_CANDIDATES])
+        width = most if self.everything else min(most, share(device, len(self.ids), True))
+        if self.compiled:
+            return width, -(-longest // ROUNDED_ROOM) * ROUNDED_ROOM
+        if longest - self.ids.shape[1] > RESERVED_TOKENS:
+            return width, 0
+        return width, longest + (most if self.everything else min(most, RESERVED_LAZILY))
+
+    def process(self) -> Tensor:
+        """Scores, float (B, V), of the next token."""
+        logits = self.observer.logits(self.logits)
+        return self.processors(cast(torch.LongTensor, self.ids), cast(torch.FloatTensor, logits))
+
+    def going_on(self) -> bool:
+        """Whether any row does. Those that have ended leave the look-ahead, not one by one: moving the cache costs something."""
+        left = int(self.unfinished.sum())
+        if 0 < left <= 0.75 * len(self.rows) and not self.compiled:
+            going = self.unfinished[self.rows].bool()
+            self.look.select(going.nonzero()[:, 0])
+            self.rows = self.rows[going]
+        return left > 0
+
+    def order(self, scores: Tensor) -> Race:
+        """The candidates of the rows that are followed, from scores (B, V), in the order in which they can win."""
+        self.scores, self.followed = scores, scores if len(self.rows) == len(scores) else scores[self.rows]
+        self.strength = self.observer.beta(self.steering.beta, self.rows)
+        self.texts = self.look.embeddings()
+        self.margins = self.logits.new_full((len(self.rows), len(self.steering.terms)), torch.nan)
+        self.step = Step(self.rows, self.margins)
+        steers = isinstance(self.strength, Tensor) or self.strength > 0
+        among: Candidates | None = None
+        if self.top_k or self.top_p or (steers and self.everything):
+            among = select(self.followed, self.top_k, self.top_p)
+        if not steers:
+            return self._plain(among)
+        # Drawn over all rows and the whole vocabulary, as plain generate() draws: equal seeds, equal tokens.
+        drawn = noise(scores) if self.sampling else None
+        if drawn is not None and self.followed is not scores:
+            drawn = drawn[self.rows]
+        bound: Any = None if self.everything else self.strength * cast(float, self.steering.bound)
+        bound = bound[:, 0] if isinstance(bound, Tensor) else bound
+        self.among = among
+        if among is None:
+            return Race.of_all(self.followed, drawn, bound)
+        return Race.among(among, self.followed, drawn, bound)
+
+    def _plain(self, among: Candidates | None) -> Race:
+        """What plain `generate()` writes, to be read and measured as it is."""
+        self.among = None
+        if among is not None:
+            nothing = self.followed.new_zeros(among.ids.shape)
+            self.scores = self._whole(self.scores, reweight(self.followed, among, nothing))
+        scores = self.scores
+        tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0] if self.sampling else scores.argmax(-1)
+        return Race.won(tokens[self.rows])
+
+    def _whole(self, of_all: Tensor, of_rows: Tensor) -> Tensor:
+        """What is known of all rows (B, …), with what is new of those that are followed (R, …)."""
+        return of_rows if len(of_rows) == len(of_all) else of_all.index_copy(0, self.rows, of_rows)
+
+    def unsettled(self, race: Race) -> Tensor:
+        """The followed rows, int64 (R',), in which a candidate that has not been read can still win."""
+        if race.read == 0:  # the winner, too, has to be read
+            return torch.arange(len(self.rows), device=self.rows.device)
+        if race.over():
+            return self.rows[:0]
+        # The one time in a pass that the host waits for the device.
+        flags = (torch.stack([race.open(), race.empty()]) & self.unfinished[self.rows].bool()).cpu()
+        if flags[1].any():
+            raise ValueError("no token can come next: scores are not numbers, or the processors leave none")
+        return flags[0].nonzero()[:, 0].to(self.rows.device)
+
+    def peek(self, race: Race, rows: Tensor) -> None:
+        """Reads the next candidates of some rows, int64 (R',)."""
+        count = race.ids.shape[1] if self.everything else share(self.model.device.type, len(rows), race.read == 0)
+        ids = race.take(min(count, self.width) if self.compiled and not self.everything else count, rows)
+        some = len(rows) < len(self.rows)
+        extended = self.look.peek(ids, rows if some else None)
+        texts = [text[rows] for text in self.texts] if some else self.texts
+        margins = self.steering.margins(texts, extended, torch.isin(ids, self.ends))
+        strength = self.strength[rows] if isinstance(self.strength, Tensor) else self.strength
+        read, values = race.read, strength * self.steering.values(margins)
+        race.value(values, rows)
+        # The margins of the winners, of which some may be of earlier passes.
+        number = race.number[rows] - read
+        here = margins[torch.arange(len(rows), device=rows.device), number.clamp(min=0)]
+        won = torch.where((number >= 0)[:, None], here, self.margins[rows])
+        self.margins = self.margins.index_copy(0, rows, won)
+        read_now = self.unfinished[self.rows[rows]] * ids.shape[1]
+        self.candidates_read = self.candidates_read.index_add(0, self.rows[rows], read_now)
+        if self.config.output_scores:
+            if self.among is not None:
+                self.scores = self._whole(self.scores, reweight(self.followed, self.among, values))
+            self.step = self.step._replace(ids=ids, all_margins=margins)
+
+    def commit(self, race: Race) -> None:
+        """Appends the winners to the texts."""
+        self.look.commit(race.number)
+        tokens = race.winner
+        if len(tokens) < len(self.ids):
+            filled = self.ids.new_full((len(self.ids),), 0 if self.pad is None else int(self.pad))
+            tokens = filled.index_copy(0, self.rows, tokens)
+        if self.pads:
+            tokens = tokens * self.unfinished + self.pad * (1 - self.unfinished)
+        self.tokens = tokens
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        if self.config.return_dict_in_generate and self.observer.histories is None:
+            step = self.step._replace(margins=self.margins)
+            if self.config.output_scores:
+                step = step._replace(scores=self.scores)
+            if self.config.output_logits:
+                step = step._replace(logits=self.logits)
+            self.steps.append(step)
+
+    def stop(self) -> bool:
+        """Records the step; whether it was the last one."""
+        so_far = tuple(step.scores for step in self.steps) if self.config.output_scores else None
+        over: Any = self.criteria(cast(torch.LongTensor, self.ids), cast(Any, so_far))
+        verdict = self.observer.record(self.rows, self.tokens, self.margins, self.unfinished, over)
+        if verdict.restart is not None:
+            self.look.restart(verdict.restart)
+        if verdict.back is not None:
+            self.look.rewind(verdict.back)
+            self.ids = self.ids.index_copy(0, self.rows, self.look.ids)
+        if self.streamer is not None and len(verdict.stream):
+            self.streamer.put(verdict.stream.cpu())
+        self.unfinished = self.unfinished & ~verdict.over.to(self.unfinished.device)
+        full = not self.observer.counts_length and self.ids.shape[1] >= self.config.max_length
+        # On a GPU the host does not wait for this here: processors may see texts that have all ended once more.
+        known = self.observer.counts_length or self.model.device.type == "cpu"
+        if full or (known and not self.unfinished.any()):
+            return True
+        self.logits = self._whole(self.logits, self._next_logits())
+        return False
+
+    def _next_logits(self) -> Tensor:
+        return next_logits(self.model, self.look.last, self.look.ids, self.look.mask)
+
+    def output(self) -> Tensor | SASAOutput:
+        """What `generate()` returns."""
+        self.look.release()
+        if self.streamer is not None:
+            if (rest := self.observer.rest()) is not None:
+                self.streamer.put(rest)
+            self.streamer.end()
+        if self.observer.histories is not None:
+            out = self._delivered(self.observer.histories)
+        elif self.config.return_dict_in_generate:
+            out = self._written()
+        else:
+            return self.ids
+        out.candidates_read, out.passes = self.candidates_read, self.look.passes
+        return out if self.config.return_dict_in_generate else cast(Tensor, out.sequences)
+
+    def _delivered(self, histories: list[History]) -> SASAOutput:
+        """What is left of the responses behind their prompts, padding behind the shorter ones."""
+        width, boundaries = max(len(row.tokens) for row in histories), len(self.steering.terms)
+        written = self.prompts.new_full((len(histories), width), 0 if self.pad is None else int(self.pad))
         margins = torch.full((len(histories), width, boundaries), torch.nan)
         for b, row in enumerate(histories):
-            written[b, : len(row.tokens)] = prompts.new_tensor(row.tokens)
+            written[b, : len(row.tokens)] = self.prompts.new_tensor(row.tokens)
             margins[b, : len(row.tokens)] = torch.tensor(row.margins).view(len(row.tokens), boundaries)
-        sequences = cast(torch.LongTensor, torch.cat([prompts, written], 1))
-        return SASAOutput(sequences=sequences, margins=margins.to(prompts.device).unbind(1), histories=histories)
+        sequences = cast(torch.LongTensor, torch.cat([self.prompts, written], 1))
+        return SASAOutput(sequences=sequences, margins=margins.to(self.ids.device).unbind(1), histories=histories)
 
-    @staticmethod
-    def _output(sequences: Tensor, steps: list[Step], config: GenerationConfig) -> SASAOutput:
-        """Everything that was asked for, each step's tensors over the whole batch."""
-        batch = len(sequences)
+    def _written(self) -> SASAOutput:
+        """The texts, and each step's tensors over the whole batch."""
+        batch = len(self.ids)
 
-        def whole(rows: Tensor, part: Tensor, fill: float) -> Tensor:
-            return part.new_full((batch, *part.shape[1:]), fill).index_copy(0, rows, part)
+        def whole(step: Step, part: Tensor, fill: float) -> Tensor:
+            return part.new_full((batch, *part.shape[1:]), fill).index_copy(0, step.rows, part)
 
-        chosen = (whole(s.rows, s.margins[torch.arange(len(s.rows)), s.choice], torch.nan) for s in steps)
-        out = SASAOutput(sequences=cast(torch.LongTensor, sequences), margins=tuple(chosen))
-        if config.output_logits:
-            out.logits = cast(Any, tuple(s.logits for s in steps))
-        if config.output_scores:
-            out.scores = cast(Any, tuple(s.scores for s in steps))
-            out.candidates = tuple(whole(s.rows, s.ids, 0) for s in steps)
-            out.candidate_margins = tuple(whole(s.rows, s.margins, torch.nan) for s in steps)
+        out = SASAOutput(
+            sequences=cast(torch.LongTensor, self.ids),
+            margins=tuple(whole(step, step.margins, torch.nan) for step in self.steps),
+        )
+        if self.config.output_logits:
+            out.logits = cast(Any, tuple(step.logits for step in self.steps))
+        if self.config.output_scores:
+            out.scores = cast(Any, tuple(step.scores for step in self.steps))
+            out.candidates = tuple(whole(step, cast(Tensor, step.ids), 0) for step in self.steps)
+            out.candidate_margins = tuple(whole(step, cast(Tensor, step.all_margins), torch.nan) for step in self.steps)
         return out
 
 
-class Step(NamedTuple):
-    """What one step computed: scores and logits (B, V) where asked for; of the rows (R,) followed, (R, K), (R, K, S) and (R,)."""
-
-    scores: Tensor | None
-    logits: Tensor | None
-    rows: Tensor
-    ids: Tensor
-    margins: Tensor
-    choice: Tensor
-
-
-def next_logits(model: PreTrainedModel, look: Lookahead) -> Tensor:
-    """Next-token logits, float32 (B, V), at the ends of the texts.
-
-    From the last states and the model's head where that is all there is to it; a model that does more to its logits than
-    its config tells reads the texts once more.
-    """
-    if has_plain_head(model):
-        with skinny_linears(model):
-            return head(model, look.last)
-    length = look.ids.shape[1]
-    inputs = {"attention_mask": look.mask(length), "use_cache": False}
-    return model(input_ids=look.ids, **inputs).logits[:, -1].float()
-
-
-def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits, float32, of last-layer states (…, d): the head and the scalings that configs know."""
-    config = model.config.get_text_config()
-    logits = model.get_output_embeddings()(hidden)
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        logits = torch.tanh(logits / cap) * cap
-    return logits.float()
-
-
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether `head` gives the model's own logits: asked once a model, on a few tokens."""
-    if model not in _heads:
-        ids = torch.arange(1, 6, device=model.device)[None]
-        mask = torch.ones_like(ids)
-        _, last = hidden_states(model, ids, attention_mask=mask)
-        ours, own = head(model, last), model(input_ids=ids, attention_mask=mask).logits.float()
-        tolerance = 1e-3 if torch.finfo(model.dtype).eps < 1e-6 else 3e-2
-        _heads[model] = bool((ours - own).norm() <= tolerance * own.norm())
-        if not _heads[model]:
-            logger.warning(
-                "%s does more to its logits than its config tells: each token takes a second pass over its text",
-                type(model).__name__,
-            )
-    return _heads[model]
+def _observer(
+    decoder: SASADecoder, model: PreTrainedModel, ids: Tensor, config: GenerationConfig, eos: list[int]
+) -> Observer:
+    """What the loop reports to."""
+    if decoder.backtrack is None:
+        return Observer()
+    boundaries = [boundary.to("cpu") for boundary, _ in decoder.steering.terms]
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    beyond = None if window is None else window - config.max_length
+    return Watch(decoder.backtrack, boundaries, len(ids), config.max_length - ids.shape[1], eos, beyond)

@@ -6,8 +6,6 @@ boundaries or sampling.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -17,14 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import EmbeddingSpec, Text
-from sasa.models.parts import depth_of, first_layers
+from sasa.boundary import EmbeddingSpec, Text, layers_of
+from sasa.models.parts import first_layers
+from sasa.models.states import check_ready, hidden_states, numbered
 from sasa.progress import progress_bar
-
-
-def layers_of(specs: Sequence[EmbeddingSpec]) -> tuple[int, ...]:
-    """The layers that embeddings come from, each once, as `hidden_states` takes them."""
-    return tuple(dict.fromkeys(spec.layer for spec in specs))
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> tuple[list[int], int]:
@@ -79,60 +73,6 @@ def pad(
         ids[row, place] = torch.tensor(sequence, dtype=torch.long)
         mask[row, place] = 1
     return ids.to(device), mask.to(device)
-
-
-def positions(attention_mask: Tensor) -> Tensor:
-    """Position ids (B, T) that count the real tokens only, so that padding on either side changes nothing."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, layers: Sequence[int] = (-1,), *, lower: Any = None, **inputs: Any
-) -> tuple[Tensor, Tensor]:
-    """Hidden states of some layers, (L, B, T, d), and those of the last, (B, T, d), which the language-model head reads.
-
-    `attention_mask` (B, T) is required unless `position_ids` come with a mask of the caller's own making.
-
-    Args:
-        lower: the model's `first_layers` up to the highest of `layers`, where those above are not wanted; in the place of the
-            last states are then those of that layer.
-
-    Raises:
-        ValueError: the model is in training mode, or the layer does not exist.
-    """
-    check_ready(model, *layers)
-    at = numbered(model, layers)
-    decoder: Any = model.get_decoder() if lower is None else lower
-    top = depth_of(model) if lower is None else max(at)
-    if "position_ids" not in inputs and _takes_positions(type(decoder)):  # type: ignore[arg-type]
-        inputs["position_ids"] = positions(inputs["attention_mask"])
-    inputs.setdefault("use_cache", "past_key_values" in inputs)
-    # Layers by their indices, or a pass would hold the states of all of them until its end.
-    wanted = [layer for layer in at if layer != top]
-    read = decoder(input_ids=input_ids, output_hidden_states=wanted or False, **inputs)
-    last = read.last_hidden_state
-    states = [last if layer == top else read.hidden_states[layer] for layer in at]
-    return torch.stack(states) if len(states) > 1 else states[0][None], last
-
-
-def numbered(model: PreTrainedModel, layers: Sequence[int]) -> list[int]:
-    """Layers counted from the token embeddings, 0, to the last, the model's number of layers."""
-    return [layer % (depth_of(model) + 1) for layer in layers]
-
-
-@functools.cache
-def _takes_positions(decoder: type[torch.nn.Module]) -> bool:
-    return "position_ids" in inspect.signature(decoder.forward).parameters
-
-
-def check_ready(model: PreTrainedModel, *layers: int) -> None:
-    """Raises ValueError where the model is in training mode or has no such hidden states."""
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout blurs its states: call model.eval() first")
-    depth = depth_of(model)
-    for layer in layers:
-        if not -depth - 1 <= layer <= depth:
-            raise ValueError(f"layer must be in [{-depth - 1}, {depth}] for this model, got {layer}")
 
 
 def pool(hidden: Tensor, span_mask: Tensor, spec: EmbeddingSpec) -> Tensor:

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from sasa.backtracking import Attempt, Backtracking, History
 from sasa.boundary import EmbeddingSpec
-from sasa.candidates import check_truncation
+from sasa.candidates import DEFAULT_TOP_K, check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import length_batches, pad, tokenize_prompt
-from sasa.processor import DEFAULT_TOP_K, token_ids
+from sasa.models.heads import token_ids
 from sasa.progress import progress_bar
 from sasa.values import BETA, VALUE, Boundaries, Steering
 

@@ -1,7 +1,7 @@
 """SASA as a logits processor: a drop-in for any `generate()` (Ko et al. 2025, Algorithm 1).
 
-It sees what every processor sees, token ids and scores, and listens to what `generate()` has the model read, so as to
-look ahead from the same cache. It changes scores and nothing else.
+It gets what every processor gets, token ids and scores. A hook on the model's forward passes lets it look
+ahead from the cache that `generate()` keeps. It changes scores and nothing else.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from sasa.candidates import check_truncation, select
-from sasa.embedding import layers_of
+from sasa.boundary import layers_of
+from sasa.candidates import DEFAULT_TOP_K, check_truncation, select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
+from sasa.models.heads import token_ids
 from sasa.values import BETA, VALUE, Boundaries, Steering
-
-DEFAULT_TOP_K = 20
 
 
 class SASALogitsProcessor(LogitsProcessor):
@@ -80,10 +79,10 @@ class SASALogitsProcessor(LogitsProcessor):
         self.pad = token_ids(model, "pad_token_id", pad_token_id) or self.eos.tolist()
         self.bos = token_ids(model, "bos_token_id", None)
         self._look: Lookahead | None = None
-        self._heard: Lookahead | None = None  # over the texts that generate() reads, from its own cache
-        self._lender: weakref.ref[Any] | None = None  # that cache
+        self._shared: Lookahead | None = None  # over the texts that generate() reads, from its own cache
+        self._owner: weakref.ref[Any] | None = None  # that cache
         if beta:
-            listen(self)
+            watch_passes(self)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Reweighted scores, float (B, V), of ids (B, T) and scores (B, V)."""
@@ -97,54 +96,64 @@ class SASALogitsProcessor(LogitsProcessor):
 
         Of an EOS it is the text's own.
         """
-        look, new = self._follow(input_ids)
-        return self.steering.margins(look, self.eos, new, candidates)
+        look = self._follow(input_ids)
+        extended = look.peek(candidates)
+        return self.steering.margins(look.embeddings(), extended, torch.isin(candidates, self.eos))
 
-    def _follow(self, input_ids: Tensor) -> tuple[Lookahead, Tensor]:
-        """The look-ahead over these texts, and the tokens that it has not read.
+    def _follow(self, input_ids: Tensor) -> Lookahead:
+        """The look-ahead over these texts.
 
         Texts that extend those of the last call by one token go on with the same generation, all others begin a new one.
         """
-        if (heard := self._overheard(input_ids)) is not None:
-            self._look = heard
-            return heard, input_ids[:, :0]
+        if (shared := self._shared_look(input_ids)) is not None:
+            self._look = shared
+            return shared
         look = self._look
         if look is not None and len(look.ids) == len(input_ids) and 0 <= input_ids.shape[1] - look.ids.shape[1] <= 1:
             kept = input_ids[:, : look.ids.shape[1]]
             if torch.equal(look.ids, kept):
-                return look, input_ids[:, look.ids.shape[1] :]
+                look.append(input_ids[:, look.ids.shape[1] :])
+                return look
             extends = (kept[:, None] == look.ids[None]).all(-1)
             if extends.any(1).all():  # the rows have moved, as in beam search: the texts are read again
-                prompt_mask = look.prompt_mask[extends.int().argmax(1)]
-                self._look = Lookahead(self.model, self.steering.specs, prompt_mask, margins_only=True)
-                return self._look, input_ids
-        self._look = Lookahead(self.model, self.steering.specs, self._prompt_mask(input_ids), margins_only=True)
-        return self._look, input_ids
+                return self._begin(input_ids, look.prompt_mask[extends.int().argmax(1)])
+        return self._begin(input_ids, self._prompt_mask(input_ids))
 
-    def hear(self, ids: Tensor, cache: Any, mask: Tensor | None, states: Tensor) -> None:
-        """Is told of a pass: tokens (B, n) that went into a cache, the mask of all in it, and the states (L, B, n, d)."""
-        if self._lender is None or self._lender() is not cache:
-            self._lender, self._heard = weakref.ref(cache), None
-            begins = cache.get_seq_length() == ids.shape[1] and BorrowedCache.lends(cache)
+    def _begin(self, input_ids: Tensor, prompt_mask: Tensor) -> Lookahead:
+        """A look-ahead with a cache of its own."""
+        self._look = Lookahead(self.model, self.steering.specs, prompt_mask, margins_only=True)
+        self._look.append(input_ids)
+        return self._look
+
+    def on_forward(self, ids: Tensor, cache: Any, mask: Tensor | None, states: Tensor) -> None:
+        """Follows a pass of the model.
+
+        Args:
+            ids: int64 (B, n), what went into the cache; mask: (B, T), of all that is in it.
+            states: (L, B, n, d), of the layers that the boundaries look at.
+        """
+        if self._owner is None or self._owner() is not cache:
+            self._owner, self._shared = weakref.ref(cache), None
+            begins = cache.get_seq_length() == ids.shape[1] and BorrowedCache.can_borrow(cache)
             if begins and mask is not None and mask.shape == ids.shape and packs(self.model):
-                lent = BorrowedCache(cache)
-                self._heard = Lookahead(self.model, self.steering.specs, mask, cache=lent, margins_only=True)
-        if self._heard is not None:
-            self._heard.follow(ids, states)
+                borrowed = BorrowedCache(cache)
+                self._shared = Lookahead(self.model, self.steering.specs, mask, cache=borrowed, margins_only=True)
+        if self._shared is not None:
+            self._shared.follow(ids, states)
 
-    def _overheard(self, input_ids: Tensor) -> Lookahead | None:
-        """What was heard, if it is just these texts; where it is not, it will not be later on."""
-        heard = self._heard
-        if heard is None or self._lender is None or self._lender() is None:
+    def _shared_look(self, input_ids: Tensor) -> Lookahead | None:
+        """The look-ahead on `generate()`'s own cache, if it holds just these texts; where not, it will not later on."""
+        shared = self._shared
+        if shared is None or self._owner is None or self._owner() is None:
             return None
-        same = torch.equal(heard.ids, input_ids)
-        if same and heard is not self._look:  # it begins here
-            same = heard.prompt_length == input_ids.shape[1]
+        same = torch.equal(shared.ids, input_ids)
+        if same and shared is not self._look:  # it begins here
+            same = shared.prompt_length == input_ids.shape[1]
             if self.attention_mask is not None:
-                same = same and torch.equal(heard.prompt_mask, self._prompt_mask(input_ids).to(heard.prompt_mask))
+                same = same and torch.equal(shared.prompt_mask, self._prompt_mask(input_ids).to(shared.prompt_mask))
         if not same:
-            self._heard = None
-        return self._heard
+            self._shared = None
+        return self._shared
 
     def _prompt_mask(self, input_ids: Tensor) -> Tensor:
         """Attention mask of the prompts, as given or read off the leading pad tokens."""
@@ -165,24 +174,24 @@ class SASALogitsProcessor(LogitsProcessor):
         return 1 - leading
 
 
-def listen(processor: SASALogitsProcessor) -> None:
-    """Tells the processor of every pass that its model makes into a `DynamicCache`, for as long as the processor lives."""
-    told = weakref.ref(processor)
-    layers = list(layers_of(processor.steering.specs))  # known again by its identity: others may ask for states, too
+def watch_passes(processor: SASALogitsProcessor) -> None:
+    """Has `on_forward` called for every pass of the model into a `DynamicCache`, for as long as the processor lives."""
+    living = weakref.ref(processor)
+    layers = list(layers_of(processor.steering.specs))  # recognised by its identity: others may want states, too
 
     def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        heard = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
-        if heard and not kwargs.get("output_hidden_states") and not torch.compiler.is_compiling():
+        cached = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
+        if cached and not kwargs.get("output_hidden_states") and not torch.compiler.is_compiling():
             kwargs = kwargs | {"output_hidden_states": layers}
         return args, kwargs
 
     def after(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if kwargs.get("output_hidden_states") is not layers or not isinstance(output, ModelOutput):
             return output
-        listener = told()
-        if listener is not None:
+        follower = living()
+        if follower is not None:
             states = torch.stack([output["hidden_states"][layer] for layer in layers])
-            listener.hear(kwargs["input_ids"], kwargs["past_key_values"], kwargs.get("attention_mask"), states)
+            follower.on_forward(kwargs["input_ids"], kwargs["past_key_values"], kwargs.get("attention_mask"), states)
         return type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
 
     for handle in (
@@ -190,15 +199,3 @@ def listen(processor: SASALogitsProcessor) -> None:
         processor.model.register_forward_hook(after, with_kwargs=True),
     ):
         weakref.finalize(processor, handle.remove)
-
-
-def token_ids(model: PreTrainedModel, name: str, given: Any) -> list[int]:
-    """A special token's ids: as given, else the generation config's, else the model config's, else none."""
-    for source in (
-        given,
-        getattr(model.generation_config, name, None),
-        getattr(model.config.get_text_config(), name, None),
-    ):
-        if source is not None:
-            return [int(i) for i in (source if isinstance(source, (list, tuple)) else [source])]
-    return []

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 
-from sasa.decoding import has_plain_head, head
-from sasa.embedding import hidden_states, pad, positions
+from sasa.embedding import pad
 from sasa.lookahead import packs
+from sasa.models.heads import has_plain_head, head, token_ids
 from sasa.models.skinny import skinny_linears
-from sasa.processor import token_ids
+from sasa.models.states import hidden_states, positions
 
 HEAD_TOKENS = 1024
 """Completion tokens whose logits over the vocabulary are computed at a time."""

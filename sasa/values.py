@@ -1,14 +1,16 @@
-"""Steering: what the margins of the candidates are worth, and what that does to their scores.
+"""Values: what the margins of candidates count for, and what that does to their scores.
 
-For each value function v, the reweighted scores z'(c) = z(c) + beta * v(m(c)) are the closed form of a question to which
-they are the answer: the distribution q over the candidates with the greatest E_q[v] - KL(q || p) / beta, where p is the
-model's own. The value functions differ in what they want:
+For each value function v, the reweighted scores z'(c) = z(c) + beta * v(m(c)) are the closed form of
+a question to which they are the answer: the distribution q over the candidates with the greatest
+E_q[v] - KL(q || p) / beta, where p is the model's own. The value functions differ in what they want:
 
-    raw           v = m. Margins as large as they can be had: text that is safe already is pushed on (Ko et al. 2025, eq. 6).
-    log_sigmoid   v = log P(safe) = log sigmoid(log-odds), of the calibrated margin; the default. At beta = 1 this is Bayes' rule,
-                  p(c | text, safe). At most 0, so that text which is surely safe is left alone.
+    raw           v = m. Margins as large as they can be had: text that is safe already is pushed on
+                  (Ko et al. 2025, eq. 6). Nothing bounds it.
+    log_sigmoid   v = log P(safe) = log sigmoid(log-odds), of the calibrated margin; the default. At
+                  beta = 1 this is Bayes' rule, p(c | text, safe). At most 0, so that text which is
+                  surely safe is left alone, and most candidates need not be looked at (`sasa.candidates`).
 
-It knows boundaries and scores; it knows nothing about models.
+This file is functions of boundaries and tensors: no model is needed, and any engine can use it.
 """
 
 from __future__ import annotations
@@ -16,26 +18,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedModel
 
 from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.candidates import Candidates
-from sasa.lookahead import Lookahead
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Boundaries: TypeAlias = "Boundary | Sequence[tuple[Boundary, float]]"
 """One boundary, or several, each with its weight beside the others."""
 
-VALUES: dict[str, Callable[[Boundary, Tensor], Tensor]] = {
-    "raw": lambda boundary, margin: margin,
-    "log_sigmoid": lambda boundary, margin: logsigmoid(boundary.log_odds(margin)),
+
+class Value(NamedTuple):
+    """A function of boundary and margins, and the most that it can give; None where nothing bounds it."""
+
+    of: Callable[[Boundary, Tensor], Tensor]
+    bound: float | None
+
+
+VALUES = {
+    "raw": Value(lambda boundary, margin: margin, None),
+    "log_sigmoid": Value(lambda boundary, margin: logsigmoid(boundary.log_odds(margin)), 0.0),
 }
 VALUE, BETA = "log_sigmoid", 3.0
-"""What is meant where nothing is said: see benchmarks/NOTES.md for what was compared."""
+"""The defaults: see benchmarks/NOTES.md for what was compared."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,12 @@ class Steering:
     def specs(self) -> tuple[EmbeddingSpec, ...]:
         return tuple(boundary.embedding for boundary, _ in self.terms)
 
+    @property
+    def bound(self) -> float | None:
+        """The most that `values` can give; None where nothing bounds it."""
+        bound = VALUES[self.value].bound
+        return None if bound is None else bound * sum(weight for _, weight in self.terms)
+
     def check(self, model: PreTrainedModel) -> None:
         """Raises ValueError where a boundary was not fitted for the model."""
         for boundary, _ in self.terms:
@@ -74,36 +91,37 @@ class Steering:
     def to(self, device: Any) -> Steering:
         return replace(self, terms=tuple((boundary.to(device), weight) for boundary, weight in self.terms))
 
-    def margins(self, look: Lookahead, eos: Tensor, new: Tensor, candidates: Tensor) -> Tensor:
-        """Appends tokens `new` (B, n) to the texts; margins, float32 (B, K, S), of the texts with each candidate (B, K).
-
-        S counts the boundaries. EOS is a candidate but not a text: it gets the margin of the text that it would end.
-        """
-        ends = (candidates[..., None] == eos).any(-1)
-        found = [
-            torch.where(ends, boundary.margin(text)[:, None], boundary.margin(ahead))
-            for (boundary, _), (text, ahead) in zip(self.terms, look.look(new, candidates), strict=True)
-        ]
-        return torch.stack(found, -1) if found else torch.zeros(*candidates.shape, 0, device=candidates.device)
-
-    def values(self, margins: Tensor) -> Tensor:
-        """What margins (..., S) are worth together, (...)."""
-        worth = VALUES[self.value]
-        found = [weight * worth(boundary, margins[..., i]) for i, (boundary, weight) in enumerate(self.terms)]
-        return sum(found) if found else margins.new_zeros(margins.shape[:-1])  # type: ignore[return-value]
-
-    def reweight(
-        self, scores: Tensor, candidates: Candidates, margins: Tensor, beta: Tensor | float | None = None
-    ) -> Tensor:
-        """Scores (B, V) with beta times the values of the margins (B, K, S) for the candidates, -inf for all else.
+    def margins(self, texts: Sequence[Tensor], extended: Sequence[Tensor], ends: Tensor) -> Tensor:
+        """Margins, float32 (B, K, S), of B texts with each of K candidates, by S boundaries.
 
         Args:
-            beta: a strength of its own for each row, (B, 1), or another for all.
+            texts: for each boundary, embeddings (B, d) of the texts as they are.
+            extended: for each boundary, embeddings (B, K, d) of the texts with each candidate.
+            ends: bool (B, K), where a candidate is an end of sequence. That is no text of its own: it
+                gets the margin of the text that it would end.
         """
-        strength = self.beta if beta is None else beta.to(scores.device) if isinstance(beta, Tensor) else beta
-        values = scores.gather(1, candidates.ids) + (strength * self.values(margins)).to(scores.dtype)
-        values = values.masked_fill(~candidates.mask, -torch.inf)
-        return torch.full_like(scores, -torch.inf).scatter_(1, candidates.ids, values)
+        found = [
+            torch.where(ends, boundary.margin(text)[:, None], boundary.margin(ahead))
+            for (boundary, _), text, ahead in zip(self.terms, texts, extended, strict=True)
+        ]
+        return torch.stack(found, -1) if found else torch.zeros(*ends.shape, 0, device=ends.device)
+
+    def values(self, margins: Tensor) -> Tensor:
+        """What margins (..., S) count for together, (...)."""
+        value = VALUES[self.value].of
+        found = [weight * value(boundary, margins[..., i]) for i, (boundary, weight) in enumerate(self.terms)]
+        return sum(found) if found else margins.new_zeros(margins.shape[:-1])  # type: ignore[return-value]
+
+    def reweight(self, scores: Tensor, candidates: Candidates, margins: Tensor) -> Tensor:
+        """Scores (B, V) with beta times the values of the margins (B, K, S) for the candidates, -inf for all else."""
+        return reweight(scores, candidates, self.beta * self.values(margins))
+
+
+def reweight(scores: Tensor, candidates: Candidates, values: Tensor) -> Tensor:
+    """Scores (B, V) with values (B, K) added to those of the candidates, and -inf for all else."""
+    found = scores.gather(1, candidates.ids) + values.to(scores.dtype)
+    found = found.masked_fill(~candidates.mask, -torch.inf)
+    return torch.full_like(scores, -torch.inf).scatter_(1, candidates.ids, found)
 
 
 def terms(boundary: Boundaries | None) -> tuple[tuple[Boundary, float], ...]:
@@ -113,8 +131,8 @@ def terms(boundary: Boundaries | None) -> tuple[tuple[Boundary, float], ...]:
     return ((boundary, 1.0),) if isinstance(boundary, Boundary) else tuple(boundary)
 
 
-def told(boundary: Boundaries | None) -> str:
-    """What tells boundaries and their weights from others."""
+def fingerprint_of(boundary: Boundaries | None) -> str:
+    """A text that boundaries and their weights share with no others."""
     return " ".join(one.fingerprint + (f"*{weight:g}" if weight != 1 else "") for one, weight in terms(boundary))
 
 

@@ -16,7 +16,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from sasa import SASADecoder, SASALogitsProcessor, lookahead, replay
+from sasa import SASADecoder, SASALogitsProcessor
+from sasa.lookahead import replay
 
 ALL_FAMILIES = [*tiny.FAMILIES, *tiny.REREAD_FAMILIES]
 SPECS = [{}, {"pooling": "mean"}, {"pooling": "mean", "span": "response"}, {"layer": 1, "pooling": "mean"}]
@@ -35,9 +36,8 @@ def generate(model, prompts, decoder=None, seed=None, new=10, **kwargs):
 @pytest.mark.parametrize("layer", [-1, 1])
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_it_writes_what_the_reference_writes(family, seed, layer, monkeypatch):
+def test_it_writes_what_the_reference_writes(family, seed, layer):
     """Texts of 19 tokens, beyond sliding windows of 6; layers above the boundary's read the chosen token alone."""
-    monkeypatch.setitem(lookahead.WIDE, "cpu", 3)
     model = tiny.model(family)
     boundary = tiny.boundary(model, pooling="mean", layer=layer)
     got = generate(model, PROMPTS[:1], SASADecoder(boundary, 2.0, top_k=6, top_p=0.95), seed)[0].tolist()
@@ -164,7 +164,7 @@ def test_k_follows_the_nucleus(model):
 def test_more_candidates_than_fit_one_pass(model, monkeypatch):
     boundary = tiny.boundary(model, pooling="mean")
     whole = generate(model, PROMPTS, SASADecoder(boundary, 2.0, top_k=0), seed=1)
-    monkeypatch.setattr("sasa.lookahead.CHUNK", 50)
+    monkeypatch.setattr("sasa.lookahead.readers.CHUNK", 50)
     assert torch.equal(generate(model, PROMPTS, SASADecoder(boundary, 2.0, top_k=0), seed=1), whole)
 
 
@@ -239,7 +239,7 @@ def test_a_head_that_the_config_does_not_tell_of_is_found_out(monkeypatch, caplo
 
 
 def test_an_unknown_logit_cap_is_found_out_in_half_precision(monkeypatch):
-    from sasa.decoding import has_plain_head
+    from sasa.models.heads import has_plain_head
 
     model = tiny.model("llama", torch.bfloat16)
     assert has_plain_head(model)

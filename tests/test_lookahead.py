@@ -9,8 +9,9 @@ import reference
 import tiny
 import torch
 
-from sasa import SASALogitsProcessor, lookahead
+from sasa import SASALogitsProcessor
 from sasa.lookahead import Lookahead, LookaheadCache, packs
+from sasa.lookahead.lookahead import READ_TOKENS
 
 SPECS = [
     {},
@@ -96,7 +97,7 @@ def test_a_model_that_misreads_the_mask_is_found_out(monkeypatch):
 def test_an_interrupted_probe_is_asked_again(monkeypatch):
     model = tiny.model("bloom")
     with monkeypatch.context() as patch:
-        patch.setattr("sasa.lookahead._disagreement", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("sasa.lookahead.readers._disagreement", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             packs(model)
     assert not packs(model)
@@ -123,7 +124,7 @@ def test_many_candidates_take_several_passes(model, monkeypatch):
     boundary = tiny.boundary(model)
     ids, candidates = torch.tensor([PROMPTS[0]]), torch.arange(250)[None]
     at_once = SASALogitsProcessor(model, boundary).margins(ids, candidates)
-    monkeypatch.setattr("sasa.lookahead.CHUNK", 64)
+    monkeypatch.setattr("sasa.lookahead.readers.CHUNK", 64)
     torch.testing.assert_close(
         SASALogitsProcessor(model, boundary).margins(ids, candidates), at_once, atol=1e-4, rtol=1e-4
     )
@@ -134,14 +135,15 @@ def test_the_text_is_kept_once_whatever_k_is(model):
     ids, mask = left_padded(PROMPTS)
     room = ids.shape[1] + 4 + 40
     look = Lookahead(model, tiny.boundary(model).embedding, mask, rows=3, positions=room)
-    look.look(ids, torch.randint(250, (3, 40)))
+    look.append(ids)
+    look.peek(torch.randint(250, (3, 40)))
     config = model.config
     bytes_each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     for _ in range(4):
-        look.keep(torch.tensor([0, 17, 39]))
-        look.look(ids[:, :0], torch.randint(250, (3, 40)))
-        assert look.cache.nbytes == 3 * room * bytes_each
-    assert look.cache.get_seq_length() == ids.shape[1] + 4
+        look.commit(torch.tensor([0, 17, 39]))
+        look.peek(torch.randint(250, (3, 40)))
+        assert look.nbytes == 3 * room * bytes_each
+    assert look.ids.shape[1] == ids.shape[1] + 4
 
 
 def test_memory_is_free_as_soon_as_nobody_needs_it(model):
@@ -149,8 +151,9 @@ def test_memory_is_free_as_soon_as_nobody_needs_it(model):
     gc.disable()
     try:
         look = Lookahead(model, tiny.boundary(model).embedding, mask)
-        look.look(ids, ids[:, :3])
-        cache = weakref.ref(look.cache)
+        look.append(ids)
+        look.peek(ids[:, :3])
+        cache = weakref.ref(look._reader.cache)
         del look
         assert cache() is None
     finally:
@@ -164,13 +167,12 @@ def test_rows_leave_multiply_and_move(model, rows, reserved):
     ids, mask = left_padded(PROMPTS)
     candidates = torch.tensor([[5, 6]] * 3)
     look = Lookahead(model, boundary.embedding, mask, rows=reserved)
-    look.look(ids, candidates)
-    look.keep(torch.tensor([0, 1, 0]))
-    expected = look.look(ids[:, :0], candidates)[0][1][rows]
+    look.append(ids)
+    look.peek(candidates)
+    look.commit(torch.tensor([0, 1, 0]))
+    expected = look.peek(candidates)[0][rows]
     look.select(torch.tensor(rows))
-    torch.testing.assert_close(
-        look.look(ids[: len(rows), :0].repeat(2, 1)[: len(rows)], candidates[:1].repeat(len(rows), 1))[0][1], expected
-    )
+    torch.testing.assert_close(look.peek(candidates[:1].repeat(len(rows), 1))[0], expected)
 
 
 def test_layers_of_different_shapes(model):
@@ -207,6 +209,12 @@ def test_long_prompts_take_several_passes(family, changes, monkeypatch):
     mask = torch.ones_like(ids)
     mask[1, :21] = 0
     candidates = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    at_once = Lookahead(model, specs, mask).look(ids, candidates)
-    monkeypatch.setitem(lookahead.READ_TOKENS, "cpu", 32)
-    torch.testing.assert_close(Lookahead(model, specs, mask).look(ids, candidates), at_once, atol=1e-4, rtol=1e-4)
+
+    def read():
+        look = Lookahead(model, specs, mask)
+        look.append(ids)
+        return look.peek(candidates), look.embeddings()
+
+    at_once = read()
+    monkeypatch.setitem(READ_TOKENS, "cpu", 32)
+    torch.testing.assert_close(read(), at_once, atol=1e-4, rtol=1e-4)

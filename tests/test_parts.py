@@ -4,9 +4,11 @@ import pytest
 import tiny
 import torch
 
-from sasa import EmbeddingSpec, lookahead
-from sasa.embedding import embed, hidden_states
+from sasa import EmbeddingSpec
+from sasa.embedding import embed
+from sasa.lookahead import Lookahead
 from sasa.models.parts import first_layers, last_layers
+from sasa.models.states import hidden_states
 
 POSITIONS_WITH_THE_EMBEDDINGS = {"gpt2", "opt", "bloom"}  # these are added, or normed, before the first layer
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
@@ -79,14 +81,14 @@ def test_layers_above_the_boundary_do_not_run_for_an_embedding():
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_layers_above_the_boundary_run_for_the_chosen_candidate_only(family, monkeypatch):
-    monkeypatch.setitem(lookahead.WIDE, "cpu", 3)
+def test_layers_above_the_boundary_run_for_the_chosen_candidate_only(family):
     model = tiny.model(family)
-    look = lookahead.Lookahead(model, EmbeddingSpec(layer=1), torch.ones_like(IDS))
-    look.look(IDS, IDS[:, :0])
+    look = Lookahead(model, EmbeddingSpec(layer=1), torch.ones_like(IDS))
+    look.append(IDS)
+    assert look.last.shape == (1, model.config.hidden_size)
     widths = []
     (layers,) = (child for child in model.get_decoder().children() if isinstance(child, torch.nn.ModuleList))
     layers[2].register_forward_hook(lambda module, args, output: widths.append(args[0].shape[1]))
-    look.look(IDS[:, :0], IDS[:, :4])
-    look.keep(torch.tensor([2]))
+    look.peek(IDS[:, :4])
+    look.commit(torch.tensor([2]))
     assert widths == ([4] if family in POSITIONS_WITH_THE_EMBEDDINGS else [1])

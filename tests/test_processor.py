@@ -222,7 +222,7 @@ def test_the_prompt_is_read_once_where_the_cache_of_generate_can_be_seen(family,
     handle.remove()
     assert sum(width >= len(PROMPTS[0]) for width in widths) == passes
     plain_cache = SASALogitsProcessor(model, boundary, 2.0, top_k=5)
-    monkeypatch.setattr(plain_cache, "hear", lambda *_: None)
+    monkeypatch.setattr(plain_cache, "on_forward", lambda *_: None)
     assert torch.equal(got, generate(model, PROMPTS, processor=plain_cache, seed=5))
 
 

@@ -44,7 +44,7 @@ class Settings:
     chat: bool = False
     words: tuple[str, ...] = WORDS
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What tells these settings from others; the word list by its digest."""
         return asdict(self) | {"words": hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16]}
 

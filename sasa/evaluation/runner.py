@@ -53,7 +53,7 @@ from sasa.files import differences, write_atomically
 from sasa.generation import Completion, context_window, encode_prompts
 from sasa.models.skinny import kernel
 from sasa.sampling import log_probs
-from sasa.values import BETA, VALUE, told
+from sasa.values import BETA, VALUE, fingerprint_of
 
 ROWS = 64
 """Completions at a time, unless a batch size is given."""
@@ -120,14 +120,14 @@ class Run:
             "sample": suite.sample,
             "prompt_count": len(kept),
             "prompts": hashlib.sha256("\0".join(f"{p.id} {p.text}" for p in kept).encode()).hexdigest()[:16],
-            "settings": settings.told(),
+            "settings": settings.to_dict(),
             "seed": seed,
             "batch_size": batch_size,
             "model": asdict(ModelInfo.of(world.model)),
             "weights": fingerprint(world.model),
             "dtype": str(world.model.dtype).removeprefix("torch."),
             "device": world.model.device.type,
-            "boundary": told(world.boundary),
+            "boundary": fingerprint_of(world.boundary),
             "default": f"sasa:{BETA:g}:{VALUE}",  # what sasa means
             "special_tokens": world.first.embedding.special_tokens,
             "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},

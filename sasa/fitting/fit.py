@@ -32,11 +32,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import FILE_NAME, Boundary, EmbeddingSpec, ModelInfo
-from sasa.embedding import check_ready, embed_stream
+from sasa.embedding import embed_stream
 from sasa.files import differences, write_atomically
 from sasa.fitting import fairness
 from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
+from sasa.models.states import check_ready
 from sasa.progress import progress_bar
 
 try:

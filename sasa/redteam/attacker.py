@@ -24,11 +24,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
-from sasa.embedding import check_ready
 from sasa.evaluation.scorers import Scorer, checked_scores, fingerprint
 from sasa.evaluation.store import alone
 from sasa.files import write_atomically
 from sasa.generation import completion_text, encode_prompts
+from sasa.models.states import check_ready
 from sasa.progress import figures_bar
 from sasa.redteam.curiosity import TERMS, RedTeam, advantages, choose_examples, few_shot, rewards
 from sasa.redteam.encoder import Encoder, encoder

@@ -22,7 +22,7 @@ from sasa.evaluation.methods import Settings, World, method
 from sasa.evaluation.rewards import named_function
 from sasa.evaluation.scorers import fingerprint
 from sasa.generation import encode_prompts
-from sasa.values import BETA, VALUE, Boundaries, told
+from sasa.values import BETA, VALUE, Boundaries, fingerprint_of
 
 HELLO = "Hello! How are you today?"
 """What a target must answer before an attack begins."""
@@ -114,8 +114,8 @@ class ModelTarget:
             "dtype": str(model.dtype).removeprefix("torch."),
             "defence": defence,
             "default": f"sasa:{BETA:g}:{VALUE}",
-            "boundary": told(self._world.boundary),
-            "sampling": self._world.settings.told(),
+            "boundary": fingerprint_of(self._world.boundary),
+            "sampling": self._world.settings.to_dict(),
         }
 
     def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:

@@ -20,10 +20,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
-from sasa.embedding import check_ready
 from sasa.evaluation.rewards import Reward
 from sasa.files import write_atomically
 from sasa.generation import encode_prompts
+from sasa.models.states import check_ready
 from sasa.sampling import sample
 from sasa.training import objectives
 from sasa.training.card import card, plot
