@@ -6,8 +6,11 @@
     python benchmarks/speed.py --random-weights meta-llama/Llama-3.1-8B --dtype bfloat16 --device cuda
     python benchmarks/speed.py --random-weights llama-8b --dtype bfloat16 --device cuda          # without a network
     python benchmarks/speed.py --sides plain decoder raw several --boundary toxicity --boundary threat
+    python benchmarks/speed.py --candidates 10 50 0 --text toxic.txt          # prompts cut from a text of yours
 
-The sides alternate, and the ratio to plain, or to raw, is taken round by round: the median of the rounds is reported. Every side
+Top-k 0 is the whole vocabulary, without top-p. `decoder` leaves truncation to generate()'s processors, as in a generate() call of
+your own; `own` truncates by itself, as `sasa.generate` does on a CPU. The sides alternate, and the ratio to plain, or to raw, is
+taken round by round: the median of the rounds is reported. Every side
 writes exactly the same number of tokens, under the same top-k and top-p; with --top-p 1 every side has the same K, too. Memory is
 the peak of all tensors that are made, beyond the weights. The floor of a step is what reading the weights and the cache once
 takes, at the rate at which this machine copies.
@@ -37,10 +40,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LogitsProcessorList, PreTrainedModel
 
 import sasa
-import sasa.decoding
+import sasa.loop
 from sasa.boundary import ModelInfo
+from sasa.loop import Decoding
 from sasa.models.load import best_device
-from sasa.values import Boundaries
+from sasa.values import BETA, Boundaries
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import reference
@@ -65,7 +69,8 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, list[sasa.Boundary]
     """The model, its boundaries or, for random weights, a random one, and a long text's token ids."""
     if not args.random_weights:
         model, tokenizer = sasa.load(args.model, args.device, args.dtype)
-        text = (ROOT / "README.md").read_text() + (ROOT / "benchmarks" / "NOTES.md").read_text()
+        files = [args.text] if args.text else [ROOT / "README.md", ROOT / "benchmarks" / "NOTES.md"]
+        text = "".join(file.read_text() for file in files)
         boundaries = [sasa.Boundary.load(name, model=model) for name in args.boundary or ["toxicity"]]
         return model, boundaries, tokenizer(text, return_tensors="pt").input_ids[0]
     config = SHAPES.get(args.random_weights) or AutoConfig.from_pretrained(args.random_weights)
@@ -84,23 +89,30 @@ def sides(
 ) -> dict[str, Callable[[], object]]:
     """What is timed: a function without arguments for each side."""
     tokens, boundary = args.tokens, boundaries[0]
-    settings = dict(do_sample=True, top_k=k, top_p=args.top_p, max_new_tokens=tokens, min_new_tokens=tokens)
+    p = args.top_p if k else 1.0
+    settings = dict(do_sample=True, top_k=k, top_p=p, max_new_tokens=tokens, min_new_tokens=tokens)
     settings |= dict(attention_mask=torch.ones_like(ids), pad_token_id=0)
 
     def processor() -> object:
-        steer = sasa.SASALogitsProcessor(model, boundary, 1.0, top_k=k, top_p=args.top_p)
+        steer = sasa.SASALogitsProcessor(model, boundary, args.beta, top_k=k, top_p=p)
         return model.generate(ids, logits_processor=LogitsProcessorList([steer]), **settings)
 
     def rereading() -> object:  # the definition, for one row, one token in place of all
         scores = reference.logits(model, ids[0].tolist())
-        return reference.reweighted(model, boundary, 1.0, ids[0].tolist(), scores, [], top_k=k, top_p=args.top_p)
+        return reference.reweighted(model, boundary, args.beta, ids[0].tolist(), scores, [], top_k=k, top_p=p)
 
-    def decoder(by: Boundaries = boundary, **more: Any) -> Callable[[], object]:
-        return lambda: model.generate(ids, custom_generate=sasa.SASADecoder(by, 1.0, **more), **settings)
+    def decoder(by: Boundaries = boundary, limits: dict[str, Any] | None = None, **more: Any) -> Callable[[], object]:
+        limits = limits or {}
+        return lambda **asked: model.generate(
+            ids, custom_generate=sasa.SASADecoder(by, args.beta, **more), **(settings | limits | asked)
+        )
 
+    if not k and {"processor", "raw"} & {*args.sides}:
+        raise SystemExit("the processor and raw values read every candidate: not of a whole vocabulary, --candidates 0")
     every = {
         "plain": lambda: model.generate(ids, **settings),
         "decoder": decoder(),
+        "own": decoder(limits={"top_k": 0, "top_p": 1.0}, top_k=k, top_p=p),
         "raw": decoder(value="raw"),
         "several": decoder([(each, 1.0) for each in boundaries]),
         "compiled": decoder(compiled=True),
@@ -162,17 +174,23 @@ def memory(run: Callable[[], object], model: PreTrainedModel) -> float:
     return peak.most / 2**20
 
 
-def mean_candidates(
-    model: PreTrainedModel, boundary: sasa.Boundary, ids: Tensor, k: int, tokens: int, p: float
-) -> float:
-    """Candidates a row and step, on average, that survive top-k and top-p."""
+def survivors(model: PreTrainedModel, ids: Tensor, k: int, tokens: int, p: float) -> float:
+    """Candidates a row and step, on average, that survive top-k and top-p in plain sampling."""
     torch.manual_seed(0)
     settings = dict(do_sample=True, top_k=k, top_p=p, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0)
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), custom_generate=sasa.SASADecoder(boundary, 1.0),
-        return_dict_in_generate=True, output_scores=True, **settings,
-    )  # fmt: skip
+        ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, output_scores=True, **settings
+    )
     return statistics.mean(float((scores > -torch.inf).sum(-1).float().mean()) for scores in out.scores)
+
+
+def looked_at(model: PreTrainedModel, run: Callable[..., Any], tokens: int) -> dict[str, float]:
+    """Passes over candidates a step, and candidates read a row and step, in the very run that is timed."""
+    torch.manual_seed(0)
+    out = run(return_dict_in_generate=True)
+    if not isinstance(out, sasa.SASAOutput):
+        return {}
+    return {"passes": out.passes / tokens, "candidates_read": float(out.candidates_read.float().mean()) / tokens}
 
 
 def copy_rate(device: torch.device) -> float:
@@ -199,13 +217,12 @@ def floor(model: PreTrainedModel, batch: int, length: int, rate: float) -> float
 def sections() -> Iterator[None]:
     """Names the parts of a decoder's step for the profiler."""
     parts = {
-        "1 prompt and look-ahead passes": (sasa.lookahead.Lookahead, "look"),
-        "2 keep the chosen one's cache": (sasa.lookahead.Lookahead, "keep"),
-        "3 next logits (head)": (sasa.decoding, "next_logits"),
-        "4 candidates from the scores": (sasa.decoding, "select"),
-        "5 reweighting": (sasa.values.Steering, "reweight"),
+        "1 the prompt": (Decoding, "prefill"),
+        "2 look-ahead passes and values": (Decoding, "peek"),
+        "3 layers above the boundary's, and the cache": (Decoding, "commit"),
+        "4 next logits (head)": (sasa.loop, "next_logits"),
+        "5 noise and order of the candidates": (Decoding, "order"),
         "6 generate()'s processors": (LogitsProcessorList, "__call__"),
-        "7 the draw": (torch, "multinomial"),
     }
     before = {label: getattr(*place) for label, place in parts.items()}
 
@@ -248,16 +265,20 @@ def show_profile(console: Console, run: Callable[[], object], device: torch.devi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
-    parser.add_argument("--candidates", type=int, nargs="+", default=[10, 50], help="top-k")
+    parser.add_argument(
+        "--candidates", type=int, nargs="+", default=[10, 50], help="top-k; 0 is the whole vocabulary, without top-p"
+    )
     parser.add_argument("--top-p", type=float, default=0.9)
+    parser.add_argument("--beta", type=float, default=BETA)
     parser.add_argument("--prompt", type=int, nargs="+", default=[32], help="tokens")
+    parser.add_argument("--text", type=Path, help="a long text to cut the prompts from, in the place of our README")
     parser.add_argument("--tokens", type=int, default=32, help="written by each side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--sides",
         nargs="+",
         default=["plain", "decoder", "processor"],
-        help="and: raw (the paper's value), several (all boundaries at once), compiled, reference",
+        help="and: own (see above), raw (the paper's value), several (all boundaries at once), compiled, reference",
     )
     parser.add_argument("--model")
     parser.add_argument("--boundary", action="append", help="repeat it for several; all but `several` use the first")
@@ -289,7 +310,7 @@ def main() -> None:
     }
     table = Table(
         *("batch", "top-k", "K", "prompt", "side", "ms a token", "tokens/s", "times plain", "times raw"),
-        *("times floor", "memory, MB"),
+        *("passes", "read", "times floor", "memory, MB"),
     )
     for batch, prompt in ((batch, prompt) for batch in args.batch for prompt in args.prompt):
         # Each row begins at another word of the text; several rows are several prompts.
@@ -298,7 +319,7 @@ def main() -> None:
             runs = sides(model, boundaries, ids, k, args)
             for run in runs.values():
                 timed(run, model.device)  # warm up
-            found = mean_candidates(model, boundaries[0], ids, k, args.tokens, args.top_p)
+            found = survivors(model, ids, k, args.tokens, args.top_p if k else 1.0)
             rounds = [{name: timed(run, model.device) for name, run in runs.items()} for _ in range(args.rounds)]
             least = floor(model, batch, prompt + args.tokens // 2, rate)
             for name, run in runs.items():
@@ -308,12 +329,15 @@ def main() -> None:
                 figures = {"batch": batch, "top_k": k, "mean_candidates": found, "prompt": prompt, "side": name}
                 figures |= {"seconds_a_token": seconds, "tokens_a_second": rows / seconds, "times_plain": ratio}
                 figures |= {"times_floor": seconds / least, "memory_mb": memory(run, model)}
+                if name not in ("plain", "processor", "reference"):
+                    figures |= looked_at(model, run, args.tokens)
                 if "raw" in runs:
                     figures["times_raw"] = times(rounds, name, "raw") * args.tokens / count
                 results.append(figures)
                 table.add_row(
                     *(str(batch), str(k), f"{found:.1f}", str(prompt), name, f"{seconds * 1e3:.1f}"),
                     *(f"{rows / seconds:.1f}", f"{ratio:.2f}", f"{figures['times_raw']:.3f}" if "raw" in runs else ""),
+                    *(f"{figures[f]:.2f}" if f in figures else "" for f in ("passes", "candidates_read")),
                     *(f"{seconds / least:.2f}", f"{figures['memory_mb']:.1f}"),
                 )
             if args.output:  # after each cell: a long run that is cut off has not been for nothing

@@ -7,16 +7,18 @@ The public names. What needs a model's library is imported when it is first used
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sasa.backtracking import Backtracking
     from sasa.boundary import Boundary, EmbeddingSpec
-    from sasa.decoding import SASADecoder, SASAOutput
+    from sasa.decoding import SASADecoder
     from sasa.embedding import embed
     from sasa.generation import Completion, generate
     from sasa.hub import push_to_hub
+    from sasa.loop import SASAOutput
     from sasa.margins import score, trace
     from sasa.models.load import load
     from sasa.processor import SASALogitsProcessor
@@ -28,7 +30,7 @@ _HOMES = {
     "EmbeddingSpec": "boundary",
     "SASADecoder": "decoding",
     "SASALogitsProcessor": "processor",
-    "SASAOutput": "decoding",
+    "SASAOutput": "loop",
     "embed": "embedding",
     "generate": "generation",
     "load": "models.load",
@@ -57,9 +59,12 @@ __version__ = version("sasa-decoding")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"sasa.{_HOMES[name]}"), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"sasa.{name}"):
+        value = importlib.import_module(f"sasa.{name}")
+    else:
         raise AttributeError(f"module 'sasa' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"sasa.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,11 +1,13 @@
-"""Backtracking: a response that has gone wrong goes back to where it was safe, and is written anew from there.
+"""Backtracking: a response that goes wrong goes back to where it was safe, and is written anew.
 
-Two signals say that it has. The boundary's: the calibrated probability that the running text is unsafe passes a threshold; no
-training is needed. The model's own: it writes [RESET], as models trained to do so do (Zhang et al., ICLR 2025, arXiv 2409.14586);
-all of the response before it is thrown away for the user, and stays in the model's context.
+Two signals say that it has. The boundary's: the calibrated probability that the running text is
+unsafe passes a threshold; no training is needed. The model's own: it writes [RESET], as models
+trained to do so do (Zhang et al., ICLR 2025, arXiv 2409.14586); all of the response before it is
+thrown away for the user, and stays in the model's context.
 
-This file keeps the books of each row, on the host, and needs no model. A decoding loop records with an `Observer` what it
-has written and what the boundaries make of it; the verdict says how far to go back.
+This file keeps the books of each row, on the host, and needs no model. A decoding loop records with
+an `Observer` what it has written and what the boundaries make of it; the verdict says how far to go
+back.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 THRESHOLD, MAX_RESETS = 0.985, 4
-"""A threshold at which two to three harmless completions of a hundred go back: see benchmarks/NOTES.md."""
+"""At this threshold two or three harmless completions of a hundred go back (benchmarks/NOTES.md)."""
 RESET = "[RESET]"
 
 
@@ -32,18 +34,23 @@ RESET = "[RESET]"
 class Backtracking:
     """When a response goes back, how far, and how often.
 
-    A response goes back to its last safe point, the latest token at which every boundary held the text for safe, or to its start.
-    There the token that led astray is impossible from then on, and beta is raised for a while.
+    A response goes back to its last safe point, the latest token at which every boundary held the
+    text for safe, or to its start. There the token that led astray is impossible from then on, and
+    beta is raised for a while.
 
     Attributes:
-        threshold: in (0, 1): a text goes back when its calibrated P(unsafe), by any of the boundaries, reaches this. None: never.
-        safe_below: in (0, threshold]: a point at which P(unsafe) is below this is safe; None takes half of the threshold.
+        threshold: in (0, 1): a text goes back when its calibrated P(unsafe), by any of the
+            boundaries, reaches this. None: never.
+        safe_below: in (0, threshold]: a point at which P(unsafe) is below this is safe; None takes
+            half of the threshold.
         to_start: goes back to the start of the response and not to the last safe point.
-        max_resets: of one response; then it ends with the safest of what was tried from the last safe point.
-        max_tokens: once so many were drawn for one response, those thrown away included, it goes back no more; None takes four
-            times what may be delivered.
+        max_resets: of one response; then it ends with the safest of what was tried from the last
+            safe point.
+        max_tokens: once so many were drawn for one response, those thrown away included, it goes
+            back no more; None takes four times what may be delivered.
         boost: what is added to beta after a reset, for `boost_tokens` tokens.
-        reset_token_id: of [RESET], for a model that was trained to write it; reset_bias: is added to its logit.
+        reset_token_id: of [RESET], for a model that was trained to write it; reset_bias: is added
+            to its logit.
 
     Raises:
         ValueError: a value outside its range, or neither a threshold nor a [RESET] token.
@@ -91,7 +98,8 @@ class Attempt:
     Attributes:
         tokens: of the response when it was stopped; the first `kept` of them stayed.
         kept: to where it went back.
-        p_unsafe: of the text with its last token, the greatest of the boundaries'; None without a boundary.
+        p_unsafe: of the text with its last token, the greatest of the boundaries'; None without a
+            boundary.
         reason: `threshold`, or `reset` where the model wrote [RESET].
         text: of the tokens, where `sasa.generate` tells.
     """
@@ -108,8 +116,10 @@ class History:
     """A response in the making.
 
     Attributes:
-        tokens, margins: what is delivered, and the margins (S,) of the text with each of the tokens.
-        safe: tokens up to the last safe point. They can no longer be taken back, unless the model writes [RESET].
+        tokens, margins: what is delivered, and the margins (S,) of the text with each of the
+            tokens.
+        safe: tokens up to the last safe point. They can no longer be taken back, unless the model
+            writes [RESET].
         attempts: what was thrown away.
         spent: tokens drawn, those of the attempts included.
         exhausted: the budget was spent, and what is delivered passed the threshold.
@@ -122,7 +132,8 @@ class History:
     spent: int = 0
     exhausted: bool = False
     boosted: int = 0
-    # Tokens that led astray, by the number of tokens before them; and the failed ends (P(unsafe), tokens, margins) from `safe`.
+    # Tokens that led astray, by the number of tokens before them; and the failed ends (P(unsafe),
+    # tokens, margins) from `safe`.
     forbidden: dict[int, set[int]] = field(default_factory=dict)
     failed: list[tuple[float, list[int], list[list[float]]]] = field(default_factory=list)
 
@@ -134,7 +145,8 @@ class Verdict(NamedTuple):
         over: bool (B,), which rows of the batch have ended.
         stream: int64 (n,), the tokens that a streamer gets now.
         back: int64 (R,), how many tokens each row that is followed goes back; None where none does.
-        restart: int64 (R',), of the rows that are followed, those whose response begins anew here; None for none.
+        restart: int64 (R',), of the rows that are followed, those whose response begins anew here;
+            None for none.
     """
 
     over: Tensor
@@ -148,12 +160,12 @@ class Observer:
 
     Attributes:
         no_text: ids of tokens that are no text of their own, besides those that end one.
-        counts_length: whether it ends rows at their greatest length itself.
+        goes_back: whether texts may go back; it then ends rows at their greatest length itself.
         histories: what became of each row, where that is more than its tokens.
     """
 
     no_text: tuple[int, ...] = ()
-    counts_length = False
+    goes_back = False
     histories: list[History] | None = None
 
     def logits(self, logits: Tensor) -> Tensor:
@@ -186,15 +198,17 @@ class Watch(Observer):
 
     Args:
         settings: when to go back.
-        boundaries: S of them; any may send a text back. None at all leaves it to the model's own [RESET].
+        boundaries: S of them; any may send a text back. None at all leaves it to the model's own
+            [RESET].
         rows: of the batch.
         room: tokens that a response may have.
         eos: ids that end a text; they are no text of their own and go unwatched.
-        beyond: tokens that the model can read beyond prompt and response; None: no limit. The model's own [RESET], which takes
-            nothing out of its context, is impossible where what comes after it would not fit.
+        beyond: tokens that the model can read beyond prompt and response; None: no limit. The
+            model's own [RESET], which takes nothing out of its context, is impossible where what
+            comes after it would not fit.
     """
 
-    counts_length = True
+    goes_back = True
 
     def __init__(
         self,

@@ -42,13 +42,19 @@ class EmbeddingSpec:
     """How a text becomes one vector. A boundary carries the one that it was fitted with.
 
     Attributes:
-        layer: index into the model's hidden states: 0 the token embeddings, -1 the last (after the final norm).
-        pooling: `last`, the state at the last token, `mean`, the average over the span, or `ema`, its exponential moving average.
+        layer: index into the model's hidden states: 0 the token embeddings, -1 the last (after the
+            final norm).
+        pooling: `last`, the state at the last token, `mean`, the average over the span, or `ema`,
+            its exponential moving average.
         half_life: of `ema`: a state counts half as much as one so many tokens later.
-        span: what is averaged: the whole `text`, or only the `response` of a (prompt, response) pair.
-        template: `none`, or `chat`: the prompt is put through the tokenizer's chat template as the user's turn.
-        special_tokens: whether the tokenizer adds its special tokens (BOS) to a text without a chat template.
-        max_length: in tokens; longer texts lose their end, longer pairs first the start of the prompt.
+        span: what is averaged: the whole `text`, or only the `response` of a (prompt, response)
+            pair.
+        template: `none`, or `chat`: the prompt is put through the tokenizer's chat template as the
+            user's turn.
+        special_tokens: whether the tokenizer adds its special tokens (BOS) to a text without a chat
+            template.
+        max_length: in tokens; longer texts lose their end, longer pairs first the start of the
+            prompt.
     """
 
     layer: int = -1
@@ -87,7 +93,7 @@ def layers_of(specs: Sequence[EmbeddingSpec]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What must agree between the model that a boundary was fitted on and the one that it is used with."""
+    """What must agree between the model that a boundary was fitted on and any that it serves."""
 
     id: str
     model_type: str
@@ -129,12 +135,15 @@ class Boundary:
     """A linear boundary between safe and unsafe text in a model's hidden space.
 
     Attributes:
-        weight: float32 (d,); the margin of an embedding h is weight @ h + bias, positive on the safe side.
-        bias: in the margin's unit: the log-odds of the fitted Gaussians with both classes equally likely.
+        weight: float32 (d,); the margin of an embedding h is weight @ h + bias, positive on the
+            safe side.
+        bias: in the margin's unit: the log-odds of the fitted Gaussians with both classes equally
+            likely.
         embedding: how a text becomes the h that was fitted.
         model: the model whose hidden space this is.
-        scale, shift: the calibration; scale * margin + shift are log-odds of safe as held-out data has them, the classes
-            weighted equally. scale > 0, so that calibrated and raw margins agree on every order.
+        scale, shift: the calibration; scale * margin + shift are log-odds of safe as held-out data
+            has them, the classes weighted equally. scale > 0, so that calibrated and raw margins
+            agree on every order.
         attribute: what the unsafe side is: `toxicity`, …
         report: the provenance: corpora, counts, held-out metrics, versions. Plain JSON values.
     """
@@ -157,7 +166,7 @@ class Boundary:
             raise ValueError(f"the calibration's scale must be > 0, got {self.scale}")
 
     def margin(self, hidden: Tensor) -> Tensor:
-        """Signed margins, float32 (...), of embeddings (..., d) of any float dtype; positive is safe."""
+        """Signed margins, float32 (...), of embeddings (..., d); positive is safe."""
         return hidden.float() @ self.weight.to(hidden.device) + self.bias
 
     def log_odds(self, margin: Tensor) -> Tensor:
@@ -166,7 +175,7 @@ class Boundary:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that boundaries share only where they measure the same: weight, bias, calibration, embedding."""
+        """16 hex digits of weight, bias, calibration and embedding spec."""
         told = f"{self.bias!r} {self.scale!r} {self.shift!r} {self.embedding}".encode()
         return hashlib.sha256(told + self.weight.cpu().numpy().tobytes()).hexdigest()[:16]
 
@@ -194,9 +203,10 @@ class Boundary:
         return sasa.trace(model, tokenizer, text, self)
 
     def check(self, model: PreTrainedModel, strict: bool = True) -> None:
-        """Raises ValueError, naming every field that differs, where this boundary was not fitted for the model.
+        """Raises ValueError with every field that differs, if it was fitted for another model.
 
-        `strict=False` lets another model id pass where the architecture agrees: a fine-tune, a renamed folder.
+        `strict=False` lets another model id pass where the architecture agrees: a fine-tune, a
+        renamed folder.
         """
         different = self.model.differences(ModelInfo.of(model), strict)
         if different:
@@ -209,10 +219,13 @@ class Boundary:
             )
             raise ValueError(f"this {self.attribute} boundary does not fit the model: {'; '.join(different)}{hint}")
 
-    # --- files -----------------------------------------------------------------------------------------------
+    # --- files ---
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the boundary, atomically, as safetensors with JSON metadata. A path without that ending is a folder."""
+        """Writes the boundary, atomically, as safetensors with JSON metadata.
+
+        A path without that ending is a folder.
+        """
         path = Path(path)
         path = path if path.suffix == ".safetensors" else path / FILE_NAME
         about = {
@@ -238,7 +251,8 @@ class Boundary:
         strict: bool = True,
         device: Any = None,
     ) -> Boundary:
-        """A boundary from a file, a folder, the bundled ones (by attribute, with `model`) or the Hub (`owner/name`).
+        """A boundary from a file, a folder, the bundled ones (by attribute, with `model`) or the
+        Hub (`owner/name`).
 
         Args:
             model: checked against the boundary, which moves to the model's device.

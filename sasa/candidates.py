@@ -1,11 +1,12 @@
 """Candidates: the tokens that may come next, the order in which they can win, and which one does.
 
 A draw from a distribution p is the argmax of p(v) / e(v), where e is exponential noise: this is how
-`torch.multinomial` draws. Steering multiplies p(v) by exp(beta * value(v)), and a value with an upper
-bound can only lower a candidate that far. So the candidates are put in the order of log p(v) - log e(v),
-their *keys*, are read a few at a time, and reading stops as soon as the best of those read beats the
-key of the next one. What wins then is what would have won had all been read: the same token from the
-same seed. Greedy decoding is the same without noise.
+`torch.multinomial` draws. Call log p(v) - log e(v) the *key* of v. Steering multiplies p(v) by
+exp(beta * value(v)), so that the argmax of key + beta * value wins. Where values have an upper bound,
+as log P(safe) has 0, no candidate can come out above its key plus that bound. So candidates are
+valued a few at a time, the greatest key first, until the best sum so far is above all that the
+others can reach. What wins is what would have won had all been valued: the same token from the same
+seed. Greedy decoding is the same without noise.
 
 This file is functions on tensors: no model is needed, and any engine can use it.
 """
@@ -25,7 +26,12 @@ AHEAD = 64
 
 @dataclass(frozen=True)
 class Candidates:
-    """ids int64 (B, K), distinct within a row, likeliest first; mask bool (B, K), False where a row has fewer than K."""
+    """What may come next: K tokens of each row, the likeliest first.
+
+    Attributes:
+        ids: int64 (B, K), distinct within a row.
+        mask: bool (B, K), False where a row has fewer than K.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -53,23 +59,29 @@ def select(scores: Tensor, top_k: int | None = None, top_p: float | None = None)
     """
     check_truncation(top_k, top_p)
     if top_k and top_k < scores.shape[-1]:
-        # Only the k likeliest go on, so that top-p sorts k values and not the vocabulary; ties with the k-th stay in.
-        scores = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -torch.inf)
-    most = max(1, int((scores > -torch.inf).sum(-1).max()))
-    values, ids = scores.topk(most)
-    mask = values > -torch.inf
-    if top_p is None or top_p >= 1.0:
-        return Candidates(ids, mask)
-    # Summed from the least likely on, as transformers' TopPLogitsWarper sums.
-    total = values.flip(-1).softmax(-1).cumsum(-1).flip(-1)
-    mask &= total > 1 - top_p
-    mask[:, 0] = True
+        # Only the k likeliest go on, so that top-p sorts k values and not the vocabulary; ties with
+        # the k-th stay in.
+        values, ids = scores.topk(top_k)
+        least = values[:, -1:]
+        most = int(((scores >= least) & (scores > -torch.inf)).sum(-1).max())
+        if most > top_k:
+            values, ids = scores.topk(most)
+        mask = (values >= least) & (values > -torch.inf)
+    else:
+        most = max(1, int((scores > -torch.inf).sum(-1).max()))
+        values, ids = scores.topk(most)
+        mask = values > -torch.inf
+    if top_p is not None and top_p < 1.0:
+        # Summed from the least likely on, as transformers' TopPLogitsWarper sums.
+        total = values.masked_fill(~mask, -torch.inf).flip(-1).softmax(-1).cumsum(-1).flip(-1)
+        mask &= total > 1 - top_p
+        mask[:, 0] = True
     width = max(1, int(mask.sum(-1).max()))  # the rows are sorted: survivors come first
     return Candidates(ids[:, :width], mask[:, :width])
 
 
 def noise(scores: Tensor) -> Tensor:
-    """Exponential noise (B, V) as `torch.multinomial` draws it for scores (B, V), from the global generator."""
+    """Exponential noise (B, V) for scores (B, V), as `torch.multinomial` draws it."""
     return torch.empty_like(scores).exponential_()
 
 
@@ -78,9 +90,10 @@ class Race:
 
     Args:
         ids: int64 (R, K), candidates, the greatest key first.
-        keys: float (R, K), their scores less the logarithms of their noise; -inf where a row has fewer.
-        bound: the most that a value can add to a key, a number or (R,); None where nothing bounds it,
-            so that all have to be valued, in whatever order.
+        keys: float (R, K), their scores less the logarithms of their noise; -inf where a row has
+            fewer.
+        bound: the most that a value can add to a key, a number or (R,); None where nothing bounds
+            it, so that all have to be valued, in whatever order.
         rest: float (R, V), keys of the whole vocabulary where these are but the first K of them.
 
     Attributes:
@@ -102,8 +115,10 @@ class Race:
 
     @classmethod
     def of_all(cls, scores: Tensor, noise: Tensor | None, bound: Tensor | float | None = 0.0) -> Race:
-        """Between all tokens that are not out, of scores (R, V), with noise (R, V) or, greedily, without."""
-        keys = scores if noise is None else scores - noise.log()
+        """Between all tokens that are not out, of scores (R, V), with noise (R, V), which is used
+        up, or, greedily, without.
+        """
+        keys = scores if noise is None else noise.log_().neg_().add_(scores)  # a vocabulary for each row: no copies
         first, ids = keys.topk(min(AHEAD, keys.shape[1]))
         return cls(ids, first, bound, keys)
 
@@ -125,9 +140,9 @@ class Race:
         """Won already, by tokens int64 (R,): the plain draw."""
         return cls(tokens[:, None], torch.zeros(len(tokens), 1, device=tokens.device))
 
-    def empty(self) -> Tensor:
-        """Where no token can come next at all, or scores are not numbers: bool (R,)."""
-        return ~(self.keys.amax(1) > -torch.inf)
+    def failed(self) -> Tensor:
+        """Where nothing has won, for no token can come next, or keys or values are not numbers: bool (R,)."""
+        return ~(self._best > -torch.inf)
 
     def over(self) -> bool:
         """Whether all candidates have been valued."""
@@ -138,7 +153,8 @@ class Race:
         if self.read == self.ids.shape[1]:
             self._extend()
         key = self.keys[:, self.read]
-        # One that is as good is read, too: of equals, the token with the lower id wins, as in argmax.
+        # One that is as good is read, too: of equals, the token with the lower id wins, as in
+        # argmax.
         return (key > -torch.inf) & (key + self._bound >= self._best)
 
     def _extend(self) -> None:
@@ -149,11 +165,19 @@ class Race:
         self.keys, self.ids = torch.cat([self.keys, keys], 1), torch.cat([self.ids, ids], 1)
 
     def take(self, count: int, rows: Tensor) -> Tensor:
-        """The next candidates of rows, int64 (R',), to be valued: ids (R', `count`), or fewer at the end."""
-        return self.ids[rows, self.read : self.read + count]
+        """The next candidates to be valued, of rows int64 (R',).
+
+        Returns:
+            ids int64 (R', K): K is `count`, or less where none of the rows has so many left.
+        """
+        block = slice(self.read, self.read + count)
+        left = int((self.keys[rows, block] > -torch.inf).sum(1).max())
+        return self.ids[rows, block][:, : max(1, left)]
 
     def value(self, values: Tensor, rows: Tensor) -> None:
-        """Takes in what steering adds to the keys of the candidates last taken, (R', K), of rows int64 (R',)."""
+        """Takes in what steering adds to the keys of the candidates last taken, (R', K), of rows
+        int64 (R',).
+        """
         k = values.shape[1]
         block = slice(self.read, self.read + k)
         keys = torch.cat([self._best[rows, None], self.keys[rows, block] + values.to(self.keys.dtype)], 1)

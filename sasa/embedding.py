@@ -1,7 +1,7 @@
 """Texts -> context embeddings: what a language model's hidden space holds of a text.
 
-One definition serves the fit, the look-ahead and the scoring of finished texts. It knows nothing about labels,
-boundaries or sampling.
+One definition serves the fit, the look-ahead and the scoring of finished texts. It knows nothing
+about labels, boundaries or sampling.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sasa.progress import progress_bar
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> tuple[list[int], int]:
     """Token ids of a text, and where its span begins.
 
-    The prompt and the response of a pair are tokenized apart, because that is how decoding meets them: the prompt's
-    tokens are fixed before the first token of the response is drawn.
+    The prompt and the response of a pair are tokenized apart, because that is how decoding meets
+    them: the prompt's tokens are fixed before the first token of the response is drawn.
 
     Raises:
         ValueError: the text gives no tokens, or `template="chat"` and the text is not a pair.
@@ -53,7 +53,9 @@ def response_start(tokenizer: PreTrainedTokenizerBase, text: Text, spec: Embeddi
 
 
 def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, spec: EmbeddingSpec) -> list[int]:
-    """Token ids of a prompt as decoding reads it, the chat template's opening of the answer included."""
+    """Token ids of a prompt as decoding reads it, the chat template's opening of the answer
+    included.
+    """
     if spec.template == "chat":
         turns = [{"role": "user", "content": prompt}]
         encoded: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
@@ -64,7 +66,10 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, spec: Embed
 def pad(
     sequences: Sequence[Sequence[int]], side: Literal["left", "right"], device: Any = None
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, each int64 (B, T). Padding is token 0: the mask is what counts."""
+    """Token ids and attention mask, each int64 (B, T).
+
+    Padding is token 0: the mask is what counts.
+    """
     width = max(map(len, sequences))
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -88,7 +93,9 @@ def pool(hidden: Tensor, span_mask: Tensor, spec: EmbeddingSpec) -> Tensor:
 
 
 def pool_prefixes(hidden: Tensor, span_mask: Tensor, spec: EmbeddingSpec) -> Tensor:
-    """What `pool` makes of each prefix of states (B, T, d): float32 (B, T, d), of use where the span's mask is 1."""
+    """What `pool` makes of each prefix of states (B, T, d): float32 (B, T, d), of use where the
+    span's mask is 1.
+    """
     hidden = hidden.float()
     if spec.pooling == "last":
         return hidden
@@ -104,7 +111,8 @@ def pool_prefixes(hidden: Tensor, span_mask: Tensor, spec: EmbeddingSpec) -> Ten
 def embed_ids(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], spec: EmbeddingSpec
 ) -> Tensor:
-    """Embeds one batch of token ids whose spans begin at `starts` into float32 (B, d) on the model's device.
+    """Embeds one batch of token ids whose spans begin at `starts` into float32 (B, d) on the
+    model's device.
 
     Of an empty span it takes the last state: what the model holds before it writes.
     """
@@ -126,8 +134,9 @@ def embed_each_prefix(
         firsts: where each text's first prefix of interest ends.
 
     Returns:
-        for each spec the N prefixes' rows, int64 (N,), and embeddings, float32 (N, d). A row's prefixes stand next to each other,
-        from the shortest to the longest, which is the whole text.
+        for each spec the N prefixes' rows, int64 (N,), and embeddings, float32 (N, d). A row's
+        prefixes stand next to each other, from the shortest to the longest, which is the whole
+        text.
     """
     found = []
     for states, span, spec in _spans(model, sequences, starts, specs):
@@ -159,7 +168,9 @@ def _spans(
 
 
 def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int) -> Iterator[list[int]]:
-    """Indices grouped by length, longest first (so that memory peaks at once), at most `max_tokens` padded tokens a batch."""
+    """Indices grouped by length, longest first (so that memory peaks at once), at most `max_tokens`
+    padded tokens a batch.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     at = 0
     while at < len(order):
@@ -184,11 +195,12 @@ def embed_stream(
     `window` texts at a time are sorted by length, batched and embedded; nothing else is held.
 
     Args:
-        prefixes: embeds every prefix of a text, of a pair every one that ends within the response, the whole text last.
+        prefixes: embeds every prefix of a text, of a pair every one that ends within the response,
+            the whole text last.
 
     Yields:
-        (indices into the stream, embeddings float32 (len(indices), d) on the model's device). Within a window the
-        order is by length; windows follow one another.
+        (indices into the stream, embeddings float32 (len(indices), d) on the model's device).
+        Within a window the order is by length; windows follow one another.
     """
     check_ready(model, spec.layer)
     first, stream = 0, iter(texts)
@@ -229,7 +241,8 @@ def embed(
         float32 (N, d), on the CPU, in the order of `texts`.
 
     Raises:
-        ValueError: no texts, a text without tokens (named by its index), or a layer that the model does not have.
+        ValueError: no texts, a text without tokens (named by its index), or a layer that the model
+            does not have.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
@@ -249,7 +262,9 @@ def embed(
 def embed_prefixes(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec
 ) -> tuple[list[int], Tensor]:
-    """Token ids of a text's span and the embedding of the text up to each of them, float32 (T, d) on the CPU."""
+    """Token ids of a text's span and the embedding of the text up to each of them, float32 (T, d)
+    on the CPU.
+    """
     ids, start = tokenize(tokenizer, text, spec)
     ((_, vectors),) = embed_each_prefix(model, [ids], [[start]], [spec], [start])
     return ids[start:], vectors.cpu()

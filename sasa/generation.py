@@ -48,11 +48,13 @@ class Completion:
     Attributes:
         text: without special tokens.
         tokens: ids, the closing EOS included.
-        margin: of the whole text, as the boundary embeds it; None without a boundary. Of several, the first one's.
+        margin: of the whole text, as the boundary embeds it; None without a boundary. Of several,
+            the first one's.
         margins: by each of the boundaries.
-        finish_reason: `stop`, the model closed the text (or a stop string or criterion did); `length`, it was cut off; `unsafe`,
-            backtracking's budget was spent on it.
+        finish_reason: `stop`, the model closed the text (or a stop string or criterion did);
+            `length`, it was cut off; `unsafe`, backtracking's budget was spent on it.
         attempts: what backtracking threw away; spent: tokens drawn in all, these included.
+        candidates_read: how many candidate tokens the boundaries looked at in all; 0 without any.
     """
 
     text: str
@@ -62,6 +64,7 @@ class Completion:
     margins: tuple[float, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     spent: int = 0
+    candidates_read: int = 0
 
 
 @overload
@@ -106,159 +109,229 @@ def generate(
     refusal: str | None = None,
     **generate_kwargs: Any,
 ) -> list[Completion] | list[list[Completion]]:
-    """Completes prompts under SASA: temperature, top-k, top-p and min-p as usual, then what survives is reweighted.
+    """Completes prompts under SASA: temperature, top-k, top-p and min-p as usual, then what
+    survives is reweighted.
 
     Args:
         prompts: a string or several.
-        boundary: the boundary to keep to; several with a weight each, [(boundary, weight), …]; None samples plainly.
+        boundary: the boundary to keep to; several with a weight each, [(boundary, weight), …]; None
+            samples plainly.
         beta: strength, >= 0; 0 samples plainly, the same tokens from the same seed.
-        value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`, itself (the paper); see
-            `sasa.values`.
+        value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`,
+            itself (the paper); see `sasa.values`.
         chat: puts each prompt through the tokenizer's chat template, as the user's turn.
         batch_size: prompts at a time; they are batched by length and come back in their own order.
-        seed: for the same completions again, on the same machine with the same batch size. The global random state is
-            left as it was.
-        temperature, top_k, top_p, min_p: None takes the model's generation config, and where that has none, 1.0, 20, 0.9 and
-            no limit; top_k=0 and top_p=1.0 set none.
+        seed: for the same completions again, on the same machine with the same batch size. The
+            global random state is left as it was.
+        temperature, top_k, top_p, min_p: None takes the model's generation config, and where that
+            has none, 1.0, 20, 0.9 and no limit; top_k=0 and top_p=1.0 set none.
         compiled: see `SASADecoder`: on a GPU, for many tokens in batches of one size.
-        backtrack: lets responses that go wrong go back, see `Backtracking`; with `beta=0`, that alone. A model's own [RESET]
-            needs no boundary beside it.
-        refusal: the text of a response on which backtracking's budget was spent; its tokens and margins stay those of the safest
-            attempt.
+        backtrack: lets responses that go wrong go back, see `Backtracking`; with `beta=0`, that
+            alone. A model's own [RESET] needs no boundary beside it.
+        refusal: the text of a response on which backtracking's budget was spent; its tokens and
+            margins stay those of the safest attempt.
         generate_kwargs: passed on to `model.generate`.
 
     Returns:
-        completions, `num_return_sequences` of them for a string, and a list of those for a list of prompts.
+        completions, `num_return_sequences` of them for a string, and a list of those for a list of
+        prompts.
 
     Raises:
-        ValueError: an empty prompt, one longer than the context window, an argument outside its range, or a boundary for
-            another model; all before anything is generated.
+        ValueError: an empty prompt, one longer than the context window, an argument outside its
+            range, or a boundary for another model; all before anything is generated.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     config = model.generation_config
-    temperature = _first(temperature, config.temperature, 1.0)
-    top_k, top_p = _first(top_k, config.top_k, DEFAULT_TOP_K), _first(top_p, config.top_p, TOP_P)
-    min_p = _first(min_p, config.min_p)
-    steering = None if boundary is None else Steering.of(boundary, beta, value)
+    limits = Limits(
+        temperature=_first(temperature, config.temperature, 1.0),
+        top_k=_first(top_k, config.top_k, DEFAULT_TOP_K),
+        top_p=_first(top_p, config.top_p, TOP_P),
+        min_p=_first(min_p, config.min_p),
+    )
+    numbers = dict(batch_size=batch_size, max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences)
+    _validate(limits, numbers, boundary, backtrack, refusal, generate_kwargs)
+    spec = EmbeddingSpec()
+    if boundary is not None:
+        spec = _check_boundaries(model, Steering.of(boundary, beta, value), chat)
+    encoded = encode_prompts(model, tokenizer, texts, spec, chat, max_new_tokens)
+
+    request = _Request(model, tokenizer, max_new_tokens, num_return_sequences, refusal)
+    decoding: dict[str, Any] | None = None
+    if boundary is not None or backtrack is not None:
+        decoding = dict(boundary=boundary, beta=0.0 if boundary is None else beta, value=value)
+        decoding |= dict(compiled=compiled, backtrack=backtrack, streamer=generate_kwargs.get("streamer"))
+    request.plan(limits, do_sample, decoding, generate_kwargs)
+    results: list[list[Completion]] = [[] for _ in texts]
+    with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
+        task = bar.add_task("generating", total=len(texts))
+        for batch in length_batches([len(ids) for ids in encoded], batch_size, 1 << 62):
+            made = request.complete([encoded[i] for i in batch])
+            for place, i in enumerate(batch):
+                results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]
+            bar.advance(task, len(batch))
+    return results[0] if isinstance(prompts, str) else results
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a draw is limited to. Raises ValueError for one outside its range."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float | None
+
+    def __post_init__(self) -> None:
+        check_truncation(self.top_k, self.top_p, self.min_p)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+
+
+def _validate(
+    limits: Limits,
+    numbers: dict[str, int],
+    boundary: Boundaries | None,
+    backtrack: Backtracking | None,
+    refusal: str | None,
+    generate_kwargs: dict[str, Any],
+) -> None:
+    """Raises ValueError for arguments that no completion could come of."""
     if backtrack is not None and boundary is None and backtrack.threshold is not None:
         raise ValueError(
             "backtracking by a threshold needs a boundary to watch the text; beta=0 keeps it from steering"
         )
-    ours = boundary is not None or backtrack is not None  # whether the loop is sasa's
     if refusal is not None and (backtrack is None or backtrack.threshold is None):
         raise ValueError("refusal is what backtracking by a threshold says in the end: give backtrack, too")
     if refusal is not None and generate_kwargs.get("streamer") is not None:
         raise ValueError("refusal cannot be used with a streamer: a stream ends with the safest attempt")
-    check_truncation(top_k, top_p, min_p)
-    for name, number in (
-        ("temperature", temperature),
-        ("batch_size", batch_size),
-        ("max_new_tokens", max_new_tokens),
-        ("num_return_sequences", num_return_sequences),
-    ):
+    for name, number in numbers.items():
         if not number > 0:
             raise ValueError(f"{name} must be > 0, got {number}")
     if refused := [name for name in OURS if name in generate_kwargs]:
         raise ValueError(
             f"{', '.join(refused)} cannot be given to sasa.generate: use SASALogitsProcessor with model.generate"
         )
-    spec = EmbeddingSpec()
-    if steering is not None:
-        steering.check(model)
-        for spec in steering.specs:
-            _check_template(spec.template, chat)
-        if len({spec.special_tokens for spec in steering.specs}) > 1:
-            raise ValueError("the boundaries were fitted with different special_tokens: they cannot steer one text")
-    encoded = encode_prompts(model, tokenizer, texts, spec, chat, max_new_tokens)
-    eos = token_ids(model, "eos_token_id", generate_kwargs.pop("eos_token_id", None))
-    # What fills up ended rows must not look like an EOS that the model wrote; the last of a vocabulary are rare.
-    rare = range(model.config.get_text_config().vocab_size - 1, -1, -1)
-    fill = (generate_kwargs.pop("pad_token_id", None), tokenizer.pad_token_id, tokenizer.unk_token_id, *rare)
-    pad_id = next(i for i in fill if i is not None and i not in eos)
-    truncation: dict[str, Any] = {
-        "temperature": float(temperature),
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p or None,
-    }
-    looked_at: dict[str, Any] = {"top_k": 0}
-    if not do_sample:  # greedy decoding truncates nothing, but SASA needs to know which tokens to look at
-        looked_at, truncation = {"top_k": top_k, "top_p": top_p}, {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    elif (
-        ours
-        and model.device.type == "cpu"
-        and not min_p
-        and not any(_first(generate_kwargs.get(n), getattr(config, n, None)) for n in LATER)
-    ):
-        # The same tokens survive: the decoder sorts those that top-k left, where transformers sorts the vocabulary. On a
-        # GPU that is quick, and it is the decoder's waiting for the device that takes time.
-        looked_at = {"top_k": top_k, "top_p": top_p}
-        truncation |= {"top_k": 0, "top_p": 1.0}
-    # What transformers keeps from a custom_generate callable: see SASADecoder.
-    criteria = StoppingCriteriaList(generate_kwargs.pop("stopping_criteria", None) or [])
-    if stop_strings := generate_kwargs.pop("stop_strings", None):
-        criteria.append(StopStringCriteria(tokenizer, stop_strings))
-    if ours:
-        streamer = generate_kwargs.get("streamer")
-        generate_kwargs["custom_generate"] = SASADecoder(
-            boundary,
-            0.0 if boundary is None else beta,
-            value=value,
-            **looked_at,
-            compiled=compiled,
-            backtrack=backtrack,
-            streamer=streamer,
+
+
+def _check_boundaries(model: PreTrainedModel, steering: Steering, chat: bool) -> EmbeddingSpec:
+    """A spec that says how the boundaries' texts are tokenized.
+
+    Raises ValueError where they do not fit the model.
+    """
+    steering.check(model)
+    for spec in steering.specs:
+        _check_template(spec.template, chat)
+    if len({spec.special_tokens for spec in steering.specs}) > 1:
+        raise ValueError("the boundaries were fitted with different special_tokens: they cannot steer one text")
+    return steering.specs[-1] if steering.specs else EmbeddingSpec()
+
+
+@dataclass
+class _Request:
+    """What all batches of one call have in common."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+    num_return_sequences: int
+    refusal: str | None
+
+    def plan(
+        self, limits: Limits, do_sample: bool, decoding: dict[str, Any] | None, generate_kwargs: dict[str, Any]
+    ) -> None:
+        """Settles what `model.generate` is given.
+
+        Args:
+            decoding: the arguments of `SASADecoder` but for the truncation; None leaves the loop to
+                transformers.
+        """
+        kwargs = dict(generate_kwargs)
+        self.ours = decoding is not None
+        self.measured = self.ours and cast(Any, decoding)["boundary"] is not None
+        self.eos = token_ids(self.model, "eos_token_id", kwargs.pop("eos_token_id", None))
+        # What fills up ended rows must not look like an EOS that the model wrote; the last of a
+        # vocabulary are rare.
+        rare = range(self.model.config.get_text_config().vocab_size - 1, -1, -1)
+        fill = (kwargs.pop("pad_token_id", None), self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, *rare)
+        self.pad_id = next(i for i in fill if i is not None and i not in self.eos)
+        # What transformers keeps from a custom_generate callable: see SASADecoder.
+        self.criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
+        if stop_strings := kwargs.pop("stop_strings", None):
+            self.criteria.append(StopStringCriteria(self.tokenizer, stop_strings))
+        later = any(_first(kwargs.get(n), getattr(self.model.generation_config, n, None)) for n in LATER)
+        theirs, own = _truncation(limits, do_sample, self.ours and self.model.device.type == "cpu" and not later)
+        if decoding is not None:
+            kwargs["custom_generate"] = SASADecoder(**decoding, **own)
+        self.kwargs = kwargs | theirs | dict(do_sample=do_sample, return_dict_in_generate=self.ours)
+
+    def complete(self, prompts: list[list[int]]) -> list[Completion]:
+        """Completions of one batch, `num_return_sequences` of each prompt."""
+        ids, mask = pad(prompts, "left", self.model.device)
+        written: Any = cast(Any, self.model).generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=self.max_new_tokens,
+            num_return_sequences=self.num_return_sequences,
+            eos_token_id=self.eos or None,
+            pad_token_id=self.pad_id,
+            output_scores=False,
+            output_logits=False,
+            stopping_criteria=self.criteria,
+            **self.kwargs,
         )
-    results: list[list[Completion]] = [[] for _ in texts]
-    with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
-        task = bar.add_task("generating", total=len(texts))
-        for batch in length_batches([len(ids) for ids in encoded], batch_size, 1 << 62):
-            ids, mask = pad([encoded[i] for i in batch], "left", model.device)
-            written: Any = cast(Any, model).generate(
-                ids,
-                attention_mask=mask,
-                do_sample=do_sample,
-                **truncation,
-                max_new_tokens=max_new_tokens,
-                num_return_sequences=num_return_sequences,
-                eos_token_id=eos or None,
-                pad_token_id=pad_id,
-                return_dict_in_generate=ours,  # for the margins and histories
-                output_scores=False,
-                output_logits=False,
-                stopping_criteria=criteria,
-                **generate_kwargs,
-            )
-            sequences = written.sequences if ours else written
-            rows = [_cut(row, eos, pad_id if criteria else None) for row in sequences[:, ids.shape[1] :].tolist()]
-            histories = getattr(written, "histories", None) or [None] * len(rows)
-            rows = [row if history is None else history.tokens for row, history in zip(rows, histories, strict=True)]
-            margins: Any = [()] * len(rows)
-            if boundary is not None:
-                # The text's margin is what it was with its last token; an EOS is no text of its own.
-                steps = torch.stack(written.margins, 1).tolist()
-                margins = [tuple(step[len(row) - 1]) if row else () for step, row in zip(steps, rows, strict=True)]
-            prompts_of = [encoded[i] for i in batch for _ in range(num_return_sequences)]
-            made = [
-                Completion(
-                    text=completion_text(tokenizer, prompt, row),
-                    tokens=row,
-                    margin=of_row[0] if of_row else None,
-                    finish_reason=_reason(row, eos, max_new_tokens),
-                    margins=of_row,
-                    spent=len(row),
-                )
-                for prompt, row, of_row in zip(prompts_of, rows, margins, strict=True)
-            ]
-            if backtrack is not None:
-                made = [
-                    _told(tokenizer, prompt, completion, history, refusal)
-                    for prompt, completion, history in zip(prompts_of, made, histories, strict=True)
-                ]
-            for place, i in enumerate(batch):
-                results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]
-            bar.advance(task, len(batch))
-    return results[0] if isinstance(prompts, str) else results
+        sequences = written.sequences if self.ours else written
+        fill = self.pad_id if self.criteria else None
+        rows = [_cut(row, self.eos, fill) for row in sequences[:, ids.shape[1] :].tolist()]
+        histories = getattr(written, "histories", None) or [None] * len(rows)
+        rows = [row if history is None else history.tokens for row, history in zip(rows, histories, strict=True)]
+        margins: Any = [()] * len(rows)
+        counts = [0] * len(rows)
+        if self.measured:
+            # The text's margin is what it was with its last token; an EOS is no text of its own.
+            steps = torch.stack(written.margins, 1).tolist()
+            margins = [tuple(step[len(row) - 1]) if row else () for step, row in zip(steps, rows, strict=True)]
+            counts = written.candidates_read.tolist()
+        of = [prompt for prompt in prompts for _ in range(self.num_return_sequences)]
+        return [self._completion(*parts) for parts in zip(of, rows, margins, counts, histories, strict=True)]
+
+    def _completion(
+        self, prompt: list[int], row: list[int], margins: tuple[float, ...], count: int, history: History | None
+    ) -> Completion:
+        """One completion, with what backtracking did to it."""
+        made = Completion(
+            text=completion_text(self.tokenizer, prompt, row),
+            tokens=row,
+            margin=margins[0] if margins else None,
+            finish_reason=_reason(row, self.eos, self.max_new_tokens),
+            margins=margins,
+            spent=len(row),
+            candidates_read=count,
+        )
+        if history is None:
+            return made
+        attempts = (replace(a, text=completion_text(self.tokenizer, prompt, list(a.tokens))) for a in history.attempts)
+        made = replace(made, attempts=tuple(attempts), spent=history.spent)
+        if not history.exhausted:
+            return made
+        return replace(made, finish_reason="unsafe", text=made.text if self.refusal is None else self.refusal)
+
+
+def _truncation(limits: Limits, do_sample: bool, by_decoder: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `model.generate` truncates by, and what the decoder does, so that the same tokens
+    survive.
+
+    Args:
+        by_decoder: whether the decoder may truncate. It sorts those that top-k left, where
+            transformers sorts the vocabulary. On a GPU that is quick, and it is the decoder's
+            waiting for the device that takes time.
+    """
+    own = {"top_k": limits.top_k, "top_p": limits.top_p}
+    if not do_sample:  # greedy decoding truncates nothing, but SASA has to look at some tokens and not at others
+        return {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None}, own
+    theirs: dict[str, Any] = {"temperature": float(limits.temperature), "min_p": limits.min_p or None}
+    if by_decoder and not limits.min_p:
+        return theirs | {"top_k": 0, "top_p": 1.0}, own
+    return theirs | own, {"top_k": 0}
 
 
 @functools.cache  # said once, and not for every batch of a long run
@@ -282,8 +355,8 @@ def encode_prompts(
     """Token ids of the prompts, all checked before the first of them is used.
 
     Raises:
-        ValueError: no prompts, an empty one, one that leaves no `room` in the context window (it is named by its index), or a
-            chat without a template.
+        ValueError: no prompts, an empty one, one that leaves no `room` in the context window (it is
+            named by its index), or a chat without a template.
     """
     spec = replace(spec, template="chat" if chat else "none")
     if not prompts:
@@ -311,7 +384,9 @@ def context_window(model: PreTrainedModel) -> int | None:
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], row: list[int]) -> str:
-    """What a row of tokens adds to its prompt: alone, SentencePiece would drop the space that it begins with."""
+    """What a row of tokens adds to its prompt: alone, SentencePiece would drop the space that it
+    begins with.
+    """
     before, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, [*prompt, *row]))
     if whole.startswith(before):
         return whole[len(before) :]
@@ -319,7 +394,9 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], row: 
 
 
 def _cut(row: list[int], eos: list[int], fill: int | None) -> list[int]:
-    """A row of tokens without what stands behind its end; `fill` where a criterion may have ended it without an EOS."""
+    """A row of tokens without what stands behind its end; `fill` where a criterion may have ended
+    it without an EOS.
+    """
     for place, token in enumerate(row):
         if token in eos:
             return row[: place + 1]
@@ -332,21 +409,6 @@ def _cut(row: list[int], eos: list[int], fill: int | None) -> list[int]:
 def _reason(row: list[int], eos: list[int], max_new_tokens: int) -> str:
     """Why a completion ended: `stop` or `length`."""
     return "length" if len(row) == max_new_tokens and row[-1] not in eos else "stop"
-
-
-def _told(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: list[int],
-    completion: Completion,
-    history: History,
-    refusal: str | None,
-) -> Completion:
-    """A completion with what backtracking did to it."""
-    attempts = tuple(replace(a, text=completion_text(tokenizer, prompt, list(a.tokens))) for a in history.attempts)
-    told = replace(completion, attempts=attempts, spent=history.spent)
-    if not history.exhausted:
-        return told
-    return replace(told, finish_reason="unsafe", text=completion.text if refusal is None else refusal)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """SASA as a logits processor: a drop-in for any `generate()` (Ko et al. 2025, Algorithm 1).
 
-It gets what every processor gets, token ids and scores. A hook on the model's forward passes lets it look
-ahead from the cache that `generate()` keeps. It changes scores and nothing else.
+It gets what every processor gets, token ids and scores. A hook on the model's forward passes lets
+it look ahead from the cache that `generate()` keeps. It changes scores and nothing else.
 """
 
 from __future__ import annotations
@@ -22,31 +22,38 @@ from sasa.values import BETA, VALUE, Boundaries, Steering
 
 
 class SASALogitsProcessor(LogitsProcessor):
-    """Adds beta times the value of `margin(text + candidate)` to the scores of the candidates; all others become impossible.
+    """Adds beta times the value of `margin(text + candidate)` to the scores of the candidates; all
+    others become impossible.
 
-    This is the closest distribution to the model's own, in KL divergence, with a given expected value.
+    This is the closest distribution to the model's own, in KL divergence, with a given expected
+    value.
 
-        model.generate(**inputs, do_sample=True, logits_processor=[SASALogitsProcessor(model, boundary, beta=1.0)])
+        model.generate(**inputs, do_sample=True, logits_processor=[SASALogitsProcessor(model,
+        boundary, beta=1.0)])
 
-    Where `generate()` keeps whole texts in a `DynamicCache`, as it does for most models, the look-ahead uses that cache;
-    elsewhere (sliding windows, static and quantized caches) it reads the texts into one of its own.
+    Where `generate()` keeps whole texts in a `DynamicCache`, as it does for most models, the
+    look-ahead uses that cache; elsewhere (sliding windows, static and quantized caches) it reads
+    the texts into one of its own.
 
-    Beam search is followed, at the price of reading the texts again where beams move. Modes that take tokens back (assisted
-    decoding, prompt lookup) are not.
+    Beam search is followed, at the price of reading the texts again where beams move. Modes that
+    take tokens back (assisted decoding, prompt lookup) are not.
 
-    `generate()` applies temperature, top-k and top-p after its custom processors. To truncate before reweighting, as
-    the method has it, give top_k and top_p here; `sasa.generate` also puts the temperature first.
+    `generate()` applies temperature, top-k and top-p after its custom processors. To truncate
+    before reweighting, as the method has it, give top_k and top_p here; `sasa.generate` also puts
+    the temperature first.
 
     Args:
         model: the model that generates, in eval mode.
-        boundary: fitted on that model; or several with a weight each, [(boundary, weight), …], from the same forward pass.
+        boundary: fitted on that model; or several with a weight each, [(boundary, weight), …], from
+            the same forward pass.
         beta: strength, >= 0. At 0 the scores are returned untouched.
-        value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`, itself (the paper); see
-            `sasa.values`.
-        top_k: the candidates are at most the k likeliest; 0 for no limit; None for 20, or for no limit where top_p is given.
+        value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`,
+            itself (the paper); see `sasa.values`.
+        top_k: the candidates are at most the k likeliest; 0 for no limit; None for 20, or for no
+            limit where top_p is given.
         top_p: the candidates are the likeliest with this total probability, in (0, 1].
-        attention_mask: (B, T) of the prompts, or of the distinct prompts where `num_return_sequences` repeats them.
-            Where None, leading pad tokens are padding.
+        attention_mask: (B, T) of the prompts, or of the distinct prompts where
+            `num_return_sequences` repeats them. Where None, leading pad tokens are padding.
         eos_token_id, pad_token_id: where they are not those of the model's generation config.
 
     Raises:
@@ -92,7 +99,8 @@ class SASALogitsProcessor(LogitsProcessor):
         return self.steering.reweight(scores, candidates, self.margins(input_ids, candidates.ids))
 
     def margins(self, input_ids: Tensor, candidates: Tensor) -> Tensor:
-        """Margins, float32 (B, K, S) by S boundaries, of the texts (B, T) extended by each candidate (B, K).
+        """Margins, float32 (B, K, S) by S boundaries, of the texts (B, T) extended by each
+        candidate (B, K).
 
         Of an EOS it is the text's own.
         """
@@ -103,7 +111,8 @@ class SASALogitsProcessor(LogitsProcessor):
     def _follow(self, input_ids: Tensor) -> Lookahead:
         """The look-ahead over these texts.
 
-        Texts that extend those of the last call by one token go on with the same generation, all others begin a new one.
+        Texts that extend those of the last call by one token go on with the same generation, all
+        others begin a new one.
         """
         if (shared := self._shared_look(input_ids)) is not None:
             self._look = shared
@@ -142,7 +151,9 @@ class SASALogitsProcessor(LogitsProcessor):
             self._shared.follow(ids, states)
 
     def _shared_look(self, input_ids: Tensor) -> Lookahead | None:
-        """The look-ahead on `generate()`'s own cache, if it holds just these texts; where not, it will not later on."""
+        """The look-ahead on `generate()`'s own cache, if it holds just these texts; where not, it
+        will not later on.
+        """
         shared = self._shared
         if shared is None or self._owner is None or self._owner() is None:
             return None
@@ -166,7 +177,8 @@ class SASALogitsProcessor(LogitsProcessor):
             return torch.ones_like(input_ids)
         leading = (input_ids == self.pad[0]).long().cumprod(1)
         if self.pad[0] in self.bos:
-            # Texts that open with this very token: the longest one has no padding, so what it opens with is text.
+            # Texts that open with this very token: the longest one has no padding, so what it opens
+            # with is text.
             count = leading.sum(1, keepdim=True)
             place = torch.arange(input_ids.shape[1], device=input_ids.device)
             leading = (place < count - count.min()).long()
@@ -175,7 +187,9 @@ class SASALogitsProcessor(LogitsProcessor):
 
 
 def watch_passes(processor: SASALogitsProcessor) -> None:
-    """Has `on_forward` called for every pass of the model into a `DynamicCache`, for as long as the processor lives."""
+    """Has `on_forward` called for every pass of the model into a `DynamicCache`, for as long as the
+    processor lives.
+    """
     living = weakref.ref(processor)
     layers = list(layers_of(processor.steering.specs))  # recognised by its identity: others may want states, too
 

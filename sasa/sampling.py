@@ -1,8 +1,10 @@
-"""Completions drawn from a language model as it is, and the log-probability of each of their tokens.
+"""Completions drawn from a language model as it is, and the log-probability of each of their
+tokens.
 
-No truncation, no processor: what is drawn has exactly the probability that is computed for it, which training and importance
-sampling rest on. Generation configs change distributions (a repetition penalty, a top-k), so neither function reads more of one
-than the end-of-sequence tokens. This file knows nothing about boundaries, rewards or steering.
+No truncation, no processor: what is drawn has exactly the probability that is computed for it,
+which training and importance sampling rest on. Generation configs change distributions (a
+repetition penalty, a top-k), so neither function reads more of one than the end-of-sequence tokens.
+This file knows nothing about boundaries, rewards or steering.
 """
 
 from __future__ import annotations
@@ -42,8 +44,10 @@ def sample(
     Args:
         prompts: token ids.
         count: completions of each prompt.
-        max_new_tokens: a completion ends with an end-of-sequence token, which is part of it, or after so many tokens.
-        seed: for the same completions again, on the same machine with the same prompts. The global random state is not used.
+        max_new_tokens: a completion ends with an end-of-sequence token, which is part of it, or
+            after so many tokens.
+        seed: for the same completions again, on the same machine with the same prompts. The global
+            random state is not used.
         stop: tokens that end a completion as an end-of-sequence token does.
         temperature: logits are divided by it.
 
@@ -51,7 +55,8 @@ def sample(
         token ids of `len(prompts) * count` completions, one prompt's after the other's.
     """
     eos = torch.tensor([*token_ids(model, "eos_token_id", None), *stop], dtype=torch.long, device=model.device)
-    # MPS has no float64; elsewhere the rounding of a sum over the vocabulary must not cost rare tokens their probability.
+    # MPS has no float64; elsewhere the rounding of a sum over the vocabulary must not cost rare
+    # tokens their probability.
     dtype = torch.float32 if model.device.type == "mps" else torch.float64
     generator = torch.Generator(model.device).manual_seed(seed)
     found: list[list[int]] = [[] for _ in range(len(prompts) * count)]
@@ -74,12 +79,16 @@ def sample(
 
 
 def seed_of(*parts: object) -> int:
-    """A seed from whatever tells a sample from others, such as a run's seed and the number of a batch."""
+    """A seed from whatever tells a sample from others, such as a run's seed and the number of a
+    batch.
+    """
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big")
 
 
 def in_rounds(count: int, size: int, number: int, *seed: object) -> list[int]:
-    """Which of `count` things are in batch `number`, of `size`: all of them in one order, then all in another one, and so on."""
+    """Which of `count` things are in batch `number`, of `size`: all of them in one order, then all
+    in another one, and so on.
+    """
     found: list[int] = []
     for place in range(number * size, (number + 1) * size):
         order = list(range(count))
@@ -89,7 +98,9 @@ def in_rounds(count: int, size: int, number: int, *seed: object) -> list[int]:
 
 
 class _Text:
-    """Texts that grow by a token at a time: prompts, each of them `count` times, and what has been drawn so far."""
+    """Texts that grow by a token at a time: prompts, each of them `count` times, and what has been
+    drawn so far.
+    """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], count: int) -> None:
         self.model = model
@@ -132,11 +143,13 @@ def log_probs(
     completions: Sequence[Sequence[int]],
     temperature: float = 1.0,
 ) -> Tensor:
-    """Log-probability of each token of completions given their prompts, differentiable; each prompt is read once.
+    """Log-probability of each token of completions given their prompts, differentiable; each prompt
+    is read once.
 
     Args:
         prompts: token ids.
-        completions: token ids, the same number of each prompt, one prompt's after the other's; some may be empty.
+        completions: token ids, the same number of each prompt, one prompt's after the other's; some
+            may be empty.
         temperature: logits are divided by it.
 
     Returns:
@@ -179,7 +192,9 @@ def _at(temperature: float, logits: Tensor) -> Tensor:
 
 
 def _read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor, count: int) -> tuple[DynamicCache, Tensor]:
-    """A cache of left-padded prompts (P, T) with each of them `count` times, and their last states, (P, d)."""
+    """A cache of left-padded prompts (P, T) with each of them `count` times, and their last states,
+    (P, d).
+    """
     cache = DynamicCache(config=model.config)
     _, states = hidden_states(model, ids, attention_mask=mask, past_key_values=cache)
     cache.batch_repeat_interleave(count)
@@ -199,7 +214,9 @@ def _by_reading(
     longest: int,
     temperature: float,
 ) -> Tensor:
-    """What `log_probs` gives, for models without a plain key-value cache or head: one pass over each whole text."""
+    """What `log_probs` gives, for models without a plain key-value cache or head: one pass over
+    each whole text.
+    """
     found = []
     for prompt, completion in zip(prompts, completions, strict=True):
         ids = torch.tensor([[*prompt, *completion]], device=model.device)

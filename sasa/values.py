@@ -1,8 +1,9 @@
 """Values: what the margins of candidates count for, and what that does to their scores.
 
-For each value function v, the reweighted scores z'(c) = z(c) + beta * v(m(c)) are the closed form of
-a question to which they are the answer: the distribution q over the candidates with the greatest
-E_q[v] - KL(q || p) / beta, where p is the model's own. The value functions differ in what they want:
+For each value function v, the reweighted scores z'(c) = z(c) + beta * v(m(c)) are the closed form
+of a question to which they are the answer: the distribution q over the candidates with the greatest
+E_q[v] - KL(q || p) / beta, where p is the model's own. The value functions differ in what they
+want:
 
     raw           v = m. Margins as large as they can be had: text that is safe already is pushed on
                   (Ko et al. 2025, eq. 6). Nothing bounds it.
@@ -35,7 +36,9 @@ Boundaries: TypeAlias = "Boundary | Sequence[tuple[Boundary, float]]"
 
 
 class Value(NamedTuple):
-    """A function of boundary and margins, and the most that it can give; None where nothing bounds it."""
+    """A function of boundary and margins, and the most that it can give; None where nothing bounds
+    it.
+    """
 
     of: Callable[[Boundary, Tensor], Tensor]
     bound: float | None
@@ -97,8 +100,8 @@ class Steering:
         Args:
             texts: for each boundary, embeddings (B, d) of the texts as they are.
             extended: for each boundary, embeddings (B, K, d) of the texts with each candidate.
-            ends: bool (B, K), where a candidate is an end of sequence. That is no text of its own: it
-                gets the margin of the text that it would end.
+            ends: bool (B, K), where a candidate is an end of sequence. That is no text of its own:
+                it gets the margin of the text that it would end.
         """
         found = [
             torch.where(ends, boundary.margin(text)[:, None], boundary.margin(ahead))
@@ -113,7 +116,9 @@ class Steering:
         return sum(found) if found else margins.new_zeros(margins.shape[:-1])  # type: ignore[return-value]
 
     def reweight(self, scores: Tensor, candidates: Candidates, margins: Tensor) -> Tensor:
-        """Scores (B, V) with beta times the values of the margins (B, K, S) for the candidates, -inf for all else."""
+        """Scores (B, V) with beta times the values of the margins (B, K, S) for the candidates,
+        -inf for all else.
+        """
         return reweight(scores, candidates, self.beta * self.values(margins))
 
 

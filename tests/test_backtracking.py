@@ -82,6 +82,25 @@ def test_what_never_goes_back_is_sasa_token_for_token(family, beta):
     assert torch.equal(alone, watched)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+def test_the_same_histories_as_with_every_candidate_read(family, monkeypatch):
+    model = tiny.model(family)
+    found = 0
+    for seed in range(3):
+        decoder = SASADecoder(tiny.boundary(model, seed=seed), 1.0, top_k=20, backtrack=SETTINGS)
+        settings = dict(seed=seed, new=NEW, return_dict_in_generate=True)
+        lazily = generate(model, PROMPTS, decoder, **settings)
+        with monkeypatch.context() as patch:
+            patch.setattr("sasa.loop.share", lambda *_: 10_000)
+            wholly = generate(model, PROMPTS, decoder, **settings)
+        assert lazily.candidates_read.sum() < wholly.candidates_read.sum()
+        for one, other in zip(lazily.histories, wholly.histories, strict=True):
+            assert one.tokens == other.tokens
+            assert [(a.tokens, a.kept) for a in one.attempts] == [(a.tokens, a.kept) for a in other.attempts]
+            found += len(one.attempts)
+    assert found
+
+
 def test_sampled_completions_and_their_histories(model, tokenizer):
     boundary = tiny.boundary(model, seed=2)
     settings = dict(max_new_tokens=NEW, num_return_sequences=6, seed=0, top_k=8)

@@ -152,6 +152,14 @@ def test_what_the_harness_adds(few_prompts):
     assert "median of 2 ratios" in shown
 
 
+def test_what_a_look_ahead_costs(few_prompts):
+    shown = run("lookahead.py", *few_prompts, "--rows", "0:12", "--limit", 2, "--rounds", 1)
+    assert "a pass by itself" in shown
+    assert [row.split()[1::2][:2] for row in shown.splitlines() if "toxic" in row] == [
+        ["toxic", str(k)] for k in (10, 50, 0)
+    ]
+
+
 @pytest.fixture
 def mine(tmp_path):
     """A folder with a reward of one's own: a completion is bad where it holds a capital letter."""

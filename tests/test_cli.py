@@ -70,7 +70,8 @@ def test_generate_json_is_a_line_a_prompt_and_nothing_else(fitted, tiny_folder, 
         assert set(row) == {"prompt", "completions"}
         assert len(row["completions"]) == 2
         for completion in row["completions"]:
-            assert set(completion) == {"text", "margin", "margins", "tokens", "finish_reason", "attempts", "spent"}
+            fields = {"text", "margin", "margins", "tokens", "finish_reason", "attempts", "spent", "candidates_read"}
+            assert set(completion) == fields
             assert completion["margins"] == [completion["margin"]]
 
 

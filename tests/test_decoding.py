@@ -1,11 +1,13 @@
 """The fused loop against the definition, and against transformers' own generate()."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import reference
 import tiny
 import torch
+from scipy.stats import chi2
 from test_lookahead import PROMPTS, left_padded
 from transformers import (
     LogitsProcessor,
@@ -16,7 +18,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from sasa import SASADecoder, SASALogitsProcessor
+from sasa import Boundary, SASADecoder, SASALogitsProcessor, loop
 from sasa.lookahead import replay
 
 ALL_FAMILIES = [*tiny.FAMILIES, *tiny.REREAD_FAMILIES]
@@ -116,13 +118,163 @@ class Watch:
         self.passes.append(tuple(kwargs["input_ids"].shape))
 
 
-def test_one_pass_a_token_and_the_prompt_once(model):
-    decoder = SASADecoder(tiny.boundary(model), 1.0, top_k=5)
+@pytest.fixture
+def everything(monkeypatch):
+    """Calls a function with every candidate read, whether it can win or not."""
+
+    def read(function):
+        with monkeypatch.context() as patch:
+            patch.setattr("sasa.loop.share", lambda *_: 10_000)
+            return function()
+
+    return read
+
+
+LIMITS = [{"top_k": 40, "top_p": 0.98}, {"top_k": 0, "top_p": 1.0}]
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=["top-k and top-p", "the whole vocabulary"])
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_the_same_tokens_as_with_every_candidate_read(family, limits, everything):
+    """Batched and left-padded, truncated by the decoder or by generate(), sampled and greedy; and few of them are read."""
+    model = tiny.model(family)
+    boundary = replace(tiny.boundary(model, pooling="mean", layer=1), scale=0.1)
+    prompts = PROMPTS if family in tiny.FAMILIES else PROMPTS[:2]
+    for own, seed in ((limits, 3), ({}, 4), (limits, None)):
+        theirs = {"top_k": 0, "top_p": 1.0} if own else limits
+
+        def write(own=own, theirs=theirs, seed=seed):
+            decoder = SASADecoder(boundary, 2.0, **own)
+            return generate(model, prompts, decoder, seed, 8, **theirs, return_dict_in_generate=True)
+
+        lazily, wholly = write(), everything(write)
+        assert torch.equal(lazily.sequences, wholly.sequences)
+        torch.testing.assert_close(
+            torch.stack(lazily.margins), torch.stack(wholly.margins), atol=1e-3, rtol=1e-3, equal_nan=True
+        )
+        assert lazily.candidates_read.sum() < wholly.candidates_read.sum()
+        assert (lazily.candidates_read >= 8).all() or tiny.EOS in lazily.sequences
+
+
+def test_the_same_tokens_in_half_precision(everything):
+    model = tiny.model("llama", torch.bfloat16)
+    boundary = replace(tiny.boundary(model), scale=0.3)
+
+    def write():
+        return generate(model, PROMPTS, SASADecoder(boundary, 2.0, top_k=40), 3)
+
+    assert torch.equal(write(), everything(write))
+
+
+def test_the_same_tokens_with_several_boundaries(model, everything):
+    several = [(tiny.boundary(model), 0.5), (tiny.boundary(model, seed=1, layer=1, pooling="ema"), 1.0)]
+
+    def write():
+        return generate(model, PROMPTS, SASADecoder(several, 2.0, top_k=40), 3)
+
+    assert torch.equal(write(), everything(write))
+
+
+def test_the_same_tokens_where_scores_are_equal(model, everything):
+    """A processor makes ties; values of safe texts are exactly 0 and leave them."""
+
+    class Rounds(LogitsProcessor):
+        def __call__(self, ids, scores):
+            return (scores / 8).round()
+
+    for bias in (0.0, 1e4):
+        boundary = replace(tiny.boundary(model), bias=bias)
+
+        def write(seed, boundary=boundary):
+            return generate(
+                model,
+                PROMPTS,
+                SASADecoder(boundary, 2.0, top_k=40),
+                seed,
+                logits_processor=LogitsProcessorList([Rounds()]),
+            )
+
+        for seed in (None, 3):
+            assert torch.equal(write(seed), everything(lambda seed=seed, write=write: write(seed)))
+        if bias:
+            plain = generate(model, PROMPTS, logits_processor=LogitsProcessorList([Rounds()]))
+            assert torch.equal(write(None), plain), "of equals, argmax takes the lowest id"
+
+
+def test_draws_have_the_distribution_of_the_reference(model):
+    """20,000 draws of one step, by Pearson's chi-square test."""
+    boundary = replace(tiny.boundary(model), scale=0.2)
+    logits = reference.logits(model, PROMPTS[0]) / 6
+    want = reference.reweighted(model, boundary, 2.0, PROMPTS[0], logits, [tiny.EOS], top_k=30).softmax(-1)
+    counts = torch.zeros(tiny.VOCABULARY)
+    for seed in range(10):
+        decoder = SASADecoder(boundary, 2.0, top_k=30)
+        settings = dict(num_return_sequences=2000, temperature=6.0)
+        drawn = generate(model, PROMPTS[:1], decoder, seed, 1, **settings)
+        counts += torch.bincount(drawn[:, 0], minlength=tiny.VOCABULARY)
+    assert counts.sum() == 20_000
+    assert not counts[want == 0].any()
+    common = want * 20_000 >= 5
+    expected = torch.cat([want[common], want[~common].sum()[None]]) * 20_000
+    observed = torch.cat([counts[common], counts[~common].sum()[None]])
+    assert len(expected) > 5
+    statistic = float(((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum())
+    assert chi2.sf(statistic, len(expected) - 1) > 1e-3
+
+
+def test_one_pass_a_token_where_nothing_stays_open_and_the_prompt_once(model):
+    decoder = SASADecoder(replace(tiny.boundary(model), bias=1e4), 1.0, top_k=5)  # all is safe: the first one wins
     generate(model, PROMPTS[:1], decoder, 0, new=1)  # the probes
     watch = Watch(model)
     generate(model, PROMPTS, decoder, seed=0, new=4, num_return_sequences=4, min_new_tokens=4)
-    assert watch.passes == [(3, 9)] + [(12, 5)] * 4, "three distinct prompts; then a pass a token, K wide"
     watch.handle.remove()
+    assert watch.passes == [(3, 9)] + [(12, 1)] * 4, "three distinct prompts; then a pass a token"
+
+
+def test_rows_that_are_settled_take_part_in_no_further_pass(model):
+    decoder = SASADecoder(tiny.boundary(model), 3.0)
+    generate(model, PROMPTS[:1], decoder, 0, new=1)
+    watch = Watch(model)
+    out = generate(
+        model, PROMPTS, decoder, 0, 6, num_return_sequences=4, min_new_tokens=6, return_dict_in_generate=True
+    )
+    watch.handle.remove()
+    passes = watch.passes[1:]
+    assert out.passes == len(passes)
+    assert sum(rows * width for rows, width in passes) == int(out.candidates_read.sum())
+    first = [width == 1 and rows == 12 for rows, width in passes]
+    assert sum(first) == 6
+    later = [rows for (rows, _), one in zip(passes, first, strict=True) if not one]
+    assert later
+    assert min(later) < 12
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_margins_that_are_not_numbers(model, beta, monkeypatch):
+    """Steering by them is an error; measuring by them is not."""
+    monkeypatch.setattr(Boundary, "margin", lambda self, hidden: hidden[..., 0] * torch.nan)
+    decoder = SASADecoder(tiny.boundary(model), beta)
+    if beta:
+        with pytest.raises(ValueError, match="scores or margins are not numbers"):
+            generate(model, PROMPTS, decoder, 3)
+    else:
+        assert torch.equal(generate(model, PROMPTS, decoder, 3), generate(model, PROMPTS, seed=3))
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_where_no_token_can_come_next(model, do_sample):
+    class Nothing(LogitsProcessor):
+        def __call__(self, ids, scores):
+            return torch.full_like(scores, -torch.inf)
+
+    with pytest.raises(ValueError, match="no token can come next"):
+        generate(
+            model,
+            PROMPTS,
+            SASADecoder(tiny.boundary(model)),
+            0 if do_sample else None,
+            logits_processor=LogitsProcessorList([Nothing()]),
+        )
 
 
 def test_rows_that_have_ended_leave_the_batch(model):
@@ -150,22 +302,32 @@ def test_rows_that_have_ended_leave_the_batch(model):
     assert rows == [4, 4, 3, 2, 1]
 
 
-def test_k_follows_the_nucleus(model):
-    decoder = SASADecoder(tiny.boundary(model), 1.0, top_p=0.5)
-    generate(model, PROMPTS[:1], decoder, 0, new=1)
-    watch = Watch(model)
-    generate(model, PROMPTS[:1], decoder, seed=0, new=8)
-    watch.handle.remove()
-    ks = [shape[1] for shape in watch.passes[1:]]
-    assert len(set(ks)) > 1
-    assert max(ks) < 130
+def test_with_scores_every_candidate_is_read(model):
+    settings = dict(return_dict_in_generate=True, output_scores=True)
+    out = generate(model, PROMPTS[:1], SASADecoder(tiny.boundary(model), 1.0, top_p=0.5), 0, new=8, **settings)
+    ks = [scores.isfinite().sum() for scores in out.scores]
+    assert [margins.isfinite().sum() for margins in out.candidate_margins] == ks, "K follows the nucleus"
+    assert len(set(map(int, ks))) > 1
+    assert out.candidates_read.tolist() == [sum(ks)]
 
 
 def test_more_candidates_than_fit_one_pass(model, monkeypatch):
     boundary = tiny.boundary(model, pooling="mean")
-    whole = generate(model, PROMPTS, SASADecoder(boundary, 2.0, top_k=0), seed=1)
+    decoder = SASADecoder(boundary, 2.0, value="raw", top_k=0)  # of which nothing is known before it is read
+    whole = generate(model, PROMPTS, decoder, seed=1)
     monkeypatch.setattr("sasa.lookahead.readers.CHUNK", 50)
-    assert torch.equal(generate(model, PROMPTS, SASADecoder(boundary, 2.0, top_k=0), seed=1), whole)
+    assert torch.equal(generate(model, PROMPTS, decoder, seed=1), whole)
+
+
+def test_what_was_read_long_ago_is_read_again(model, monkeypatch):
+    """With little scratch room, winners whose keys and values have been written over are appended anew."""
+    boundary = replace(tiny.boundary(model), scale=3.0, bias=-20.0)  # hardly anything is safe
+    decoder = SASADecoder(boundary, 5.0)
+    settings = dict(temperature=20.0, return_dict_in_generate=True)
+    whole = generate(model, PROMPTS, decoder, 1, **settings)
+    assert whole.candidates_read.max() > 100
+    monkeypatch.setattr("sasa.lookahead.readers.CHUNK", 3)
+    assert torch.equal(generate(model, PROMPTS, decoder, 1, **settings).sequences, whole.sequences)
 
 
 def test_generates_settings_stay_what_they_are(model, tokenizer):
@@ -338,9 +500,22 @@ def test_a_model_that_was_cast_does_not_take_over_its_old_memory(graphs):
 
 def test_more_candidates_than_a_compiled_step_takes(model, graphs, monkeypatch):
     boundary = tiny.boundary(model, pooling="mean")
-    want = generate(model, PROMPTS, SASADecoder(boundary, 2.0), 3)
-    monkeypatch.setattr("sasa.decoding.RESERVED_CANDIDATES", 100)
-    assert torch.equal(generate(model, PROMPTS, SASADecoder(boundary, 2.0, compiled=True), 3), want)
+    for value, reserved in (("raw", 100), ("raw", 30), ("log_sigmoid", 64)):
+        monkeypatch.setattr("sasa.loop.RESERVED_CANDIDATES", reserved)
+        got, want = (
+            generate(model, PROMPTS, SASADecoder(boundary, 2.0, value=value, compiled=c), 3) for c in (True, False)
+        )
+        assert torch.equal(got, want)
+
+
+def test_compiled_passes_of_an_odd_width(model, graphs, monkeypatch):
+    """The order of a vocabulary comes in blocks that the width does not divide, and hard steps read many."""
+    monkeypatch.setitem(loop.PASS, "cpu", 4 * 21)  # 21 of each row
+    boundary = replace(tiny.boundary(model), scale=3.0, bias=-20.0)  # hardly anything is safe
+    settings = dict(temperature=20.0, top_k=0, new=6, return_dict_in_generate=True)
+    got, want = (generate(model, PROMPTS, SASADecoder(boundary, 5.0, compiled=c), 3, **settings) for c in (True, False))
+    assert torch.equal(got.sequences, want.sequences)
+    assert got.candidates_read.max() > 6 * 85, "more in a step than there is room for"
 
 
 def test_what_cannot_be_compiled_is_refused():

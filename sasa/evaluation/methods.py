@@ -145,7 +145,11 @@ class BestOf:
         tries = [world.generate(prompts, seed=seed + i) for i in range(self.n)]
         return [
             [
-                replace(max(same, key=lambda c: cast(float, c.margin)), spent=sum(c.spent for c in same))
+                replace(
+                    max(same, key=lambda c: cast(float, c.margin)),
+                    spent=sum(c.spent for c in same),
+                    candidates_read=sum(c.candidates_read for c in same),
+                )
                 for same in zip(*rows, strict=True)
             ]
             for rows in zip(*tries, strict=True)

@@ -1,4 +1,5 @@
-"""Key-value caches that a look-ahead reads from: one of its own, or the one that `generate()` keeps.
+"""Key-value caches that a look-ahead reads from: one of its own, or the one that `generate()`
+keeps.
 
 What a pass writes stands behind the text, in a *scratch* region, until it is committed. The next
 pass may write behind it, or over it.
@@ -18,7 +19,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class TextLayer(DynamicLayer):
-    """One layer's keys and values, (B, heads, length, head_dim): the text so far, and scratch behind.
+    """One layer's keys and values, (B, heads, length, head_dim): the text so far, and scratch
+    behind.
 
     Layers with a sliding window keep the whole text, too: the mask cuts their view.
     """
@@ -70,7 +72,9 @@ class LookaheadCache(Cache):
 
     @contextlib.contextmanager
     def scratch(self, offset: int, rows: Tensor | None = None) -> Iterator[None]:
-        """Inside, passes write `offset` positions behind the texts, and are of some rows only, int64 (R,)."""
+        """Inside, passes write `offset` positions behind the texts, and are of some rows only,
+        int64 (R,).
+        """
         self._offset, self._rows = offset, rows
         try:
             yield
@@ -78,7 +82,9 @@ class LookaheadCache(Cache):
             self._offset, self._rows = 0, None
 
     def write(self, side: int, layer: int, states: Tensor) -> Tensor:
-        """Writes a pass's keys (side 0) or values (1), (R, heads, n, head_dim); all up to them, (R, heads, …, head_dim)."""
+        """Writes a pass's keys (side 0) or values (1), (R, heads, n, head_dim); all up to them, (R,
+        heads, …, head_dim).
+        """
         start = self.length + self._offset
         end = start + states.shape[2]
         if self._rows is None:
@@ -107,8 +113,8 @@ class LookaheadCache(Cache):
         key, place = self._slots[side, layer]
         pool = self._pools.get(key)
         if pool is None or pool.shape[3] < end:
-            # By a quarter: few copies, little waste. Where `positions` is given, the texts fit, and little is missing.
-            larger_by = 16 if self.positions else end // 4 + 64
+            # By a quarter: few copies, little waste. Where the texts fit, only scratch is missing.
+            larger_by = 16 if self.length < self.positions else end // 4 + 64
             positions = max(self.positions, end) if pool is None else end + larger_by
             rows = max(self.rows, self.batch) if pool is None else pool.shape[1]
             larger = (states.new_zeros if self.apart else states.new_empty)(
@@ -136,18 +142,23 @@ class LookaheadCache(Cache):
         self.length += tokens
 
     def move(self, offset: Tensor, layers: int | None = None) -> None:
-        """Moves what stands `offset` (B,) positions behind the texts to their ends, in the first layers or in all."""
+        """Moves what stands `offset` (B,) positions behind the texts to their ends, in the first
+        layers or in all.
+        """
         row = torch.arange(len(offset), device=offset.device)
         for (_, *own), pool in self._pools.items():
             if not own:
                 pool = pool[:layers]
             elif layers is not None and own[0] >= layers:
                 continue
-            # Of the row and the position, (B, layers, heads, head_dim): indices apart from each other come first.
+            # Of the row and the position, (B, layers, heads, head_dim): indices apart from each
+            # other come first.
             pool[:, : self.batch, :, self.length] = pool[:, row, :, self.length + offset].transpose(0, 1)
 
     def select(self, rows: Tensor) -> None:
-        """Goes on with these rows, int64 (B',), in place where they move one way only, as they do when some leave."""
+        """Goes on with these rows, int64 (B',), in place where they move one way only, as they do
+        when some leave.
+        """
         order = rows.tolist()
         down = all(row >= i for i, row in enumerate(order))
         up = all(row <= i for i, row in enumerate(order))
@@ -169,7 +180,9 @@ class LookaheadCache(Cache):
 
 
 class BorrowedLayer(DynamicLayer):
-    """One layer of another cache: a pass attends to it and to what the pass itself reads, and leaves nothing behind."""
+    """One layer of another cache: a pass attends to it and to what the pass itself reads, and
+    leaves nothing behind.
+    """
 
     is_compileable = True  # see TextLayer
 
@@ -190,9 +203,11 @@ class BorrowedLayer(DynamicLayer):
 
 
 class BorrowedCache(Cache):
-    """The keys and values that a running `generate()` keeps, to look ahead from without a copy of them.
+    """The keys and values that a running `generate()` keeps, to look ahead from without a copy of
+    them.
 
-    It does not keep them alive. What can be borrowed holds whole texts where the model is: see `can_borrow`.
+    It does not keep them alive. What can be borrowed holds whole texts where the model is: see
+    `can_borrow`.
     """
 
     def __init__(self, owner: Cache) -> None:
@@ -202,7 +217,9 @@ class BorrowedCache(Cache):
 
     @staticmethod
     def can_borrow(cache: Cache) -> bool:
-        """Whether a cache can be borrowed from: not with sliding windows, quantized, static or offloaded layers."""
+        """Whether a cache can be borrowed from: not with sliding windows, quantized, static or
+        offloaded layers.
+        """
         return not getattr(cache, "offloading", False) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
     @property
@@ -217,7 +234,9 @@ class BorrowedCache(Cache):
 
     @contextlib.contextmanager
     def scratch(self, offset: int, rows: Tensor | None = None) -> Iterator[None]:
-        """As in `LookaheadCache`, of all rows and right behind the texts: nothing that a pass writes stays."""
+        """As in `LookaheadCache`, of all rows and right behind the texts: nothing that a pass
+        writes stays.
+        """
         assert not offset
         assert rows is None
         yield

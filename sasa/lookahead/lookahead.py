@@ -28,7 +28,9 @@ from sasa.lookahead.texts import Texts
 from sasa.models.states import check_ready
 
 READ_TOKENS = {"cpu": 256, "cuda": 8192}
-"""New tokens in one pass, of all rows together but at least 16 of each: longer prompts take several, in less memory."""
+"""New tokens in one pass, of all rows together but at least 16 of each: longer prompts take
+several, in less memory.
+"""
 
 
 class Peek(NamedTuple):
@@ -55,8 +57,8 @@ class Lookahead:
             passes, or none.
         attention_mask: (B, T) of the prompts, 0 at padding on the left.
         packed: whether candidates stand side by side; None tries it, see `packs`.
-        rows, positions: how many rows and positions, with the candidates', the cache is going to
-            need where that is known: it is then made once.
+        rows, positions: how many rows and positions the cache is going to need, those of the
+            candidates included unless `compiled`, where that is known: it is then made once.
         cache: one to borrow; its texts grow by `follow`.
         compiled: candidates of a row in a pass that is compiled once and replayed; 0 compiles
             nothing. Needs `positions`, and rows that stay.
@@ -100,7 +102,8 @@ class Lookahead:
         self.passes = 0
         self._peeks: list[Peek] = []
         self._kept_from = 0  # of the step's candidates, the first whose keys and values are still there
-        # Frequencies that follow from the length of what a pass reads must be those of the whole prompt.
+        # Frequencies that follow from the length of what a pass reads must be those of the whole
+        # prompt.
         rope = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
         self._in_passes = packed and not any(kind in rope for kind in ("longrope", "dynamic"))
 
@@ -111,7 +114,7 @@ class Lookahead:
 
     @property
     def prompt_mask(self) -> Tensor:
-        """Attention mask of the prompts, int64 (B, T)."""
+        """Attention mask of the prompts, int64 (B, T); after `rewind`, of the whole texts."""
         return self._texts.prompt_mask
 
     @property
@@ -130,7 +133,9 @@ class Lookahead:
 
     @property
     def last(self) -> Tensor:
-        """States (B, d) of the model's last layer at the texts' ends, which its head turns into logits."""
+        """States (B, d) of the model's last layer at the texts' ends, which its head turns into
+        logits.
+        """
         self._read_unread()
         return self._pools.now.last
 
@@ -149,7 +154,8 @@ class Lookahead:
     def peek(self, candidates: Tensor, rows: Tensor | None = None) -> list[Tensor]:
         """The embedding of each text with each candidate.
 
-        Until the texts change, candidates of several calls count on, and `commit` takes any of them.
+        Until the texts change, candidates of several calls count on, and `commit` takes any of
+        them. The first of these calls is for all rows, each later one for rows of the one before.
 
         Args:
             candidates: int64 (R, K).
@@ -167,6 +173,7 @@ class Lookahead:
 
     def _peek(self, candidates: Tensor, rows: Tensor | None) -> States:
         """One pass over candidates that fit one."""
+        assert self._peeks or rows is None
         first = self._peeks[-1].first + self._peeks[-1].ids.shape[1] if self._peeks else 0
         if first + candidates.shape[1] - self._kept_from > self._reader.capacity:
             self._kept_from = first  # the scratch region is full: it is written over from its start
@@ -175,12 +182,14 @@ class Lookahead:
         read, states = self._reader.read(self._texts, new, candidates, first - self._kept_from, rows)
         if new:
             self._take_in(read, new)
-        self._peeks.append(Peek(rows, candidates, states, first))
+        if self._reader.capacity:
+            self._peeks.append(Peek(rows, candidates, states, first))
         return states
 
     @torch.no_grad()
     def commit(self, choice: Tensor) -> None:
-        """Appends to each text the candidate number `choice`, int64 (B,), of those peeked at since the texts changed.
+        """Appends to each text the candidate number `choice`, int64 (B,), of those peeked at since
+        the texts changed.
 
         What its pass wrote into the cache moves to the end of the text; no token is read twice.
         """
@@ -212,7 +221,9 @@ class Lookahead:
         return found[0], found[1].transpose(0, 1), found[2]
 
     def follow(self, new: Tensor, states: Tensor) -> None:
-        """Appends tokens (B, n) that the model has read into the borrowed cache, and their layers' states (L, B, n, d)."""
+        """Appends tokens (B, n) that the model has read into the borrowed cache, and their layers'
+        states (L, B, n, d).
+        """
         self._end_step()
         self._texts.append(new)
         self._take_in(States(states, states[0]), new.shape[1])
@@ -230,7 +241,9 @@ class Lookahead:
         self._reader.select(rows)
 
     def rewind(self, back: Tensor) -> None:
-        """Takes the last tokens of each text back, int64 (B,) of them, all of which `commit` has appended."""
+        """Takes the last tokens of each text back, int64 (B,) of them, all of which `commit` has
+        appended.
+        """
         self._read_unread()
         self._end_step()
         back = back.to(self.ids.device)
@@ -239,7 +252,9 @@ class Lookahead:
         self._reader.rewind(back)
 
     def restart(self, rows: Tensor) -> None:
-        """Leaves what was written after the prompt out of these rows' embeddings, int64 (R,); it stays in their context."""
+        """Leaves what was written after the prompt out of these rows' embeddings, int64 (R,); it
+        stays in their context.
+        """
         self._read_unread()
         self._pools.restart(rows)
 

@@ -1,7 +1,8 @@
 """Running sums: what an embedding of a growing text needs of the states that have been read.
 
-With `last` pooling that is the newest state. With `mean` and `ema` it is a sum of states and the sum
-of their weights, so that a text with one candidate more costs one addition, whatever its length.
+With `last` pooling that is the newest state. With `mean` and `ema` it is a sum of states and the
+sum of their weights, so that a text with one candidate more costs one addition, whatever its
+length.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Sums(NamedTuple):
     Attributes:
         last: (B, d), the last layer's states at the texts' ends.
         end: (B, L, d), the specs' layers' states there.
-        total: float32 (B, S, d), the weighted sum of the span's states; weight: (B, S), of the weights.
+        total: float32 (B, S, d), the weighted sum of the span's states; weight: (B, S), of the
+            weights.
     """
 
     last: Tensor

@@ -30,15 +30,17 @@ CHUNK = 512
 """Candidates of a row in one pass, and of a step in the scratch region behind its text."""
 REREAD_TOKENS = 8192
 """Padded tokens in one pass of the re-reading path."""
-SLOTS = 4
-"""Passes of a step whose keys and values a compiled reader keeps until the step is committed."""
+COMPILED_ROOM = 64
+"""Candidates of a row and step whose keys and values a compiled reader keeps; more write over the first."""
 
 _packs: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 _spare: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, Any, Replay]] = weakref.WeakKeyDictionary()
 
 
 class States(NamedTuple):
-    """Hidden states of tokens: (L, B, n, d) of L layers, and (B, n, d) of the last layer that has run."""
+    """Hidden states of tokens: (L, B, n, d) of L layers, and (B, n, d) of the last layer that has
+    run.
+    """
 
     layers: Tensor
     last: Tensor
@@ -69,14 +71,16 @@ class Reader(Protocol):
         Args:
             candidates: int64 (R, K), K >= 0.
             offset: candidates of this step that were read before.
-            rows: int64 (R,), which texts the candidates belong to; all where None. Only with new = 0.
+            rows: int64 (R,), which texts the candidates belong to; all where None. Only with new =
+                0.
 
         Returns:
             the states of the new tokens, and of the candidates.
         """
 
     def commit(self, texts: Texts, offset: Tensor, last: Tensor) -> Tensor:
-        """Makes the candidates at `offset` (B,) of this step, whose `last` (B, d) `read` gave, part of the cache.
+        """Makes the candidates at `offset` (B,) of this step, whose `last` (B, d) `read` gave, part
+        of the cache.
 
         Returns:
             their states (B, d) of the model's last layer.
@@ -95,12 +99,14 @@ class Reader(Protocol):
 class PackedReader:
     """Candidates side by side behind one cache, in one pass.
 
-    Layers above those that embeddings come from say nothing about a candidate. Where the model comes
-    apart there, candidates are read by the layers below, and `commit` has the chosen one alone read by the rest.
+    Layers above those that embeddings come from say nothing about a candidate. Where the model
+    comes apart there, candidates are read by the layers below, and `commit` has the chosen one
+    alone read by the rest.
 
     Args:
         layers: that embeddings come from.
-        cache: one to use, or to borrow from; one of its own where None, with room for `rows` and `positions`.
+        cache: one to use, or to borrow from; one of its own where None, with room for `rows` and
+            `positions`.
         margins_only: whether nothing is ever committed: the layers above need not run at all.
     """
 
@@ -118,7 +124,8 @@ class PackedReader:
         self.top = max(numbered(model, self.layers))
         lower = first_layers(model, self.top)
         self.upper = None if lower is None or margins_only else last_layers(model, self.top)
-        # Without the upper layers alone, a candidate's keys and values in them must come from the same pass.
+        # Without the upper layers alone, a candidate's keys and values in them must come from the
+        # same pass.
         self.lower = lower if margins_only or self.upper is not None else None
         self.joint = self.upper is None
         if cache is None:
@@ -203,7 +210,8 @@ class CompiledReader:
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[int], rows: int, positions: int, width: int) -> None:
         self.model, self.layers, self.width = model, tuple(layers), width
-        self.capacity = SLOTS * width
+        self.capacity = max(width, COMPILED_ROOM)
+        self._room = self.capacity + width  # a pass with fewer candidates is filled up
         self._shape = (rows, positions, width, model.device, model.dtype)
         self._replay: Replay | None = None
         if (spare := _spare.pop(model, None)) and spare[0] == self._shape:
@@ -211,7 +219,7 @@ class CompiledReader:
             self.cache.length = 0
             self._replay.settle()
         else:
-            self.cache = LookaheadCache(cached_layers(model), rows, positions + self.capacity, apart=True)
+            self.cache = LookaheadCache(cached_layers(model), rows, positions + self._room, apart=True)
         self._ordinary = PackedReader(model, layers, self.cache)
 
     def read(
@@ -222,7 +230,7 @@ class CompiledReader:
                 self._replay.settle()
             return self._ordinary.read(texts, new, candidates)
         if self._replay is None:
-            self._replay = Replay(self.cache.buffers(), self.width, self.capacity)
+            self._replay = Replay(self.cache.buffers(), self.width, self._room)
         replay, k, length = self._replay, candidates.shape[1], self.cache.length
         mask = texts.mask(length + 1)
         place = positions(mask)[:, length:].repeat(1, self.width)
@@ -252,13 +260,17 @@ class CompiledReader:
         raise NotImplementedError("a compiled look-ahead does not go back")
 
     def release(self) -> None:
-        """Leaves the memory, whose addresses are recorded in the graph, for the model's next reader."""
+        """Leaves the memory, whose addresses are recorded in the graph, for the model's next
+        reader.
+        """
         if self._replay is not None:
             _spare[self.model] = self._shape, self.cache, self._replay
 
 
 class RereadingReader:
-    """Candidates one by one, each from a pass over its whole text: for models that take none side by side."""
+    """Candidates one by one, each from a pass over its whole text: for models that take none side
+    by side.
+    """
 
     joint = True
 
@@ -325,9 +337,9 @@ def cached_layers(model: PreTrainedModel) -> int:
 def packs(model: PreTrainedModel) -> bool:
     """Whether a model reads candidates side by side exactly as it reads them one by one.
 
-    It is tried, not looked up: a few tokens are read both ways, once a model, and the states compared.
-    Where it does not (no key-value cache, attention that takes no 4-D mask, ALiBi from a 2-D one),
-    every candidate re-reads its text: the same result, slower, and logged once.
+    It is tried, not looked up: a few tokens are read both ways, once a model, and the states are
+    compared. Where it does not (no key-value cache, attention that takes no 4-D mask, ALiBi from a
+    2-D one), every candidate re-reads its text: the same result, slower, and logged once.
     """
     if model not in _packs:
         why = _disagreement(model)

@@ -1,8 +1,9 @@
-"""Replay: the pass over the candidates as one compiled graph, whose shapes and addresses never change.
+"""Replay: the pass over the candidates as one compiled graph, whose shapes and addresses never
+change.
 
-What makes a step of a small batch slow on a GPU is Python and the launch of kernels; `torch.compile`
-with CUDA graphs launches them all at once. This file handles the tensors of a cache; texts and masks
-are its caller's.
+What makes a step of a small batch slow on a GPU is Python and the launch of kernels;
+`torch.compile` with CUDA graphs launches them all at once. This file handles the tensors of a
+cache; texts and masks are its caller's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from sasa.models.states import hidden_states
 
 
 class ReplayLayer(DynamicLayer):
-    """One layer's keys and values, (B, heads, positions, head_dim); the candidates' are the last of the positions.
+    """One layer's keys and values, (B, heads, positions, head_dim); the candidates' are the last of
+    the positions.
 
     A pass begins with a move: of the candidate that was committed last, what its pass wrote goes to
     its place in the text.
@@ -61,14 +63,15 @@ class Replay:
         layers: keys and values of each layer, with the text read, all the positions that will be
             needed, and nothing but finite numbers behind it.
         width: candidates of a row in one pass.
-        capacity: of a step; what their passes wrote stays until the first pass after a commit.
+        room: positions for the candidates of a step, which stay until the first pass after a
+            commit.
     """
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], width: int, capacity: int) -> None:
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], width: int, room: int) -> None:
         keys = layers[0][0]
         self.width = width
         self.positions = keys.shape[2]
-        self.first = self.positions - capacity
+        self.first = self.positions - room
         self._source = torch.full((len(keys),), self.first, device=keys.device)
         self._target = torch.full((1,), self.first, device=keys.device)  # nothing is committed yet
         self._place = torch.arange(self.first, self.first + width, device=keys.device)
@@ -81,7 +84,8 @@ class Replay:
     def read(
         self, model: PreTrainedModel, layers: tuple[int, ...], ids: Tensor, masks: Any, place: Tensor, offset: int
     ) -> tuple[Tensor, Tensor]:
-        """States (L, B, width, d) of layers and (B, width, d) of the last, of ids (B, width) at positions (B, width).
+        """States (L, B, width, d) of layers and (B, width, d) of the last, of ids (B, width) at
+        positions (B, width).
 
         Args:
             masks: (B, 1, width, positions), or one for each kind of layer.
@@ -94,7 +98,9 @@ class Replay:
         return states.clone(), last.clone()  # the next replay writes over them
 
     def commit(self, offset: Tensor, length: int) -> None:
-        """Makes the candidate at `offset` (B,) the text's token number `length`, when the next pass begins."""
+        """Makes the candidate at `offset` (B,) the text's token number `length`, when the next pass
+        begins.
+        """
         self._source.copy_(self.first + offset)
         self._target.fill_(length)
 

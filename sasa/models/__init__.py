@@ -1,1 +1,1 @@
-"""A name -> a model (load), part of a model (parts, heads), and its products of few rows, fast (skinny)."""
+"""A name -> a model, part of a model, its states and logits, and its products of few rows, fast."""

@@ -1,4 +1,6 @@
-"""From a last state to next-token logits: a model's head, what its config does to logits, and its special tokens."""
+"""From a last state to next-token logits: a model's head, what its config does to logits, and its
+special tokens.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 
 
 def token_ids(model: PreTrainedModel, name: str, given: Any) -> list[int]:
-    """A special token's ids: as given, else the generation config's, else the model config's, else none."""
+    """A special token's ids: as given, else the generation config's, else the model config's, else
+    none.
+    """
     for source in (
         given,
         getattr(model.generation_config, name, None),

