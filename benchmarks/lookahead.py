@@ -5,7 +5,8 @@
 
 `sasa.loop.PASS` comes from the first table: what a pass costs whatever it reads, counted in candidates.
 The second has, for harmless and for toxic prompts, the candidates that a row needs (read one at a time), and
-those that are read as it is, with the passes a step, alone and in a batch.
+those that are read as it is, with the passes a step, alone and in a batch; and how many texts of the batch differ
+from those that are written where every candidate is read, from the same seed (not of a whole vocabulary).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -59,15 +61,15 @@ def costs(
 
 def reading(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, boundary: sasa.Boundary, prompts: list[str], k: int
-) -> tuple[float, float]:
-    """Candidates read a row and step, and passes a step."""
+) -> tuple[list[list[int]], float, float]:
+    """The texts, candidates read a row and step, and passes a step."""
     ids, mask = pad([tokenizer(prompt)["input_ids"] for prompt in prompts], "left", model.device)
     torch.manual_seed(0)
     out = model.generate(
         ids, attention_mask=mask, do_sample=True, top_k=0, top_p=1.0, max_new_tokens=16, min_new_tokens=16, pad_token_id=0,
         custom_generate=sasa.SASADecoder(boundary, top_k=k, top_p=0.9 if k else 1.0), return_dict_in_generate=True,
     )  # fmt: skip
-    return float(out.candidates_read.float().mean()) / 16, out.passes / 16
+    return out.sequences.tolist(), float(out.candidates_read.float().mean()) / 16, out.passes / 16
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
 
     found = costs(model, tokenizer, boundary, args.rounds)
     table = Table(
@@ -103,15 +105,21 @@ def main() -> None:
         "harmless": [row["text"] for row in rows if (row["toxicity"] or 0) < 0.25][: args.limit],
         "toxic": [row["text"] for row in rows if (row["toxicity"] or 0) > 0.6][: args.limit],
     }
-    table = Table("prompts", "top-k", "needed", "read alone", "passes alone", f"read of {args.limit}", "passes")
+    columns = ("needed", "read alone", "passes alone", f"read of {args.limit}", "passes", "texts that differ")
+    table = Table("prompts", "top-k", *columns)
     for kind, prompts in kinds.items():
         for k in (10, 50, 0):
             with patch("sasa.loop.share", lambda *_: 1):
-                needed, _ = reading(model, tokenizer, boundary, prompts, k)
-            alone = [reading(model, tokenizer, boundary, [prompt], k) for prompt in prompts[:8]]
-            together = reading(model, tokenizer, boundary, prompts, k)
+                _, needed, _ = reading(model, tokenizer, boundary, prompts, k)
+            alone = [reading(model, tokenizer, boundary, [prompt], k)[1:] for prompt in prompts[:8]]
+            texts, *together = reading(model, tokenizer, boundary, prompts, k)
             figures = (needed, *(statistics.mean(column) for column in zip(*alone, strict=True)), *together)
-            table.add_row(kind, str(k), *(f"{figure:.2f}" for figure in figures))
+            differ = ""
+            if k:
+                with patch("sasa.loop.share", lambda *_: 1 << 20):
+                    wholly, *_ = reading(model, tokenizer, boundary, prompts, k)
+                differ = str(sum(one != other for one, other in zip(texts, wholly, strict=True)))
+            table.add_row(kind, str(k), *(f"{figure:.2f}" for figure in figures), differ)
     console.print(table)
 
 

@@ -107,8 +107,6 @@ def sides(
             ids, custom_generate=sasa.SASADecoder(by, args.beta, **more), **(settings | limits | asked)
         )
 
-    if not k and {"processor", "raw"} & {*args.sides}:
-        raise SystemExit("the processor and raw values read every candidate: not of a whole vocabulary, --candidates 0")
     every = {
         "plain": lambda: model.generate(ids, **settings),
         "decoder": decoder(),
@@ -295,6 +293,8 @@ def main() -> None:
         parser.error("--sides must include plain: it is what all others are compared with")
     if args.boundary and args.random_weights:
         parser.error("--random-weights draws its own boundary: --boundary is for models that have one")
+    if 0 in args.candidates and {"processor", "raw", "reference"} & {*args.sides}:
+        parser.error("processor, raw and reference read every candidate: not of the whole vocabulary, --candidates 0")
     model, boundaries, text = load(args)
     if len(text) < max(args.prompt) + max(args.batch):
         parser.error(f"--prompt is at most {len(text) - max(args.batch)} here")

@@ -141,7 +141,7 @@ class Race:
         return cls(tokens[:, None], torch.zeros(len(tokens), 1, device=tokens.device))
 
     def failed(self) -> Tensor:
-        """Where nothing has won, for no token can come next, or keys or values are not numbers: bool (R,)."""
+        """Where nothing has won, bool (R,): no token is left, or keys or values are not numbers."""
         return ~(self._best > -torch.inf)
 
     def over(self) -> bool:

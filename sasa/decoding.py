@@ -93,8 +93,8 @@ class SASADecoder:
     ) -> Tensor | SASAOutput:
         """The loop; `generate()` calls it."""
         self._refuse(model, generation_config, synced_gpus, model_kwargs)
-        batch = Decoding(self, model, input_ids, logits_processor, stopping_criteria, generation_config)
-        batch.streamer = streamer or self.streamer
+        streamer = streamer or self.streamer
+        batch = Decoding(self, model, input_ids, logits_processor, stopping_criteria, generation_config, streamer)
         batch.prefill(model_kwargs.get("attention_mask"))
         while batch.going_on():
             batch.advance()

@@ -1,4 +1,4 @@
-"""Files that no crash leaves half-written, and settings that are compared with those a folder was made with."""
+"""Files that no crash leaves half-written, and settings compared with those of an earlier run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """How the settings that a folder was made with differ from those of now, as text; dictionaries within are gone into."""
+    """How the settings that a folder was made with differ from those of now, as text.
+
+    Dictionaries within are compared key by key.
+    """
     found = []
     for key in {**here, **there}:  # what is missing in one is a setting at its default there
         a, b = there.get(key), here.get(key)
@@ -21,7 +24,7 @@ def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes a file beside its place and moves it there, so that no reader and no crash ever sees half of it."""
+    """Writes a file beside its place and moves it there: nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -18,6 +18,7 @@ from sasa.candidates import DEFAULT_TOP_K, check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import length_batches, pad, tokenize_prompt
 from sasa.models.heads import token_ids
+from sasa.models.states import context_window
 from sasa.progress import progress_bar
 from sasa.values import BETA, VALUE, Boundaries, Steering
 
@@ -155,12 +156,13 @@ def generate(
         spec = _check_boundaries(model, Steering.of(boundary, beta, value), chat)
     encoded = encode_prompts(model, tokenizer, texts, spec, chat, max_new_tokens)
 
-    request = _Request(model, tokenizer, max_new_tokens, num_return_sequences, refusal)
     decoding: dict[str, Any] | None = None
     if boundary is not None or backtrack is not None:
         decoding = dict(boundary=boundary, beta=0.0 if boundary is None else beta, value=value)
         decoding |= dict(compiled=compiled, backtrack=backtrack, streamer=generate_kwargs.get("streamer"))
-    request.plan(limits, do_sample, decoding, generate_kwargs)
+    request = _Request(
+        model, tokenizer, limits, decoding, max_new_tokens, num_return_sequences, do_sample, refusal, generate_kwargs
+    )
     results: list[list[Completion]] = [[] for _ in texts]
     with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
         task = bar.add_task("generating", total=len(texts))
@@ -226,25 +228,28 @@ def _check_boundaries(model: PreTrainedModel, steering: Steering, chat: bool) ->
     return steering.specs[-1] if steering.specs else EmbeddingSpec()
 
 
-@dataclass
 class _Request:
-    """What all batches of one call have in common."""
+    """What all batches of one call have in common: what `model.generate` is given.
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    max_new_tokens: int
-    num_return_sequences: int
-    refusal: str | None
+    Args:
+        decoding: the arguments of `SASADecoder` but for the truncation; None leaves the loop to
+            transformers.
+    """
 
-    def plan(
-        self, limits: Limits, do_sample: bool, decoding: dict[str, Any] | None, generate_kwargs: dict[str, Any]
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        limits: Limits,
+        decoding: dict[str, Any] | None,
+        max_new_tokens: int,
+        num_return_sequences: int,
+        do_sample: bool,
+        refusal: str | None,
+        generate_kwargs: dict[str, Any],
     ) -> None:
-        """Settles what `model.generate` is given.
-
-        Args:
-            decoding: the arguments of `SASADecoder` but for the truncation; None leaves the loop to
-                transformers.
-        """
+        self.model, self.tokenizer = model, tokenizer
+        self.max_new_tokens, self.num_return_sequences, self.refusal = max_new_tokens, num_return_sequences, refusal
         kwargs = dict(generate_kwargs)
         self.ours = decoding is not None
         self.measured = self.ours and cast(Any, decoding)["boundary"] is not None
@@ -376,11 +381,6 @@ def encode_prompts(
             )
         encoded.append(ids)
     return encoded
-
-
-def context_window(model: PreTrainedModel) -> int | None:
-    """Tokens that the model can read; None where its config sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], row: list[int]) -> str:

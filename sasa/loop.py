@@ -33,28 +33,24 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from sasa.backtracking import History, Observer, Watch
 from sasa.candidates import DEFAULT_TOP_K, Candidates, Race, noise, select
 from sasa.lookahead import Lookahead
-from sasa.models.heads import next_logits, token_ids
+from sasa.models.heads import has_plain_head, next_logits, reread_logits, token_ids
+from sasa.models.states import context_window
 from sasa.values import reweight
 
 if TYPE_CHECKING:
     from sasa.decoding import SASADecoder
 
 PASS = {"cpu": 16, "cuda": 256}
-"""What a pass costs whatever it reads, counted in candidates: on two cores the weights and Python
-take as long as 16 of them (`benchmarks/lookahead.py`); a GPU multiplies a few hundred rows in the
-time of reading the weights."""
+"""What a pass costs whatever it reads, counted in candidates. On two cores the weights and Python
+take as long as a dozen of them, when the machine is slow some more (`benchmarks/lookahead.py`). On a
+GPU, where nobody has measured it yet, a few hundred rows are multiplied while the weights are read.
+"""
 RESERVED_CANDIDATES, RESERVED_LAZILY = 64, 24
-"""Candidates of a row for which there is memory from the start: where all are read, and where few
-are.
-"""
+"""Candidates of a row for which there is memory from the start: if all are read, and if few are."""
 RESERVED_TOKENS = 1024
-"""Up to so many new tokens, memory for all of them is taken at once; longer texts may end early,
-and grow by and by.
-"""
-
+"""Up to so many new tokens, memory for all is taken at once; longer texts grow by and by."""
 ROUNDED_ROOM = 256
-"""Room for a compiled pass comes in steps of so many positions, so that few lengths are compiled.
-"""
+"""Room for a compiled pass comes in steps of so many positions: few lengths are compiled."""
 
 
 def share(device: str, rows: int, first: bool) -> int:
@@ -104,8 +100,8 @@ class Step:
         beta: the strength of each row, (R, 1), or of all.
         texts: the embeddings (R, d) of their texts as they are, for each boundary.
         margins: (R, S), of the texts with the winners so far.
-        among, scores, all_margins: with `output_scores`, the candidates, scores (B, V) before
-            steering, and the margins (R, K, S) of all candidates.
+        among, scores, all_margins: with `output_scores`, the candidates, the scores (B, V), and the
+            margins (R, K, S) of all candidates.
     """
 
     rows: Tensor
@@ -119,7 +115,7 @@ class Step:
 
 
 class Record(NamedTuple):
-    """What is kept of a step for `SASAOutput`; see `Step`. ids: (R, K), of all candidates; logits: (B, V)."""
+    """What is kept of a step for `SASAOutput`: see `Step`, and ids (R, K), logits (B, V)."""
 
     rows: Tensor
     margins: Tensor
@@ -147,6 +143,7 @@ class Decoding:
         processors: LogitsProcessorList,
         criteria: StoppingCriteriaList,
         config: GenerationConfig,
+        streamer: BaseStreamer | None,
     ) -> None:
         self.model, self.config, self.processors = model, config, processors
         self.compiled = decoder.compiled
@@ -158,8 +155,9 @@ class Decoding:
         self.top_k, self.top_p = own_top_k or None, None if decoder.top_p == 1 else decoder.top_p
         self.everything = bool(config.output_scores) or self.steering.bound is None
         self.pad = cast(Any, config)._pad_token_tensor
+        self.fill = 0 if self.pad is None else int(self.pad)  # of places where nothing is written
         self.pads = self.pad is not None and any(hasattr(criterion, "eos_token_id") for criterion in criteria)
-        self.streamer: BaseStreamer | None = None
+        self.streamer = streamer
 
         eos = token_ids(model, "eos_token_id", config.eos_token_id)
         self.observer = _observer(decoder, model, ids, config, eos)
@@ -177,9 +175,7 @@ class Decoding:
         self.records: list[Record] = []
 
     def prefill(self, attention_mask: Tensor | None) -> None:
-        """Reads each run of equal neighbours once, and goes on with as many copies of it as there
-        are rows.
-        """
+        """Reads each run of equal neighbours once, and goes on with a copy of it for every row."""
         ids = self.ids
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
         new = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
@@ -199,8 +195,9 @@ class Decoding:
             self.look.select(new.cumsum(0) - 1)
 
     def _room(self) -> tuple[int, int]:
-        """Candidates of a row in one pass, and positions of cache for text and candidates; 0 where
-        the text may end early.
+        """Candidates of a row in one pass, and positions of cache for text and candidates.
+
+        There are 0 positions where a text may be long, and end early.
         """
         longest, device = self.config.max_length, self.model.device.type
         limits = [k for k in (self.top_k, self.config.top_k if self.sampling else None) if k]
@@ -236,12 +233,16 @@ class Decoding:
     def process(self) -> Tensor:
         """Scores, float (B, V), of the next token."""
         look = self.look
-        self.logits = self._whole(self.logits, next_logits(self.model, look.last, look.ids, look.mask))
+        if has_plain_head(self.model):
+            logits = next_logits(self.model, look.last)
+        else:
+            logits = reread_logits(self.model, look.ids, look.mask)
+        self.logits = self._whole(self.logits, logits)
         logits = self.observer.logits(self.logits)
         return self.processors(cast(torch.LongTensor, self.ids), cast(torch.FloatTensor, logits))
 
     def order(self, scores: Tensor) -> Step:
-        """The candidates of the followed rows in the order in which they can win, from scores (B, V)."""
+        """Orders the candidates of the followed rows as they can win, from scores (B, V)."""
         followed = scores if len(self.rows) == len(scores) else scores[self.rows]
         beta = self.observer.beta(self.steering.beta, self.rows)
         steers = isinstance(beta, Tensor) or beta > 0
@@ -262,7 +263,9 @@ class Decoding:
         return step
 
     def _race(self, scores: Tensor, followed: Tensor, among: Candidates | None, beta: Tensor | float) -> Race:
-        # Drawn over all rows and the whole vocabulary, as plain generate() draws: equal seeds, equal tokens.
+        """Between the candidates of the followed rows, whose scores are (R, V) of all, (B, V)."""
+        # Drawn over all rows and the whole vocabulary, as plain generate() draws: equal seeds, equal
+        # tokens.
         drawn = noise(scores) if self.sampling else None
         if drawn is not None and followed is not scores:
             drawn = drawn[self.rows]
@@ -275,7 +278,7 @@ class Decoding:
         return of_rows if len(of_rows) == len(of_all) else of_all.index_copy(0, self.rows, of_rows)
 
     def unsettled(self, step: Step) -> Tensor:
-        """The followed rows, int64 (R',), in which a candidate that has not been read can still win."""
+        """The followed rows, int64 (R',), in which an unread candidate can still win."""
         if step.race.read == 0:  # the winner, too, has to be read
             return torch.arange(len(step.rows), device=step.rows.device)
         if step.race.over():
@@ -290,7 +293,8 @@ class Decoding:
         extended = self.look.peek(ids, rows if some else None)
         texts = [text[rows] for text in step.texts] if some else step.texts
         margins = self.steering.margins(texts, extended, torch.isin(ids, self.ends))
-        race.value(self._added(step, margins, rows), rows)
+        added = self._added(step, margins, rows)
+        race.value(added, rows)
         # Of the winners so far, some may be of an earlier pass.
         place = race.number[rows] - read
         here = margins[torch.arange(len(rows), device=rows.device), place.clamp(min=0)]
@@ -298,11 +302,13 @@ class Decoding:
         step.margins = step.margins.index_copy(0, rows, best)
         of_batch = step.rows[rows]
         self.candidates_read = self.candidates_read.index_add(0, of_batch, self.unfinished[of_batch] * ids.shape[1])
-        if self.config.output_scores:
+        if step.scores is not None:  # this one pass has read all candidates
             step.all_margins = margins
+            if step.among is not None:
+                step.scores = self._whole(step.scores, reweight(step.scores[step.rows], step.among, added))
 
     def _added(self, step: Step, margins: Tensor, rows: Tensor) -> Tensor:
-        """What steering adds to the keys of candidates with these margins (R', K, S), of rows int64 (R',): (R', K)."""
+        """What steering adds to keys, (R', K), of margins (R', K, S) in rows int64 (R',)."""
         if isinstance(step.beta, Tensor):
             return step.beta[rows] * self.steering.values(margins)
         if step.beta == 0:  # margins that are not numbers change nothing here
@@ -323,25 +329,14 @@ class Decoding:
         self.look.commit(step.race.number)
         tokens = step.race.winner
         if len(tokens) < len(self.ids):
-            filled = self.ids.new_full((len(self.ids),), 0 if self.pad is None else int(self.pad))
-            tokens = filled.index_copy(0, step.rows, tokens)
+            tokens = self.ids.new_full((len(self.ids),), self.fill).index_copy(0, step.rows, tokens)
         if self.pads:
             tokens = tokens * self.unfinished + self.pad * (1 - self.unfinished)
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         if self.config.return_dict_in_generate and self.observer.histories is None:
             logits = self.logits if self.config.output_logits else None
-            self.records.append(Record(step.rows, step.margins, *self._all(step), logits))
-
-    def _all(self, step: Step) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """With `output_scores`, ids (R, K) and margins (R, K, S) of all candidates, and scores (B, V)."""
-        if step.scores is None or step.all_margins is None:
-            return None, None, None
-        scores = step.scores
-        if step.among is not None:
-            every = torch.arange(len(step.rows), device=step.rows.device)
-            added = self._added(step, step.all_margins, every)
-            scores = self._whole(scores, reweight(scores[step.rows], step.among, added))
-        return step.race.ids, step.all_margins, scores
+            ids = None if step.scores is None else step.race.ids
+            self.records.append(Record(step.rows, step.margins, ids, step.all_margins, step.scores, logits))
 
     def stop(self, step: Step) -> None:
         """Finds out which rows have ended, or go back."""
@@ -376,7 +371,7 @@ class Decoding:
     def _delivered(self, histories: list[History]) -> SASAOutput:
         """What is left of the responses behind their prompts, padding behind the shorter ones."""
         width, boundaries = max(len(row.tokens) for row in histories), len(self.steering.terms)
-        written = self.prompts.new_full((len(histories), width), 0 if self.pad is None else int(self.pad))
+        written = self.prompts.new_full((len(histories), width), self.fill)
         margins = torch.full((len(histories), width, boundaries), torch.nan)
         for b, row in enumerate(histories):
             written[b, : len(row.tokens)] = self.prompts.new_tensor(row.tokens)
@@ -412,6 +407,6 @@ def _observer(
     if decoder.backtrack is None:
         return Observer()
     boundaries = [boundary.to("cpu") for boundary, _ in decoder.steering.terms]
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = context_window(model)
     beyond = None if window is None else window - config.max_length
     return Watch(decoder.backtrack, boundaries, len(ids), config.max_length - ids.shape[1], eos, beyond)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary, EmbeddingSpec, Text
 from sasa.embedding import embed, embed_prefixes
+from sasa.models.states import context_window
 
 
 def score(
@@ -48,5 +49,4 @@ def trace(
 
 def _whole(model: PreTrainedModel, spec: EmbeddingSpec) -> EmbeddingSpec:
     """A spec without the fit's limit on length: a text is judged by all that the model can read."""
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return replace(spec, max_length=window or 2**31)
+    return replace(spec, max_length=context_window(model) or 2**31)

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def figures_bar(show: bool) -> Progress:
-    """A bar on stderr that stays, for loops whose tasks show what has come of them so far in a field `figures`."""
+    """A bar on stderr that stays, for tasks that show their latest results in a field `figures`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -21,7 +21,7 @@ def figures_bar(show: bool) -> Progress:
 
 
 def progress_bar(what: str, show: bool) -> Progress:
-    """A bar on stderr with the count, the rate's time left, and nothing at all where `show` is False."""
+    """A bar on stderr with the count and the time left; nothing where `show` is False."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

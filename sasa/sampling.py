@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from sasa.embedding import pad
 from sasa.lookahead import packs
-from sasa.models.heads import has_plain_head, head, token_ids
+from sasa.models.heads import has_plain_head, head, next_logits, reread_logits, token_ids
 from sasa.models.skinny import skinny_linears
 from sasa.models.states import hidden_states, positions
 
@@ -114,9 +114,8 @@ class _Text:
     def logits(self) -> Tensor:
         """Of the next token, float32 (B, V)."""
         if self.cache is None:
-            return self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=False).logits[:, -1].float()
-        with skinny_linears(self.model):
-            return head(self.model, self.last)
+            return reread_logits(self.model, self.ids, self.mask)
+        return next_logits(self.model, self.last)
 
     def append(self, tokens: Tensor, keep: Tensor) -> None:
         """Appends a token (B,) to each text and goes on with those that a mask (B,) keeps."""

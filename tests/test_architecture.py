@@ -141,6 +141,13 @@ def test_the_rule_needs_torch_and_safetensors_alone():
     assert len(eval(done.stdout)) == 2
 
 
+def test_files_are_imported_when_they_are_named():
+    """`import sasa` alone imports none of them."""
+    code = "import sys, sasa; print('transformers' in sys.modules, sasa.boundary.FILE_NAME, hasattr(sasa, 'nothing'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "boundary.safetensors", "False"], done.stderr
+
+
 def test_the_public_names():
     assert set(sasa.__all__) == set(sasa._HOMES)
     assert all(getattr(sasa, name) is not None for name in sasa.__all__)

@@ -61,6 +61,25 @@ def test_speed_of_several_boundaries(few_prompts, tmp_path):
     assert "--random-weights draws its own boundary" in refused.stderr
 
 
+def test_speed_over_the_whole_vocabulary(tiny_folder, tmp_path):
+    (tmp_path / "text.txt").write_text("so he said to her that he would not come. " * 4)
+    command = ("speed.py", "--model", tiny_folder, "--device", "cpu", "--tokens", 3, "--rounds", 1, "--prompt", 8)
+    model, _ = sasa.load(str(tiny_folder), device="cpu")
+    tiny.boundary(model).save(tmp_path / "boundary")
+    command += ("--boundary", tmp_path / "boundary", "--text", tmp_path / "text.txt", "--candidates", 5, 0)
+    run(*command, "--beta", 1, "--sides", "plain", "decoder", "own", "--output", tmp_path / "speed.json")
+    results = json.loads((tmp_path / "speed.json").read_text())["results"]
+    assert [(r["top_k"], r["side"]) for r in results] == [(k, s) for k in (5, 0) for s in ("plain", "decoder", "own")]
+    assert [r["mean_candidates"] for r in results if r["top_k"] == 0] == [tiny.VOCABULARY - 1] * 3, "all but EOS"
+    assert all(("candidates_read" in r) == ("passes" in r) == (r["side"] != "plain") for r in results)
+    assert all(1 <= r["passes"] <= r["candidates_read"] < tiny.VOCABULARY for r in results if r["side"] != "plain")
+    refused = subprocess.run(
+        [sys.executable, BENCHMARKS / "speed.py", "--candidates", "0"], capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert "not of the whole vocabulary" in refused.stderr
+
+
 def test_auc(real, shared_data):
     pytest.importorskip("profanity_check")
     options = ("--prompts", shared_data / "rtp" / "prompts.jsonl", "--rows", "3000:3030", "--scorer", "profanity")
@@ -155,6 +174,7 @@ def test_what_the_harness_adds(few_prompts):
 def test_what_a_look_ahead_costs(few_prompts):
     shown = run("lookahead.py", *few_prompts, "--rows", "0:12", "--limit", 2, "--rounds", 1)
     assert "a pass by itself" in shown
+    assert "texts that differ" in shown
     assert [row.split()[1::2][:2] for row in shown.splitlines() if "toxic" in row] == [
         ["toxic", str(k)] for k in (10, 50, 0)
     ]

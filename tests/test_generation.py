@@ -226,3 +226,18 @@ def test_stop_strings_and_streamers_reach_the_decoder(model, tokenizer):
     streamer = Gather()
     streamed = sasa.generate(model, tokenizer, "x", boundary, max_new_tokens=4, streamer=streamer)[0]
     assert streamer.got == [*tokenizer("x")["input_ids"], *streamed.tokens, "end"]
+
+
+def test_how_many_candidates_were_read(model, tokenizer):
+    """None without a boundary, those that were written where it only measures, and more where it steers."""
+    boundary = tiny.boundary(model)
+    settings = dict(max_new_tokens=6, num_return_sequences=2, seed=3)
+    assert [c.candidates_read for c in sasa.generate(model, tokenizer, "abcd", **settings)] == [0, 0]
+    for completion in sasa.generate(model, tokenizer, "abcd", boundary, 0.0, **settings):
+        assert completion.candidates_read == len(completion.tokens)
+    for completion in sasa.generate(model, tokenizer, "abcd", boundary, 3.0, **settings):
+        assert completion.candidates_read > len(completion.tokens)
+    for completion in sasa.generate(
+        model, tokenizer, "abcd", boundary, 3.0, value="raw", top_k=9, top_p=1.0, **settings
+    ):
+        assert completion.candidates_read >= 9 * len(completion.tokens), "raw values have no bound"

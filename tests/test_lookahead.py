@@ -191,6 +191,17 @@ def test_layers_of_different_shapes(model):
             torch.testing.assert_close(after, torch.cat([before[:, :, [0, 1, 3]], own], 2))
 
 
+def test_a_cache_grows_by_and_by_beyond_its_room():
+    """By so much that texts longer than was thought, as backtracking makes them, are not copied again and again."""
+    cache, token = LookaheadCache(1, positions=20), torch.zeros(1, 1, 1, 4)
+    sizes = set()
+    for _ in range(300):
+        cache.update(token, token, 0)
+        cache.commit(1)
+        sizes.add(cache.nbytes)
+    assert 1 < len(sizes) <= 6
+
+
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 
 

@@ -50,8 +50,9 @@ from sasa.evaluation.scorers import Scorer, fingerprint, scored
 from sasa.evaluation.store import alone, append, keep_lines, line, read, whole_lines
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.files import differences, write_atomically
-from sasa.generation import Completion, context_window, encode_prompts
+from sasa.generation import Completion, encode_prompts
 from sasa.models.skinny import kernel
+from sasa.models.states import context_window
 from sasa.sampling import log_probs
 from sasa.values import BETA, VALUE, fingerprint_of
 

@@ -31,7 +31,7 @@ CHUNK = 512
 REREAD_TOKENS = 8192
 """Padded tokens in one pass of the re-reading path."""
 COMPILED_ROOM = 64
-"""Candidates of a row and step whose keys and values a compiled reader keeps; more write over the first."""
+"""Candidates of a row and step that a compiled reader keeps in its cache; more write over them."""
 
 _packs: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 _spare: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, Any, Replay]] = weakref.WeakKeyDictionary()

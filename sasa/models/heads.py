@@ -20,18 +20,17 @@ logger = logging.getLogger(__name__)
 _heads: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 
 
-def next_logits(model: PreTrainedModel, last: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Next-token logits, float32 (B, V), of texts whose last states are known.
+def next_logits(model: PreTrainedModel, last: Tensor) -> Tensor:
+    """Next-token logits, float32 (B, V), from the last layer's states (B, d) at the texts' ends.
 
-    A model that does more to its logits than its config says reads the texts once more.
-
-    Args:
-        last: (B, d), states of the last layer at the texts' ends.
-        ids, mask: int64 (B, T), the texts and their attention mask.
+    Only of a model with a plain head, see `has_plain_head`.
     """
-    if has_plain_head(model):
-        with skinny_linears(model):
-            return head(model, last)
+    with skinny_linears(model):
+        return head(model, last)
+
+
+def reread_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """The same of any model, by reading the texts again, int64 (B, T) with their attention mask."""
     return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -1].float()
 
 

@@ -64,6 +64,11 @@ def _takes_positions(decoder: type[torch.nn.Module]) -> bool:
     return "position_ids" in inspect.signature(decoder.forward).parameters
 
 
+def context_window(model: PreTrainedModel) -> int | None:
+    """Tokens that a model can read; None where its config sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_ready(model: PreTrainedModel, *layers: int) -> None:
     """Raises ValueError where the model is in training mode or has no such hidden states."""
     if model.training:
