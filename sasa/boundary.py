@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import safetensors
+import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -43,7 +45,7 @@ class EmbeddingSpec:
 
     Attributes:
         layer: index into the model's hidden states: 0 the token embeddings, -1 the last (after the
-            final norm).
+            final norm). Of several, the vector is one layer's states behind the other's.
         pooling: `last`, the state at the last token, `mean`, the average over the span, or `ema`,
             its exponential moving average.
         half_life: of `ema`: a state counts half as much as one so many tokens later.
@@ -57,7 +59,7 @@ class EmbeddingSpec:
             prompt.
     """
 
-    layer: int = -1
+    layer: int | tuple[int, ...] = -1
     pooling: Literal["last", "mean", "ema"] = "last"
     half_life: float = 8.0
     span: Literal["text", "response"] = "text"
@@ -66,6 +68,10 @@ class EmbeddingSpec:
     max_length: int = 512
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layer, int):
+            object.__setattr__(self, "layer", tuple(self.layer) if len(self.layer) != 1 else self.layer[0])
+        if not self.layers or not all(isinstance(layer, int) for layer in self.layers):
+            raise ValueError(f"layer must be an integer or several, got {self.layer!r}")
         for name, allowed in (("pooling", POOLINGS), ("span", SPANS), ("template", TEMPLATES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -73,6 +79,16 @@ class EmbeddingSpec:
             raise ValueError(f"max_length must be >= 1, got {self.max_length}")
         if not self.half_life > 0:
             raise ValueError(f"half_life must be > 0, got {self.half_life}")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """`layer`, be it one or several."""
+        return (self.layer,) if isinstance(self.layer, int) else self.layer
+
+    def of_layers(self, states: Tensor, layers: Sequence[int]) -> Tensor:
+        """This spec's states (..., d), of states (L, ..., hidden size) of several layers."""
+        found = [states[layers.index(layer)] for layer in self.layers]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
 
     @property
     def decay(self) -> float:
@@ -88,7 +104,7 @@ class EmbeddingSpec:
 
 def layers_of(specs: Sequence[EmbeddingSpec]) -> tuple[int, ...]:
     """The layers that embeddings come from, each once."""
-    return tuple(dict.fromkeys(spec.layer for spec in specs))
+    return tuple(dict.fromkeys(layer for spec in specs for layer in spec.layers))
 
 
 @dataclass(frozen=True)
@@ -135,8 +151,8 @@ class Boundary:
     """A linear boundary between safe and unsafe text in a model's hidden space.
 
     Attributes:
-        weight: float32 (d,); the margin of an embedding h is weight @ h + bias, positive on the
-            safe side.
+        weight: float32 (d,), d the hidden size, or of several layers the sum of theirs; the margin
+            of an embedding h is weight @ h + bias, positive on the safe side.
         bias: in the margin's unit: the log-odds of the fitted Gaussians with both classes equally
             likely.
         embedding: how a text becomes the h that was fitted.
@@ -160,8 +176,11 @@ class Boundary:
     def __post_init__(self) -> None:
         if self.weight.ndim != 1 or not self.weight.isfinite().all() or not self.weight.any():
             raise ValueError("weight must be a finite, non-zero vector")
-        if len(self.weight) != self.model.hidden_size:
-            raise ValueError(f"weight has {len(self.weight)} entries, hidden_size is {self.model.hidden_size}")
+        if len(self.weight) != self.model.hidden_size * len(self.embedding.layers):
+            raise ValueError(
+                f"weight has {len(self.weight)} entries, hidden_size is {self.model.hidden_size}"
+                + (f" in each of {len(self.embedding.layers)} layers" if len(self.embedding.layers) > 1 else "")
+            )
         if not self.scale > 0:
             raise ValueError(f"the calibration's scale must be > 0, got {self.scale}")
 
@@ -169,9 +188,14 @@ class Boundary:
         """Signed margins, float32 (...), of embeddings (..., d); positive is safe."""
         return hidden.float() @ self.weight.to(hidden.device) + self.bias
 
-    def log_odds(self, margin: Tensor) -> Tensor:
-        """Calibrated log-odds of being safe, of margins of any shape."""
-        return self.scale * margin + self.shift
+    def log_odds(self, margin: Tensor, prior: float = 0.5) -> Tensor:
+        """Calibrated log-odds of being safe, of margins of any shape.
+
+        Args:
+            prior: the share of text that is unsafe, in (0, 1), by Bayes' rule; at 0.5 both classes
+                are equally likely, as the calibration has them.
+        """
+        return self.scale * margin + (self.shift + math.log((1 - prior) / prior))
 
     @property
     def fingerprint(self) -> str:
@@ -294,7 +318,7 @@ class Boundary:
             hint = "If it is one of these under another name, give strict=False (--no-strict). " if strict else ""
             raise FileNotFoundError(
                 f"no bundled {name!r} boundary for this model ({'; '.join(reasons)}). "
-                f"{hint}Fit one: sasa fit CORPUS --model MODEL --output DIR"
+                f"{hint}Fit one: sasa fit --recipe {name} --model {info.id or 'MODEL'} --output DIR"
             )
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
             from huggingface_hub import hf_hub_download

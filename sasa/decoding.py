@@ -16,7 +16,7 @@ from sasa.backtracking import Backtracking
 from sasa.candidates import check_truncation
 from sasa.lookahead import packs
 from sasa.loop import Decoding, SASAOutput
-from sasa.values import BETA, VALUE, Boundaries, Steering
+from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 
 __all__ = ["SASADecoder", "SASAOutput"]
 
@@ -38,6 +38,8 @@ class SASADecoder:
         beta: strength, >= 0. At 0 it writes what plain `generate()` writes from the same seed.
         value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`,
             itself (the paper); see `sasa.values`.
+        prior: the share of text that is unsafe, in (0, 1), for `log_sigmoid`: the lower, the surer
+            the boundary has to be before it steers. 0.5 takes both classes for equally likely.
         top_k, top_p: a further limit to the candidates, after those of `generate()`. In greedy
             decoding, where `generate()` sets none, the candidates are the 20 likeliest unless top_k (0: no
             limit) or top_p is given.
@@ -65,12 +67,13 @@ class SASADecoder:
         top_p: float | None = None,
         *,
         value: str = VALUE,
+        prior: float = PRIOR,
         compiled: bool = False,
         backtrack: Backtracking | None = None,
         streamer: BaseStreamer | None = None,
     ) -> None:
         check_truncation(top_k, top_p)
-        self.steering = Steering.of(boundary, beta, value)
+        self.steering = Steering.of(boundary, beta, value, prior)
         if not self.steering.terms and (backtrack is None or backtrack.threshold is not None):
             raise ValueError("without a boundary there is only backtracking with threshold=None and a reset_token_id")
         self.top_k = top_k

@@ -163,7 +163,7 @@ def _spans(
     found = []
     for spec, begins in zip(specs, starts, strict=True):
         start = torch.tensor(list(begins), device=mask.device)[:, None].minimum(last)
-        found.append((states[layers.index(spec.layer)], mask * (place >= start), spec))
+        found.append((spec.of_layers(states, layers), mask * (place >= start), spec))
     return found
 
 
@@ -202,7 +202,7 @@ def embed_stream(
         (indices into the stream, embeddings float32 (len(indices), d) on the model's device).
         Within a window the order is by length; windows follow one another.
     """
-    check_ready(model, spec.layer)
+    check_ready(model, *spec.layers)
     first, stream = 0, iter(texts)
     while chunk := list(islice(stream, window)):
         encoded = []

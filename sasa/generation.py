@@ -13,18 +13,20 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
 
 from sasa.backtracking import Attempt, Backtracking, History
-from sasa.boundary import EmbeddingSpec
+from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.candidates import DEFAULT_TOP_K, check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import length_batches, pad, tokenize_prompt
 from sasa.models.heads import token_ids
 from sasa.models.states import context_window
 from sasa.progress import progress_bar
-from sasa.values import BETA, VALUE, Boundaries, Steering
+from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 
 logger = logging.getLogger(__name__)
 
 TOP_P = 0.9
+BUNDLED = "toxicity"
+"""What the boundary finds that steers where none is named: the one that is bundled for the model."""
 OURS = (
     "generation_config",
     "custom_generate",
@@ -73,7 +75,7 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: str,
-    boundary: Boundaries | None = ...,
+    boundary: Boundaries | str | None = ...,
     beta: float = ...,
     **kwargs: Any,
 ) -> list[Completion]: ...
@@ -82,7 +84,7 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    boundary: Boundaries | None = ...,
+    boundary: Boundaries | str | None = ...,
     beta: float = ...,
     **kwargs: Any,
 ) -> list[list[Completion]]: ...
@@ -90,10 +92,11 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: str | Sequence[str],
-    boundary: Boundaries | None = None,
+    boundary: Boundaries | str | None = BUNDLED,
     beta: float = BETA,
     *,
     value: str = VALUE,
+    prior: float = PRIOR,
     chat: bool = False,
     batch_size: int = 8,
     seed: int | None = None,
@@ -115,11 +118,14 @@ def generate(
 
     Args:
         prompts: a string or several.
-        boundary: the boundary to keep to; several with a weight each, [(boundary, weight), …]; None
+        boundary: the boundary to keep to; several with a weight each, [(boundary, weight), …]; a
+            name for `Boundary.load`, by default `toxicity`, which is bundled for some models; None
             samples plainly.
         beta: strength, >= 0; 0 samples plainly, the same tokens from the same seed.
         value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`,
             itself (the paper); see `sasa.values`.
+        prior: the share of text that is unsafe, in (0, 1), for `log_sigmoid`: the lower, the surer
+            the boundary has to be before it steers. 0.5 takes both classes for equally likely.
         chat: puts each prompt through the tokenizer's chat template, as the user's turn.
         batch_size: prompts at a time; they are batched by length and come back in their own order.
         seed: for the same completions again, on the same machine with the same batch size. The
@@ -138,10 +144,14 @@ def generate(
         prompts.
 
     Raises:
+        FileNotFoundError: no boundary of that name, or none is bundled for the model; the message
+            has the command that fits one.
         ValueError: an empty prompt, one longer than the context window, an argument outside its
             range, or a boundary for another model; all before anything is generated.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if isinstance(boundary, str):
+        boundary = Boundary.load(boundary, model=model)
     config = model.generation_config
     limits = Limits(
         temperature=_first(temperature, config.temperature, 1.0),
@@ -153,12 +163,12 @@ def generate(
     _validate(limits, numbers, boundary, backtrack, refusal, generate_kwargs)
     spec = EmbeddingSpec()
     if boundary is not None:
-        spec = _check_boundaries(model, Steering.of(boundary, beta, value), chat)
+        spec = _check_boundaries(model, Steering.of(boundary, beta, value, prior), chat)
     encoded = encode_prompts(model, tokenizer, texts, spec, chat, max_new_tokens)
 
     decoding: dict[str, Any] | None = None
     if boundary is not None or backtrack is not None:
-        decoding = dict(boundary=boundary, beta=0.0 if boundary is None else beta, value=value)
+        decoding = dict(boundary=boundary, beta=0.0 if boundary is None else beta, value=value, prior=prior)
         decoding |= dict(compiled=compiled, backtrack=backtrack, streamer=generate_kwargs.get("streamer"))
     request = _Request(
         model, tokenizer, limits, decoding, max_new_tokens, num_return_sequences, do_sample, refusal, generate_kwargs

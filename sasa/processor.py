@@ -18,7 +18,7 @@ from sasa.boundary import layers_of
 from sasa.candidates import DEFAULT_TOP_K, check_truncation, select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
 from sasa.models.heads import token_ids
-from sasa.values import BETA, VALUE, Boundaries, Steering
+from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 
 
 class SASALogitsProcessor(LogitsProcessor):
@@ -49,6 +49,8 @@ class SASALogitsProcessor(LogitsProcessor):
         beta: strength, >= 0. At 0 the scores are returned untouched.
         value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`,
             itself (the paper); see `sasa.values`.
+        prior: the share of text that is unsafe, in (0, 1), for `log_sigmoid`: the lower, the surer
+            the boundary has to be before it steers. 0.5 takes both classes for equally likely.
         top_k: the candidates are at most the k likeliest; 0 for no limit; None for 20, or for no
             limit where top_p is given.
         top_p: the candidates are the likeliest with this total probability, in (0, 1].
@@ -69,12 +71,13 @@ class SASALogitsProcessor(LogitsProcessor):
         top_p: float | None = None,
         *,
         value: str = VALUE,
+        prior: float = PRIOR,
         attention_mask: Tensor | None = None,
         eos_token_id: int | list[int] | None = None,
         pad_token_id: int | None = None,
     ) -> None:
         check_truncation(top_k, top_p)
-        steering = Steering.of(boundary, beta, value)
+        steering = Steering.of(boundary, beta, value, prior)
         steering.check(model)
         self.model = model
         self.steering = steering.to(model.device)

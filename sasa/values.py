@@ -7,9 +7,10 @@ want:
 
     raw           v = m. Margins as large as they can be had: text that is safe already is pushed on
                   (Ko et al. 2025, eq. 6). Nothing bounds it.
-    log_sigmoid   v = log P(safe) = log sigmoid(log-odds), of the calibrated margin; the default. At
-                  beta = 1 this is Bayes' rule, p(c | text, safe). At most 0, so that text which is
-                  surely safe is left alone, and most candidates need not be looked at (`sasa.candidates`).
+    log_sigmoid   v = log P(safe) = log sigmoid(log-odds), of the calibrated margin, where a share
+                  `prior` of all text is unsafe; the default. At beta = 1 this is Bayes' rule,
+                  p(c | text, safe). At most 0, so that text which is surely safe is left alone, and
+                  most candidates need not be looked at (`sasa.candidates`).
 
 This file is functions of boundaries and tensors: no model is needed, and any engine can use it.
 """
@@ -36,19 +37,19 @@ Boundaries: TypeAlias = "Boundary | Sequence[tuple[Boundary, float]]"
 
 
 class Value(NamedTuple):
-    """A function of boundary and margins, and the most that it can give; None where nothing bounds
-    it.
+    """A function of boundary, margins and prior, and the most that it can give; None where nothing
+    bounds it.
     """
 
-    of: Callable[[Boundary, Tensor], Tensor]
+    of: Callable[[Boundary, Tensor, float], Tensor]
     bound: float | None
 
 
 VALUES = {
-    "raw": Value(lambda boundary, margin: margin, None),
-    "log_sigmoid": Value(lambda boundary, margin: logsigmoid(boundary.log_odds(margin)), 0.0),
+    "raw": Value(lambda boundary, margin, prior: margin, None),
+    "log_sigmoid": Value(lambda boundary, margin, prior: logsigmoid(boundary.log_odds(margin, prior)), 0.0),
 }
-VALUE, BETA = "log_sigmoid", 3.0
+VALUE, BETA, PRIOR = "log_sigmoid", 3.0, 0.5
 """The defaults: see benchmarks/NOTES.md for what was compared."""
 
 
@@ -56,25 +57,32 @@ VALUE, BETA = "log_sigmoid", 3.0
 class Steering:
     """Boundaries, their weights, and how strongly their values count.
 
+    Attributes:
+        prior: the share of text that is unsafe, which `log_sigmoid` reckons with; `raw` has no use
+            for it.
+
     Raises:
-        ValueError: no boundary, a weight or a beta below 0 or not finite, an unknown value.
+        ValueError: no boundary, a weight or a beta below 0 or not finite, an unknown value, a prior
+            that is no share.
     """
 
     terms: tuple[tuple[Boundary, float], ...]
     beta: float
     value: str = VALUE
+    prior: float = PRIOR
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
         check_value(self.value)
+        check_prior(self.prior)
         for _, weight in self.terms:
             check_beta(weight, "a boundary's weight")
         if not self.terms and self.beta:
             raise ValueError("there is no boundary to steer by")
 
     @classmethod
-    def of(cls, boundary: Boundaries | None, beta: float, value: str) -> Steering:
-        return cls(terms(boundary), float(beta), value)
+    def of(cls, boundary: Boundaries | None, beta: float, value: str = VALUE, prior: float = PRIOR) -> Steering:
+        return cls(terms(boundary), float(beta), value, float(prior))
 
     @property
     def specs(self) -> tuple[EmbeddingSpec, ...]:
@@ -112,7 +120,9 @@ class Steering:
     def values(self, margins: Tensor) -> Tensor:
         """What margins (..., S) count for together, (...)."""
         value = VALUES[self.value].of
-        found = [weight * value(boundary, margins[..., i]) for i, (boundary, weight) in enumerate(self.terms)]
+        found = [
+            weight * value(boundary, margins[..., i], self.prior) for i, (boundary, weight) in enumerate(self.terms)
+        ]
         return sum(found) if found else margins.new_zeros(margins.shape[:-1])  # type: ignore[return-value]
 
     def reweight(self, scores: Tensor, candidates: Candidates, margins: Tensor) -> Tensor:
@@ -145,6 +155,12 @@ def check_value(value: str) -> None:
     """Raises ValueError where there is no value function of that name."""
     if value not in VALUES:
         raise ValueError(f"value must be one of {', '.join(VALUES)}, got {value!r}")
+
+
+def check_prior(prior: float) -> None:
+    """Raises ValueError where a share of unsafe text is not between 0 and 1."""
+    if not 0 < prior < 1:
+        raise ValueError(f"prior must be in (0, 1), the share of text that is unsafe, got {prior}")
 
 
 def check_beta(beta: float, name: str = "beta") -> None:

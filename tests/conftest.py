@@ -82,3 +82,11 @@ def write_corpus(path: Path, rows: int = 240, seed: int = 0) -> Path:
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus") / "comments.csv")
+
+
+@pytest.fixture
+def people_file(tmp_path):
+    """Few sentences about groups, for fits and audits."""
+    file = tmp_path / "people.toml"
+    file.write_text(tiny.PEOPLE)
+    return file

@@ -5,21 +5,23 @@ One text at a time, no padding, no cache, no mask: each candidate's text is read
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 
 from sasa import Backtracking, Boundary
+from sasa.values import PRIOR
 
 
 @torch.no_grad()
 def embedding(model: PreTrainedModel, ids: list[int], boundary: Boundary, prompt_length: int = 0) -> Tensor:
     """The embedding (d,) of a text, given as token ids without padding."""
     spec = boundary.embedding
-    states = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states[spec.layer][
-        0
-    ]
-    states = states.float()
+    every = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states
+    states = torch.cat([every[layer][0].float() for layer in spec.layers], -1)
     if spec.pooling == "last":
         return states[-1]
     span = states[prompt_length:] if spec.span == "response" else states
@@ -63,6 +65,7 @@ def reweighted(
     top_p: float = 1.0,
     prompt_length: int = 0,
     value: str = "log_sigmoid",
+    prior: float = PRIOR,
 ) -> Tensor:
     """z'(v) = z(v) + beta * value(m(text, v)) for the survivors of truncation, -inf for the rest; (V,) from (V,)."""
     kept = scores[None]
@@ -76,7 +79,9 @@ def reweighted(
     for one, weight in [(boundary, 1.0)] if isinstance(boundary, Boundary) else boundary:
         worth = margins(model, one, ids, survivors, eos, prompt_length)
         if value == "log_sigmoid":
-            worth = torch.sigmoid((one.scale * worth + one.shift).double()).log().float()
+            worth = (
+                torch.sigmoid((one.scale * worth + one.shift).double() - math.log(prior / (1 - prior))).log().float()
+            )
         out[survivors] += beta * weight * worth
     return out
 
@@ -92,13 +97,16 @@ def decode(
     top_p: float = 1.0,
     seed: int | None = None,
     value: str = "log_sigmoid",
+    prior: float = PRIOR,
 ) -> list[int]:
     """The tokens that follow a prompt: greedy where there is no seed, else drawn over the vocabulary as generate() draws."""
     ids = list(prompt)
     if seed is not None:
         torch.manual_seed(seed)
     for _ in range(tokens):
-        scores = reweighted(model, boundary, beta, ids, logits(model, ids), eos, top_k, top_p, len(prompt), value)
+        scores = reweighted(
+            model, boundary, beta, ids, logits(model, ids), eos, top_k, top_p, len(prompt), value, prior
+        )
         token = int(scores.argmax() if seed is None else torch.multinomial(scores.softmax(-1)[None], 1))
         ids.append(token)
         if token in eos:
@@ -149,3 +157,26 @@ def backtrack(
         astray.setdefault(tuple(written[:safe]), []).append(written[safe])
         written, boosted = written[:safe], settings.boost_tokens
     return written, attempts, False
+
+
+def taxes(
+    model: PreTrainedModel,
+    boundary: Boundaries,
+    beta: float,
+    ids: list[int],
+    first: int,
+    eos: list[int],
+    top_k: int,
+    **settings: Any,
+) -> list[float]:
+    """log p - log q of each token from place `first` on, p over the likeliest top_k, the token in the place of the last."""
+    found = []
+    for place in range(first, len(ids)):
+        scores = logits(model, ids[:place])
+        likeliest = scores.topk(top_k).indices.tolist()
+        kept = likeliest if ids[place] in likeliest else [*likeliest[:-1], ids[place]]
+        among = torch.full_like(scores, -torch.inf)
+        among[kept] = scores[kept]
+        steered = reweighted(model, boundary, beta, ids[:place], among, eos, prompt_length=first, **settings)
+        found.append(float((among.log_softmax(-1) - steered.log_softmax(-1))[ids[place]]))
+    return found

@@ -217,7 +217,7 @@ def test_resets_stay_within_the_context_window():
     model, tokenizer = tiny.model("gpt2"), tiny.tokenizer()
     watch = Backtracking(threshold=None, reset_token_id=77, reset_bias=1e4, max_resets=9)
     for length, resets in ((100, 9), (214, 2), (216, 0)):
-        (found,) = sasa.generate(model, tokenizer, "a" * length, max_new_tokens=40, seed=0, backtrack=watch)
+        (found,) = sasa.generate(model, tokenizer, "a" * length, None, max_new_tokens=40, seed=0, backtrack=watch)
         assert len(found.attempts) == resets
         assert len(found.tokens) == 40 or found.tokens[-1] == tiny.EOS
 
@@ -228,7 +228,7 @@ def test_a_models_own_reset_needs_no_boundary(model, tokenizer, do_sample):
     options = dict(
         max_new_tokens=NEW, num_return_sequences=1 + 2 * do_sample, seed=1, do_sample=do_sample, backtrack=watch
     )
-    alone = sasa.generate(model, tokenizer, ["abcd", "xyz"], **options)
+    alone = sasa.generate(model, tokenizer, ["abcd", "xyz"], None, **options)
     beside = sasa.generate(model, tokenizer, ["abcd", "xyz"], tiny.boundary(model), 0.0, **options)
     assert [[c.tokens for c in row] for row in alone] == [[c.tokens for c in row] for row in beside]
     assert any(c.attempts for row in alone for c in row)
@@ -265,12 +265,12 @@ def test_bad_settings(change, message):
 def test_what_backtracking_cannot_be_used_with(model, tokenizer):
     boundary = tiny.boundary(model)
     with pytest.raises(ValueError, match="needs a boundary"):
-        sasa.generate(model, tokenizer, "abcd", backtrack=SETTINGS)
+        sasa.generate(model, tokenizer, "abcd", None, backtrack=SETTINGS)
     with pytest.raises(ValueError, match="give backtrack"):
         sasa.generate(model, tokenizer, "abcd", boundary, refusal="no")
     own = Backtracking(threshold=None, reset_token_id=77)
     with pytest.raises(ValueError, match="backtracking by a threshold says"):
-        sasa.generate(model, tokenizer, "abcd", backtrack=own, refusal="no")
+        sasa.generate(model, tokenizer, "abcd", None, backtrack=own, refusal="no")
     with pytest.raises(ValueError, match="refusal cannot be used with a streamer"):
         sasa.generate(model, tokenizer, "abcd", boundary, backtrack=SETTINGS, refusal="no", streamer=Streamer())
     decoder = SASADecoder(boundary, backtrack=SETTINGS)

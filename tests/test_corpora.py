@@ -227,3 +227,22 @@ def test_the_command_lines_form():
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Corpus("x", **settings)
+
+
+def test_replies_labelled_in_their_context(tmp_path):
+    rows = [("how?", "so", "Safe"), ("how?", "thus", "Unsafe")]
+    corpus = Corpus("diasafety", path=write(tmp_path, "d.jsonl", rows, ("context", "response", "label")))
+    assert [(e.text, e.score) for e in corpus.examples()] == [(("how?", "so"), 0.0), (("how?", "thus"), 1.0)]
+    assert set(corpus.to_dict()) == {"source", "path"}
+    assert Corpus("diasafety", positive=("Safe",)).positive == ("Safe",)
+
+
+def test_continuations_know_how_their_prompts_were_scored(tmp_path):
+    path = tmp_path / "rtp.jsonl"
+    sides = {"prompt": {"text": "go", "toxicity": 0.2}, "continuation": {"text": " on", "toxicity": 0.7}}
+    path.write_text(json.dumps(sides))
+    pair, *alone = (
+        list(Corpus("rtp", path=str(path), segments=(s,)).examples()) for s in ("pair", "prompt", "continuation")
+    )
+    assert (pair[0].text, pair[0].score, pair[0].prompt_score) == (("go", " on"), 0.7, 0.2)
+    assert [part[0].prompt_score for part in alone] == [None, None]

@@ -35,7 +35,7 @@ def generate(model, prompts, decoder=None, seed=None, new=10, **kwargs):
     return out if settings.get("return_dict_in_generate") else out[:, ids.shape[1] :]
 
 
-@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize("layer", [-1, 1, (1, 2)])
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_it_writes_what_the_reference_writes(family, seed, layer):

@@ -7,7 +7,7 @@ from sasa import EmbeddingSpec, embed
 from sasa.embedding import embed_ids, embed_stream, tokenize
 
 TEXTS = ["a", "some longer text", "mid", "the longest text of them all, by far"]
-SPECS = [{}, {"pooling": "mean"}, {"layer": 0}, {"layer": 2, "pooling": "mean"}]
+SPECS = [{}, {"pooling": "mean"}, {"layer": 0}, {"layer": 2, "pooling": "mean"}, {"layer": (1, -1), "pooling": "mean"}]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -9,7 +9,7 @@ import tiny
 from typer.testing import CliRunner
 
 from sasa.cli import app
-from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
+from sasa.fitting import Corpus, Recipe, fit_boundary
 from sasa.fitting.fairness import bias_metrics
 
 
@@ -58,29 +58,6 @@ def test_too_few_texts():
         bias_metrics(np.zeros(4), np.array([0, 1, 0, 1]), ["a gay man"] * 4)
 
 
-def test_a_blind_discriminant_is_the_best_one_at_right_angles():
-    draw = np.random.default_rng(0)
-    d = 6
-    mix = draw.normal(size=(d, d))
-    labels = draw.integers(0, 2, 4000)
-    vectors = draw.normal(size=(4000, d)) @ mix + labels[:, None] * np.array([1.0, 0.5, 0, 0, -0.5, 0])
-    statistics = GaussianStatistics.empty(d).partial_fit(vectors, labels)
-    directions = draw.normal(size=(2, d))
-    blind_to = np.vstack([directions, directions.sum(0)])  # one of them adds nothing
-    weight, _, _ = linear_discriminant(statistics, 0.0, blind_to)
-    np.testing.assert_allclose(blind_to @ weight, 0, atol=1e-8)
-    free, _, _ = linear_discriminant(statistics, 0.0)
-    within, difference = statistics.scatter, statistics.mean[1] - statistics.mean[0]
-
-    def fisher(w):
-        return (w @ difference) ** 2 / (w @ within @ w)
-
-    basis = np.linalg.svd(directions)[2][2:]  # all that is at right angles
-    others = draw.normal(size=(500, len(basis))) @ basis
-    assert max(map(fisher, others)) <= fisher(weight) * (1 + 1e-9) <= fisher(free) * (1 + 1e-9)
-    np.testing.assert_allclose(linear_discriminant(statistics, 0.0, np.zeros((1, d)))[0], free)
-
-
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
     """Sentences that differ in an identity term, as the templates of Dixon et al. have them."""
@@ -97,37 +74,19 @@ def sentences(tmp_path_factory):
     return f"{file}::text=Text,label=Label,positive=BAD"
 
 
-def test_a_fit_without_identity(model, tokenizer, corpus_file, sentences, tmp_path):
+def test_the_audit_goes_on_the_card(model, tokenizer, corpus_file, sentences, tmp_path):
     corpora = (Corpus(str(corpus_file), text="comment", label="toxic"),)
-    audit = Corpus.parse(sentences)
-    spec = tiny.EmbeddingSpec(pooling="mean")
-    plain = fit_boundary(model, tokenizer, Recipe(corpora, embedding=spec, audit=audit), tmp_path / "plain")
-    blind = fit_boundary(
-        model, tokenizer, Recipe(corpora, embedding=spec, audit=audit, remove_identity=True), tmp_path / "blind"
-    )
-    for boundary, name in ((plain, "plain"), (blind, "blind")):
-        assert Recipe.load(tmp_path / name / "recipe.toml").to_dict() == boundary.report["recipe"]
-        card = (tmp_path / name / "README.md").read_text()
-        assert "Identity terms" in card
-        assert ("was made blind" in card) == (name == "blind")
-    gaps = [boundary.report["audit"]["fpr_gap"] for boundary in (plain, blind)]
-    assert gaps[1] < 0.5 * gaps[0]
-    assert blind.report["test"]["auc"] > 0.9
+    recipe = Recipe(corpora, embedding=tiny.EmbeddingSpec(pooling="mean"), audit=Corpus.parse(sentences))
+    boundary = fit_boundary(model, tokenizer, recipe, tmp_path)
+    assert Recipe.load(tmp_path / "recipe.toml").to_dict() == boundary.report["recipe"]
+    assert "Identity terms" in (tmp_path / "README.md").read_text()
+    assert boundary.report["audit"]["texts"] == 240
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (dict(remove_identity=True), "needs an audit corpus"),
-        (dict(audit="here", embedding=tiny.EmbeddingSpec(template="chat")), "does not go with template='chat'"),
-    ],
-)
-def test_bad_recipes(corpus_file, settings, message):
+def test_an_audit_of_chats_is_refused(corpus_file):
     corpus = Corpus(str(corpus_file), text="comment", label="toxic")
-    if "audit" in settings:
-        settings = settings | {"audit": corpus}
-    with pytest.raises(ValueError, match=message):
-        Recipe((corpus,), **settings)
+    with pytest.raises(ValueError, match="does not go with template='chat'"):
+        Recipe((corpus,), audit=corpus, embedding=tiny.EmbeddingSpec(template="chat"))
 
 
 def test_an_audit_without_identity_terms_is_refused_before_the_fit(model, tokenizer, corpus_file, tmp_path):

@@ -13,11 +13,13 @@ import torch
 from conftest import write_corpus
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from typer.testing import CliRunner
 
 from sasa import Boundary, EmbeddingSpec, embed
+from sasa.cli import app
 from sasa.embedding import embed_prefixes
 from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
-from sasa.fitting.fit import calibrate, expected_calibration_error, metrics
+from sasa.fitting.fit import calibrate, expected_calibration_error, metrics, shipped_recipes, tomllib
 
 
 @pytest.fixture
@@ -324,3 +326,38 @@ def test_peak_memory_does_not_hold_the_texts(tokenizer, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 1_500_000, "6144 more texts of 32 bytes and 64 bytes of embedding each"
+
+
+def test_recipes_that_ship_serve_any_model(model, tokenizer, corpus_file, people_file, tmp_path):
+    assert {"toxicity", "threat"} <= set(shipped_recipes())
+    for name in shipped_recipes():
+        recipe = Recipe.load(name)
+        assert recipe.attribute == name
+        assert recipe.model is None
+        assert all(corpus.path is None for corpus in recipe.corpora)
+        assert Recipe.from_dict(tomllib.loads(recipe.to_toml())).to_dict() == recipe.to_dict()
+    recipe = replace(
+        Recipe.load("toxicity"),
+        corpora=(Corpus(str(corpus_file), text="comment", label="toxic"),),
+        people=str(people_file),
+    )
+    boundary = fit_boundary(model, tokenizer, recipe, tmp_path / "out")
+    assert boundary.embedding.layer == 2  # of 3
+    assert boundary.attribute == "toxicity"
+    assert set(boundary.report["identity_tax"]["groups"]) == {"cats"}
+    assert "depth" not in boundary.report["recipe"]
+
+
+def test_a_recipe_of_no_such_name_names_those_that_ship(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no recipe at politeness; by name there are: threat, toxicity"):
+        Recipe.load("politeness")
+    with pytest.raises(ValueError, match=r"depth must be in \[0, 1\], the share of the layers below, got 24"):
+        replace(Recipe.load("toxicity"), depth=24)
+
+
+def test_a_layer_given_takes_the_place_of_a_recipes_depth(tiny_folder, corpus_file, people_file, tmp_path):
+    corpus = f"{corpus_file}::text=comment,label=toxic"
+    options = [corpus, "--recipe", "toxicity", "--layer", "1", "--people", str(people_file), "-m", str(tiny_folder)]
+    result = CliRunner().invoke(app, ["fit", *options, "--device", "cpu", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.exception
+    assert Boundary.load(tmp_path / "out").embedding.layer == 1

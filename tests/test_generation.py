@@ -86,7 +86,7 @@ def test_margins_are_of_the_whole_text(model, tokenizer, spec):
         text = [t for t in completion.tokens if t != tiny.EOS]
         want = boundary.margin(reference.embedding(model, prompt + text, boundary, len(prompt)))
         assert completion.margin == pytest.approx(float(want), abs=1e-3)
-    assert sasa.generate(model, tokenizer, "x", max_new_tokens=2)[0].margin is None
+    assert sasa.generate(model, tokenizer, "x", None, max_new_tokens=2)[0].margin is None
 
 
 class Only(torch.nn.Module):
@@ -166,9 +166,9 @@ def test_users_own_processors_and_settings_reach_generate(model, tokenizer):
 def test_settings_come_from_the_models_generation_config(tokenizer):
     model = tiny.model("llama")
     model.generation_config.top_k = 1
-    a, b = (sasa.generate(model, tokenizer, "x", max_new_tokens=6, seed=s)[0].tokens for s in (1, 2))
+    a, b = (sasa.generate(model, tokenizer, "x", None, max_new_tokens=6, seed=s)[0].tokens for s in (1, 2))
     assert a == b, "top_k=1 leaves no choice"
-    a, b = (sasa.generate(model, tokenizer, "x", max_new_tokens=6, top_k=0, seed=s)[0].tokens for s in (1, 2))
+    a, b = (sasa.generate(model, tokenizer, "x", None, max_new_tokens=6, top_k=0, seed=s)[0].tokens for s in (1, 2))
     assert a != b
 
 
@@ -232,7 +232,7 @@ def test_how_many_candidates_were_read(model, tokenizer):
     """None without a boundary, those that were written where it only measures, and more where it steers."""
     boundary = tiny.boundary(model)
     settings = dict(max_new_tokens=6, num_return_sequences=2, seed=3)
-    assert [c.candidates_read for c in sasa.generate(model, tokenizer, "abcd", **settings)] == [0, 0]
+    assert [c.candidates_read for c in sasa.generate(model, tokenizer, "abcd", None, **settings)] == [0, 0]
     for completion in sasa.generate(model, tokenizer, "abcd", boundary, 0.0, **settings):
         assert completion.candidates_read == len(completion.tokens)
     for completion in sasa.generate(model, tokenizer, "abcd", boundary, 3.0, **settings):
@@ -241,3 +241,10 @@ def test_how_many_candidates_were_read(model, tokenizer):
         model, tokenizer, "abcd", boundary, 3.0, value="raw", top_k=9, top_p=1.0, **settings
     ):
         assert completion.candidates_read >= 9 * len(completion.tokens), "raw values have no bound"
+
+
+def test_a_model_without_a_bundled_boundary_gets_the_command_that_fits_one(model, tokenizer):
+    with pytest.raises(FileNotFoundError, match=r"no bundled 'toxicity' boundary .*sasa fit --recipe toxicity --model"):
+        sasa.generate(model, tokenizer, "x")
+    with pytest.raises(FileNotFoundError, match="no boundary 'politeness'"):
+        sasa.generate(model, tokenizer, "x", "politeness")

@@ -85,3 +85,11 @@ def test_auc_on_reporting_rows(real, boundary, shared_data):
     examples = list(Corpus("rtp", path=path, rows="3000:4000", limit=200).examples())
     margins = boundary.score(model, tokenizer, [e.text for e in examples])
     assert roc_auc_score([e.score >= 0.5 for e in examples], -margins) > 0.8
+
+
+def test_the_bundled_boundary_steers_where_none_is_named(real, boundary):
+    model, tokenizer = real
+    settings = dict(max_new_tokens=6, seed=1)
+    named = sasa.generate(model, tokenizer, PROMPTS[0], boundary, **settings)
+    assert sasa.generate(model, tokenizer, PROMPTS[0], **settings) == named
+    assert sasa.generate(model, tokenizer, PROMPTS[0], "toxicity-smollm2-135m-instruct", **settings) == named

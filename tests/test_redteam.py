@@ -707,7 +707,7 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
         "redteam", "replay", where, "-m", tiny_folder, "-b", tmp_path / "line.safetensors", "--threshold", 0, "-c", 2, "-n", 4,
         "--limit", 2, *judges,
     )  # fmt: skip
-    assert "sasa:3" in done.stdout
+    assert "sasa " in done.stdout
     assert (where / "replay" / "replay.md").is_file()
     about = json.loads((where / "replay" / "replay.json").read_text())
     assert about["settings"]["top_k"] == 10

@@ -151,7 +151,7 @@ def test_a_trained_model_goes_back_from_what_is_unsafe(method, lora, corpus, fre
     assert any("loss" in row for row in about["log"])
     # and it is what sasa.Backtracking waits for, without a boundary
     watch = Backtracking(threshold=None, reset_token_id=reset_token_id(words), reset_bias=1e4, max_resets=1)
-    (found,) = sasa.generate(loaded, words, "Any 0.", chat=True, max_new_tokens=4, seed=0, backtrack=watch)
+    (found,) = sasa.generate(loaded, words, "Any 0.", None, chat=True, max_new_tokens=4, seed=0, backtrack=watch)
     assert [a.reason for a in found.attempts] == ["reset"]
     assert found.margin is None
     assert RESET not in found.text

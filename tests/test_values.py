@@ -14,7 +14,7 @@ from sasa import SASADecoder, SASALogitsProcessor
 SEVERAL = [
     dict(seed=1),
     dict(seed=2, layer=1, pooling="mean"),
-    dict(seed=3, layer=1, pooling="ema", span="response", half_life=2.0),
+    dict(seed=3, layer=(1, -1), pooling="ema", span="response", half_life=2.0),
 ]
 WEIGHTS = [1.0, 0.5, 2.0]
 
@@ -24,19 +24,21 @@ def boundaries(model):
     return [(replace(b, scale=0.3 + i, shift=0.2), w) for i, (b, w) in enumerate(zip(made, WEIGHTS, strict=True))]
 
 
-@pytest.mark.parametrize("value", ["raw", "log_sigmoid"])
+@pytest.mark.parametrize(("value", "prior"), [("raw", 0.05), ("log_sigmoid", 0.05), ("log_sigmoid", 0.5)])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
-def test_several_boundaries_steer_as_the_reference_has_it(family, value):
+def test_several_boundaries_steer_as_the_reference_has_it(family, value, prior):
     """In one forward pass, at layers and poolings of their own."""
     model = tiny.model(family)
     several = boundaries(model)
     ids = torch.tensor([PROMPTS[0]])
     settings = dict(top_k=8, top_p=0.95)
     for seed in (None, 3):
-        want = reference.decode(model, several, 1.5, PROMPTS[0], 10, [tiny.EOS], **settings, seed=seed, value=value)
+        want = reference.decode(
+            model, several, 1.5, PROMPTS[0], 10, [tiny.EOS], **settings, seed=seed, value=value, prior=prior
+        )
         for how in (
-            {"custom_generate": SASADecoder(several, 1.5, value=value, **settings)},
-            {"logits_processor": [SASALogitsProcessor(model, several, 1.5, value=value, **settings)]},
+            {"custom_generate": SASADecoder(several, 1.5, value=value, prior=prior, **settings)},
+            {"logits_processor": [SASALogitsProcessor(model, several, 1.5, value=value, prior=prior, **settings)]},
         ):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -69,14 +71,17 @@ def test_one_boundary_and_weights(model):
 
 
 def test_the_log_probability_of_being_safe_is_bayes_rule(model):
-    """At beta = 1: proportional to p(token) * P(safe | text and token)."""
+    """At beta = 1: proportional to p(token) * P(safe | text and token), a tenth of all text being unsafe."""
     boundary = replace(tiny.boundary(model), scale=0.7, shift=-0.4)
     ids = torch.tensor([PROMPTS[0]])
     scores = reference.logits(model, PROMPTS[0])[None]
-    processor = SASALogitsProcessor(model, boundary, 1.0, top_k=12, value="log_sigmoid")
+    processor = SASALogitsProcessor(model, boundary, 1.0, top_k=12, value="log_sigmoid", prior=0.1)
     got = processor(ids, scores)[0].softmax(-1)
     likeliest = scores[0].topk(12).indices
-    safe = boundary.log_odds(processor.margins(ids, likeliest[None])[0, :, 0]).sigmoid()
+    odds = boundary.log_odds(
+        processor.margins(ids, likeliest[None])[0, :, 0]
+    ).exp()  # of classes as large as each other
+    safe = 0.9 * odds / (0.9 * odds + 0.1)
     want = scores[0, likeliest].softmax(-1) * safe
     torch.testing.assert_close(got[likeliest], want / want.sum(), atol=1e-5, rtol=1e-4)
 
@@ -86,6 +91,8 @@ def test_the_log_probability_of_being_safe_is_bayes_rule(model):
     [
         (dict(value="cubed"), "value must be one of raw, log_sigmoid, got 'cubed'"),
         (dict(boundary=[]), "no boundary"),
+        (dict(prior=0.0), r"prior must be in \(0, 1\), the share of text that is unsafe, got 0.0"),
+        (dict(prior=5), "got 5"),
         (dict(boundary="weight"), "a boundary's weight must be >= 0, got -1.0"),
     ],
 )

@@ -87,5 +87,21 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def boundary(model: PreTrainedModel, seed: int = 0, **spec: object) -> Boundary:
     """A boundary with a random direction, for tests that do not care what it means."""
     info = ModelInfo.of(model)
-    weight = torch.randn(info.hidden_size, generator=torch.Generator().manual_seed(seed))
-    return Boundary(weight=weight, bias=0.3, embedding=EmbeddingSpec(**spec), model=info)
+    embedding = EmbeddingSpec(**spec)
+    size = info.hidden_size * len(embedding.layers)
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    return Boundary(weight=weight, bias=0.3, embedding=embedding, model=info)
+
+
+PEOPLE = """
+[[fit]]
+templates = ["We like {}.", "{} sing."]
+groups = ["cats", "old owls"]
+controls = ["dogs", "ants"]
+
+[[audit]]
+templates = ["Two {} came."]
+groups = ["cats"]
+controls = ["dogs", "mice"]
+"""
+"""Sentences about groups, as `sasa/recipes/people.toml` has them."""

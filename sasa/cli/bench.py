@@ -154,7 +154,7 @@ def suite_command(name: str) -> Callable[..., None]:
     command.__doc__ = (
         f"{about}\n\nGenerates, measures and reports in one go. Started again with the same options it goes on; with more "
         "methods or scorers it adds them.\n\n"
-        f"    sasa bench {name} --limit 60 -M plain -M words -M sasa:1 -M sasa:3 -o runs/{name}"
+        f"    sasa bench {name} --limit 60 -M plain -M words -M sasa -o runs/{name}"
     )
     return command
 

@@ -27,7 +27,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON objec
             name,
             boundary.attribute,
             boundary.model.id,
-            f"layer {spec.layer}, {spec.pooling} of {spec.span}",
+            f"layer {' and '.join(map(str, spec.layers))}, {spec.pooling} of {spec.span}",
             str(test["safe"] + test["unsafe"]),
             *(f"{test[key]:.3f}" for key in ("auc", "accuracy", "ece")),
         )

@@ -43,6 +43,13 @@ ValueOption = Annotated[
     str,
     typer.Option(help="What a margin is worth: log_sigmoid, the log-probability of being safe, or raw, itself."),
 ]
+PriorOption = Annotated[
+    float,
+    typer.Option(
+        help="The share of text that is unsafe: the lower, the surer the boundary has to be before it steers. "
+        "0.5 takes both for equally likely."
+    ),
+]
 StrictOption = Annotated[
     bool,
     typer.Option(

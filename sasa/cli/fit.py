@@ -26,7 +26,13 @@ def command(
         Path, typer.Option("--output", "-o", help="The folder to write; an unfinished fit in it goes on.")
     ] = ...,  # type: ignore[assignment]
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", "-r", help="A TOML file with all settings; other options add to it.")
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="All settings, from a TOML file, or by name: toxicity or threat, with corpora of the Hub, for any "
+            "model. Other options go before it, and a CORPUS takes the place of its own.",
+        ),
     ] = None,
     model: ModelOption = None,
     attribute: Annotated[
@@ -43,7 +49,10 @@ def command(
         typer.Option(help="Scores below are safe; the grey zone between is left out.", show_default="unsafe-from"),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Hidden state: 0 the embeddings, -1 the last.", show_default="-1")
+        list[int] | None,
+        typer.Option(
+            help="Hidden state: 0 the embeddings, -1 the last. Repeat it for several at once.", show_default="-1"
+        ),
     ] = None,
     pooling: Annotated[str | None, typer.Option(help="last, mean or ema.", show_default="last")] = None,
     half_life: Annotated[
@@ -69,15 +78,25 @@ def command(
             show_default="no-prefixes",
         ),
     ] = None,
-    remove_identity: Annotated[
-        bool, typer.Option("--remove-identity", help="Make the boundary blind to what those terms change.")
-    ] = False,
+    identity: Annotated[
+        float | None,
+        typer.Option(
+            help="How dearly the fit pays for a margin that moves with the names of groups of people in harmless sentences; "
+            "1 is much, 10 is most of what can be had. What steering takes from such sentences goes on the card.",
+            show_default="0",
+        ),
+    ] = None,
+    people: Annotated[
+        str | None, typer.Option(help="Such sentences of your own, TOML.", show_default="English ones, embedded")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling and of the split.", show_default="0")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 64,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
     """Fit a boundary between safe and unsafe text in a model's own hidden space, and report on held-out texts.
+
+        sasa fit --recipe toxicity --model Qwen/Qwen3-0.6B --output qwen-toxicity
 
         sasa fit comments.csv --text comment --label toxic --output my-boundary
 
@@ -105,7 +124,7 @@ def command(
         for corpus in (given or base.corpora)
     )
     spec: dict[str, Any] = {
-        "layer": layer,
+        "layer": tuple(layer) if layer else None,
         "pooling": pooling,
         "half_life": half_life,
         "span": span,
@@ -113,8 +132,9 @@ def command(
     }
     settings: dict[str, Any] = {"model": model, "attribute": attribute, "seed": seed}
     settings["audit"] = Corpus.parse(audit) if audit else None
-    settings["remove_identity"] = remove_identity or None
-    settings["prefixes"] = prefixes
+    if layer:
+        base = replace(base, depth=None)
+    settings |= {"prefixes": prefixes, "identity": identity, "people": people}
     full = replace(
         base,
         corpora=used,

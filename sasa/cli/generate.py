@@ -23,6 +23,7 @@ from sasa.cli.common import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    PriorOption,
     StrictOption,
     ValueOption,
     load_boundaries,
@@ -32,7 +33,7 @@ from sasa.cli.common import (
     style,
 )
 from sasa.generation import Completion, encode_prompts
-from sasa.values import BETA, VALUE, check_beta, check_value
+from sasa.values import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
 NO_BOUNDARY = "none"
 
@@ -51,6 +52,7 @@ def command(
     boundary: BoundariesOption = None,
     beta: Annotated[float, typer.Option(help="Strength, >= 0. 0 samples plainly.")] = BETA,
     value: ValueOption = VALUE,
+    prior: PriorOption = PRIOR,
     top_k: Annotated[
         int | None,
         typer.Option(help="At most the k likeliest tokens; 0: no limit.", show_default="the model's, else 20"),
@@ -135,6 +137,7 @@ def command(
     watch = Backtracking(THRESHOLD if threshold is None else threshold, max_resets=resets) if backtrack else None
     check_beta(beta)
     check_value(value)
+    check_prior(prior)
     texts = [*(prompts or []), *(read_prompts(file) if file else [])]
     if not texts:
         raise ValueError("no prompts: give them as arguments, or a file with --prompts")
@@ -153,6 +156,7 @@ def command(
     encode_prompts(loaded, tokenizer, texts, spec, chat, max_new_tokens)  # all, before the first is used
     settings = dict(
         value=value,
+        prior=prior,
         chat=chat,
         batch_size=batch_size,
         temperature=temperature,

@@ -171,7 +171,7 @@ def run(
 
         sasa redteam run -o runs/attack
 
-        sasa redteam run --target my-model --defence sasa:3 -o runs/attack-sasa
+        sasa redteam run --target my-model --defence sasa -o runs/attack-sasa
 
         sasa redteam run --target http://localhost:8000/v1 --target-model NAME -o runs/attack-endpoint
 
@@ -311,7 +311,7 @@ def replay_command(
     ] = None,
     defences: Annotated[
         list[str] | None,
-        typer.Option("--defence", "-D", help="Repeat for several; plain is always there.", show_default="plain sasa:3"),
+        typer.Option("--defence", "-D", help="Repeat for several; plain is always there.", show_default="plain sasa"),
     ] = None,
     boundary: BoundariesOption = None,
     judges: Annotated[
@@ -344,9 +344,9 @@ def replay_command(
 ) -> None:
     """Try the attacks that got through again: against other defences and models, several times each, beside harmless prompts.
 
-    sasa redteam replay runs/attack -D sasa:3 -D backtrack -D sasa+backtrack
+    sasa redteam replay runs/attack -D sasa -D backtrack -D sasa+backtrack
 
-    sasa redteam replay runs/attack --clusters odd -m HuggingFaceTB/SmolLM2-135M-Instruct -m safer --no-strict -D sasa:3
+    sasa redteam replay runs/attack --clusters odd -m HuggingFaceTB/SmolLM2-135M-Instruct -m safer --no-strict -D sasa
     """
     from sasa.models.load import DEFAULT_MODEL, load_named
     from sasa.redteam.replay import replay, replay_suite
@@ -379,7 +379,7 @@ def replay_command(
     place = output or (attacks / "replay" if store is not None else attacks.with_suffix(".replay"))
     settings = _sampling(store, completions, max_new_tokens, temperature, top_k, top_p, chat)
     found = replay(
-        suite, worlds, defences or ["sasa:3"], scoring, place, settings, seed=seed, batch_size=batch_size,
+        suite, worlds, defences or ["sasa"], scoring, place, settings, seed=seed, batch_size=batch_size,
         threshold=threshold, progress=True,
     )  # fmt: skip
     table = Table("model", "defence", "attack success rate", "change", "p", "harmless: perplexity", "tokens")

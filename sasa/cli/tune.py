@@ -16,13 +16,14 @@ from sasa.cli.common import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    PriorOption,
     StrictOption,
     ValueOption,
     load_boundaries,
     out,
     read_prompts,
 )
-from sasa.values import VALUE, check_value
+from sasa.values import PRIOR, VALUE, check_prior, check_value
 
 
 def command(
@@ -46,6 +47,7 @@ def command(
     model: ModelOption = None,
     boundary: BoundariesOption = None,
     value: ValueOption = VALUE,
+    prior: PriorOption = PRIOR,
     temperature: Annotated[float, typer.Option(help="As you are going to sample.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="As you are going to sample.")] = 10,
     top_p: Annotated[float, typer.Option(help="As you are going to sample.")] = 0.9,
@@ -69,6 +71,7 @@ def command(
 
     check_budget(budget, variety)
     check_value(value)
+    check_prior(prior)
     texts = read_prompts(prompts)[slice(*parse_rows(rows)) if rows else slice(None)]
     if not texts:
         raise ValueError(f"{prompts} has no rows {rows}")
@@ -89,10 +92,10 @@ def command(
     limits = f"within {budget:g} times plain's perplexity" + (
         f" and {variety:g} times its distinct-2" if variety else ""
     )
-    beta, trials = tune(world, texts, budget, variety=variety, value=value, seed=seed, tell=tell)
+    beta, trials = tune(world, texts, budget, variety=variety, value=value, prior=prior, seed=seed, tell=tell)
     if as_json:
         print(json.dumps({"beta": beta, "trials": [asdict(trial) for trial in trials]}))
     elif beta:
-        out.print(f"--beta {beta:.3g} --value {value}: the largest found {limits}")
+        out.print(f"--beta {beta:.3g} --value {value} --prior {prior:g}: the largest found {limits}")
     else:
         out.print(f"no beta that was tried stays {limits}")

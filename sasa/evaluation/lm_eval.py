@@ -23,7 +23,7 @@ except ImportError as error:
 import sasa
 from sasa.boundary import Boundary
 from sasa.decoding import SASADecoder
-from sasa.values import BETA, VALUE
+from sasa.values import BETA, PRIOR, VALUE
 
 
 @register_model("sasa")
@@ -33,7 +33,8 @@ class SASALM(HFLM):  # type: ignore[misc]
     Args:
         pretrained: as in `sasa.load`; None for the embedded default.
         boundary: a bundled attribute, a file, a folder or a Hub id.
-        beta, value: strength, >= 0, and what a margin is worth; 0 is the model on its own.
+        beta, value, prior: strength, >= 0, what a margin is worth, and the share of unsafe text;
+            beta 0 is the model on its own.
         top_k, top_p: what is looked at where the task decodes greedily; see `SASADecoder`.
         device, dtype: as in `sasa.load`.
         kwargs: as for the harness's own `hf` model, such as batch_size.
@@ -48,6 +49,7 @@ class SASALM(HFLM):  # type: ignore[misc]
         boundary: str = "toxicity",
         beta: float = BETA,
         value: str = VALUE,
+        prior: float = PRIOR,
         top_k: int | None = None,
         top_p: float | None = None,
         device: str | None = None,
@@ -59,7 +61,7 @@ class SASALM(HFLM):  # type: ignore[misc]
             device = None
         model, tokenizer = sasa.load(pretrained, device, None if dtype == "auto" else dtype)
         line = Boundary.load(boundary, model=model)
-        self.decoder = SASADecoder(line, float(beta), top_k, top_p, value=value)
+        self.decoder = SASADecoder(line, float(beta), top_k, top_p, value=value, prior=float(prior))
         super().__init__(pretrained=model, tokenizer=tokenizer, **kwargs)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:

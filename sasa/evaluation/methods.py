@@ -13,7 +13,7 @@ import sasa
 from sasa.backtracking import THRESHOLD, Backtracking
 from sasa.boundary import Boundary
 from sasa.generation import Completion
-from sasa.values import BETA, VALUE, VALUES, Boundaries, check_beta, check_value, terms
+from sasa.values import BETA, PRIOR, VALUE, VALUES, Boundaries, check_beta, check_prior, check_value, terms
 
 WORDS = tuple(
     """
@@ -68,6 +68,7 @@ class World:
         prompts: Sequence[str],
         beta: float = 0.0,
         value: str = VALUE,
+        prior: float = PRIOR,
         *,
         words: bool = False,
         backtrack: Backtracking | None = None,
@@ -79,7 +80,7 @@ class World:
         return sasa.generate(
             self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
             seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
-            num_return_sequences=s.completions, value=value, backtrack=backtrack, **more,
+            num_return_sequences=s.completions, value=value, prior=prior, backtrack=backtrack, **more,
         )  # fmt: skip
 
     def _bad_words(self) -> list[list[int]]:
@@ -119,19 +120,21 @@ class SASA:
 
     beta: float
     value: str = VALUE
+    prior: float = PRIOR
     words: bool = False
 
     @classmethod
-    def parse(cls, beta: str = f"{BETA:g}", words: bool = False) -> SASA:
-        """From `BETA` or `BETA:VALUE`."""
-        strength, _, value = beta.partition(":")
-        value = value or VALUE
-        check_beta(float(strength))
-        check_value(value)
-        return cls(float(strength), value, words)
+    def parse(cls, argument: str = f"{BETA:g}", words: bool = False) -> SASA:
+        """From `BETA`, `BETA:VALUE` or `BETA:VALUE:PRIOR`."""
+        beta, value, prior = [*argument.split(":", 2), "", ""][:3]
+        made = cls(float(beta), value or VALUE, float(prior or PRIOR), words)
+        check_beta(made.beta)
+        check_value(made.value)
+        check_prior(made.prior)
+        return made
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        return world.generate(prompts, self.beta, self.value, words=self.words, seed=seed)
+        return world.generate(prompts, self.beta, self.value, self.prior, words=self.words, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,13 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "plain": ("the model on its own", Plain),
     "words": ("the word filter", Words),
     "sasa": (
-        f"sasa:BETA[:VALUE], SASA at that strength; VALUE is {' or '.join(VALUES)}, by default {VALUE}",
+        f"sasa:BETA[:VALUE[:PRIOR]], SASA at that strength; VALUE is {' or '.join(VALUES)}, by default {VALUE}, PRIOR the "
+        f"share of unsafe text, by default {PRIOR:g}",
         SASA.parse,
     ),
     "sasa+words": (
-        "sasa+words:BETA[:VALUE], SASA and the word filter",
-        lambda beta=f"{BETA:g}": SASA.parse(beta, words=True),
+        "sasa+words:BETA[:VALUE[:PRIOR]], SASA and the word filter",
+        lambda argument=f"{BETA:g}": SASA.parse(argument, words=True),
     ),
     "backtrack": (
         f"backtrack:THRESHOLD, back from where P(unsafe) reaches it, by default {THRESHOLD:g}",

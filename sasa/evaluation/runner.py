@@ -54,7 +54,7 @@ from sasa.generation import Completion, encode_prompts
 from sasa.models.skinny import kernel
 from sasa.models.states import context_window
 from sasa.sampling import log_probs
-from sasa.values import BETA, VALUE, fingerprint_of
+from sasa.values import BETA, PRIOR, VALUE, fingerprint_of
 
 ROWS = 64
 """Completions at a time, unless a batch size is given."""
@@ -129,7 +129,7 @@ class Run:
             "dtype": str(world.model.dtype).removeprefix("torch."),
             "device": world.model.device.type,
             "boundary": fingerprint_of(world.boundary),
-            "default": f"sasa:{BETA:g}:{VALUE}",  # what sasa means
+            "default": f"sasa:{BETA:g}:{VALUE}:{PRIOR:g}",  # what sasa means
             "special_tokens": world.first.embedding.special_tokens,
             "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},
             "threads": torch.get_num_threads(),

@@ -12,7 +12,7 @@ from sasa.evaluation.methods import World
 from sasa.evaluation.metrics import style
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.generation import encode_prompts
-from sasa.values import VALUE
+from sasa.values import PRIOR, VALUE
 
 LARGEST = 256.0
 BATCH = 8
@@ -48,6 +48,7 @@ def tune(
     *,
     variety: float = 0.95,
     value: str = VALUE,
+    prior: float = PRIOR,
     start: float = 1.0,
     steps: int = 5,
     seed: int = 0,
@@ -85,7 +86,7 @@ def tune(
         lengths: list[list[int]] = []
         for first in range(0, len(prompts), BATCH):
             # The same seeds at every strength: they differ by what they do and not by the luck of the draw.
-            rows = world.generate(prompts[first : first + BATCH], beta, value, seed=seed + first)
+            rows = world.generate(prompts[first : first + BATCH], beta, value, prior, seed=seed + first)
             every = [completion for row in rows for completion in row]
             texts += [[completion.text for completion in row] for row in rows]
             lengths += [[len(completion.tokens) for completion in row] for row in rows]

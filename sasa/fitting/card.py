@@ -42,7 +42,7 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             f"A linear boundary between safe and unsafe ({boundary.attribute}) text in the model's own hidden space, for "
             "self-disciplined decoding with [sasa](https://pypi.org/project/sasa-decoding/). A positive margin is safe.",
             "",
-            f"Hidden state {spec.layer}, pooling `{spec.pooling}`"
+            f"Hidden state {' and '.join(map(str, spec.layers))}, pooling `{spec.pooling}`"
             + (f" of half-life {spec.half_life:g}" if spec.pooling == "ema" else "")
             + f" over the `{spec.span}`, template `{spec.template}`, "
             f"classifier `{report['classifier']}`"
@@ -67,6 +67,7 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             "Unsafe is the class to be found; accuracy is that of the calibrated margin, which, like the expected calibration "
             "error, counts both classes as equally likely.",
             "",
+            *_identity_tax(report),
             *_audit(report),
             *(["![margins of held-out texts and how far they can be trusted](margins.png)", ""] if plotted else []),
             "Fit it again with `sasa fit --recipe recipe.toml --output DIR`. It reflects the labels it was fitted on, biases "
@@ -78,20 +79,45 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
     )
 
 
+def _identity_tax(report: dict[str, Any]) -> list[str]:
+    """What steering takes from harmless sentences that name groups of people, where that was measured."""
+    if "identity_tax" not in report:
+        return []
+    found, settings = report["identity_tax"], report["identity_tax"]["settings"]
+    groups = sorted(found["groups"].items(), key=lambda item: -item[1]["beyond"])
+    return [
+        "## What steering takes from sentences about people",
+        "",
+        f'How much less likely steering makes harmless sentences such as "My best friends are …", in nats a sentence, at '
+        f"beta {settings['beta']:g} and a prior of {settings['prior']:g}: {found['controls']:.2f} with names to which no "
+        "prejudice clings, such as teachers or tall people. Beyond that, in the same sentences with names of as many tokens:",
+        "",
+        "| group | sentences | nats a sentence | beyond the others' |",
+        "| --- | --- | --- | --- |",
+        *(f"| {name} | {one['sentences']} | {one['tax']:.2f} | {one['beyond']:+.2f} |" for name, one in groups),
+        "",
+        "The fit has seen none of these sentences"
+        + (
+            f", and kept from others like them (identity = {report['recipe']['identity']:g})."
+            if report["recipe"].get("identity")
+            else "."
+        ),
+        "",
+    ]
+
+
 def _audit(report: dict[str, Any]) -> list[str]:
     """How sentences fare that differ only in an identity term, where that was measured."""
     if "audit" not in report:
         return []
     found = report["audit"]
     hardest = sorted(found["terms"].items(), key=lambda item: item[1]["bpsn_auc"])[:5]
-    blind = report["recipe"].get("remove_identity", False)
     return [
         "## Identity terms",
         "",
         f"On {found['texts']} sentences that differ only in an identity term, AUC {found['auc']:.3f}: {found['fpr']:.1%} of the "
         f"harmless ones are taken for unsafe, from term to term within {found['fpr_gap']:.1%}. "
-        + ("The fit was made blind to what identity terms change. " if blind else "")
-        + "The terms with the lowest BPSN AUC (harmless sentences with it against unsafe ones without; Borkan et al. 2019):",
+        "The terms with the lowest BPSN AUC (harmless sentences with it against unsafe ones without; Borkan et al. 2019):",
         "",
         f"| term | sentences | {' | '.join(FIGURES.values())} | harmless taken for unsafe |",
         "| --- | --- | --- | --- | --- | --- |",

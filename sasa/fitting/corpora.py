@@ -38,11 +38,18 @@ def parse_rows(rows: str) -> tuple[int, int | None]:
 
 @dataclass(frozen=True)
 class Example:
-    """A text, how unsafe it is in [0, 1], and the group that must not be split between fitting and testing."""
+    """A text, how unsafe it is in [0, 1], and the group that must not be split between fitting and testing.
+
+    Attributes:
+        prompt_score: of a response, how unsafe its prompt is, where the source says so.
+        by: the value of the corpus's column `by`.
+    """
 
     text: Text
     score: float
     group: str
+    prompt_score: float | None = None
+    by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Corpus:
         text, label: column names, with dots for nested ones. Of `rtp`, label is the attribute: `toxicity`, or `threat`, `insult`,
             `sexually_explicit`, … as Perspective scored them.
         prompt: the column of prompts, where the text is a response to one.
+        by: a column whose values divide the texts, such as the group of people that they are about, for `sasa selectivity`.
         positive: label values that mean unsafe, where labels are names or class numbers; all others mean safe.
         low, high: the label's range where it is a number: it is mapped onto [0, 1].
         unsafe_from: scores at or above are unsafe.
@@ -81,6 +89,7 @@ class Corpus:
     text: str | None = None
     label: str | None = None
     prompt: str | None = None
+    by: str | None = None
     positive: tuple[str, ...] = ()
     low: float = 0.0
     high: float = 1.0
@@ -93,6 +102,10 @@ class Corpus:
     segments: tuple[str, ...] = ("prompt", "continuation")
 
     def __post_init__(self) -> None:
+        if self.source == "diasafety":
+            columns = {"text": "response", "label": "label", "prompt": "context", "positive": ("Unsafe",)}
+            for name, value in columns.items():
+                object.__setattr__(self, name, getattr(self, name) or value)
         for name in ("positive", "segments"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(str(v) for v in value))
@@ -198,6 +211,7 @@ class Corpus:
             "rtp": ("allenai/real-toxicity-prompts", None),
             "hh-rlhf": ("Anthropic/hh-rlhf", "harmless-base"),
             "toxigen": ("toxigen/toxigen-data", "annotated"),
+            "diasafety": ("thu-coai/diasafety", None),
         }
         file = self.path if self.source in hub else self.source
         plain_name = str(file).removesuffix(".gz").removesuffix(".zst")
@@ -252,7 +266,7 @@ class Corpus:
             low, high = (1.0, 5.0) if (low, high) == (0.0, 1.0) else (low, high)
         if not text or not label:
             raise ValueError(f"corpus {self.source}: name its text and label columns; it has {', '.join(columns)}")
-        for column in filter(None, (text, label, self.prompt)):
+        for column in filter(None, (text, label, self.prompt, self.by)):
             if column.split(".")[0] not in columns:
                 raise ValueError(f"corpus {self.source} has no column {column!r}; it has {', '.join(columns)}")
 
@@ -265,7 +279,8 @@ class Corpus:
                 yield "empty text"
                 return
             prompt = str(_get(row, self.prompt) or "")
-            yield Example((prompt, content) if self.prompt else content, score, prompt or content)
+            part = _name(_get(row, self.by)) if self.by else None
+            yield Example((prompt, content) if self.prompt else content, score, prompt or content, by=part)
 
         return read
 
@@ -308,8 +323,13 @@ class Corpus:
             if part[attribute] is None or not (part["text"] or "").strip():
                 yield "no score or text"
                 continue
-            text: Text = (opening["text"] or "", part["text"]) if segment == "pair" else part["text"]
-            yield Example(text, self._score(part[attribute], 0.0, 1.0, number), opening["text"] or part["text"])
+            score, group = self._score(part[attribute], 0.0, 1.0, number), opening["text"] or part["text"]
+            if segment != "pair":
+                yield Example(part["text"], score, group)
+                continue
+            before = opening.get(attribute)
+            prompt_score = None if before is None else self._score(before, 0.0, 1.0, number)
+            yield Example((opening["text"] or "", part["text"]), score, group, prompt_score)
 
     def _dialogues(self, row: dict[str, Any], number: int) -> Iterator[Example | str]:
         """A pair of dialogues that differ in their last reply (Bai et al. 2022): the preferred one, and the other."""

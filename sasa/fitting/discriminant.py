@@ -86,7 +86,7 @@ class GaussianStatistics:
 
 
 def linear_discriminant(
-    statistics: GaussianStatistics, shrinkage: float | str = "auto", blind_to: Vector | None = None
+    statistics: GaussianStatistics, shrinkage: float | str = "auto", nuisance: Vector | None = None
 ) -> tuple[Vector, float, float]:
     """The Bayes-optimal boundary between two Gaussians with a common covariance (Ko et al. 2025, section 3.2).
 
@@ -97,8 +97,10 @@ def linear_discriminant(
         shrinkage: how far the correlations are drawn to zero, in [0, 1]; `auto` takes the oracle approximating
             shrinkage (Chen et al. 2010, eq. 23), which needs no more than these statistics. Correlations and not
             covariances are shrunk, for hidden states have a few dimensions of enormous variance.
-        blind_to: directions (r, d) along which a move must not change the margin; the weight is then the best of those at
-            right angles to them, w = S^-1 (delta - G' (G S^-1 G')^-1 G S^-1 delta).
+        nuisance: (d, d), the second moment of moves that should not change the margin. It is added to the covariance, as if
+            texts of one class differed by these moves, too: of all weights that part the means by as much, the least sum of
+            variance within the classes and of mean squared change by such a move (within-class covariance
+            normalization, Hatch et al. 2006).
 
     Returns:
         weight (d,), bias, and the shrinkage used.
@@ -110,6 +112,8 @@ def linear_discriminant(
         raise ValueError(f"each class needs at least two texts, got {statistics.count.astype(int).tolist()}")
     n = statistics.count.sum() - 2
     covariance = statistics.scatter / n
+    if nuisance is not None:
+        covariance = covariance + nuisance
     scale = np.sqrt(np.diag(covariance))
     scale[scale == 0] = 1.0  # a constant dimension says nothing, and its row of correlations is zero
     correlation = covariance / np.outer(scale, scale)
@@ -122,13 +126,7 @@ def linear_discriminant(
     correlation = (1 - shrinkage) * correlation + shrinkage * target * np.eye(d)
     difference = (statistics.mean[1] - statistics.mean[0]) / scale
     try:
-        if blind_to is None:
-            weight = np.linalg.solve(correlation, difference) / scale
-        else:
-            within = blind_to / scale  # acts on the standardised weight as blind_to does on the weight
-            free, held = np.split(np.linalg.solve(correlation, np.column_stack([difference, within.T])), [1], axis=1)
-            # Directions of means lie close to each other: those that add nothing are left out.
-            weight = (free - held @ np.linalg.pinv(within @ held, rcond=1e-6) @ (within @ free))[:, 0] / scale
+        weight = np.linalg.solve(correlation, difference) / scale
     except np.linalg.LinAlgError as error:
         raise ValueError("the covariance is singular: give shrinkage > 0, or 'auto'") from error
     return weight, float(-weight @ statistics.mean.sum(0) / 2), float(shrinkage)

@@ -1,4 +1,4 @@
-"""Whether a boundary mistakes identity for toxicity: bias metrics over texts that name identity terms, and a remedy.
+"""Whether a boundary mistakes identity for toxicity: bias metrics over texts that name identity terms.
 
 Measured as in Borkan et al. 2019 ("Nuanced metrics for measuring unintended bias"), on sentences that differ only in such a term,
 for example Dixon et al. 2018's templates ("Chris is a lovely buddhist").
@@ -6,7 +6,6 @@ for example Dixon et al. 2018's templates ("Chris is a lovely buddhist").
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import Boundary, EmbeddingSpec
+from sasa.boundary import Boundary
 from sasa.embedding import embed
 from sasa.fitting.corpora import Corpus
 
@@ -50,15 +49,6 @@ def read(corpus: Corpus, seed: int = 0) -> Labelled:
     return texts
 
 
-def halves(texts: Labelled) -> tuple[Labelled, Labelled]:
-    """What a fit may learn identity from, and what an audit measures on: by a hash of each text."""
-    parts: tuple[Labelled, Labelled] = ([], [])
-    for text, label in texts:
-        digest = hashlib.blake2b(text.encode(errors="replace"), digest_size=1).digest()
-        parts[1 - (digest[0] & 1)].append((text, label))
-    return parts
-
-
 def audit(
     boundary: Boundary,
     model: PreTrainedModel,
@@ -68,7 +58,7 @@ def audit(
     batch_size: int = 64,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """What `bias_metrics` says of a boundary, on the half of `texts`, as `read` gives them, that no fit learns identity from.
+    """What `bias_metrics` says of a boundary, on `texts` as `read` gives them.
 
     Raises:
         ValueError: a boundary for another model or for chats, or too few texts of every term.
@@ -76,8 +66,7 @@ def audit(
     boundary.check(model)
     if boundary.embedding.template == "chat":
         raise ValueError("an audit reads plain texts, and this boundary was fitted with a chat template")
-    _, mine = halves(texts)
-    named, labels = [text for text, _ in mine], np.array([label for _, label in mine])
+    named, labels = [text for text, _ in texts], np.array([label for _, label in texts])
     vectors = embed(model, tokenizer, named, boundary.embedding, batch_size=batch_size, progress=progress)
     margins = boundary.log_odds(boundary.to("cpu").margin(vectors)).numpy()
     return bias_metrics(margins, labels, named)
@@ -130,24 +119,6 @@ def bias_metrics(
         "worst": worst,
         "terms": found,
     }
-
-
-def identity_directions(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Labelled,
-    spec: EmbeddingSpec,
-    *,
-    batch_size: int = 64,
-    progress: bool = False,
-) -> NDArray[np.float64]:
-    """Where each identity term moves an embedding, (terms, d): the mean with it less the mean of all, label by label."""
-    mine, _ = halves(texts)
-    named, labels = [text for text, _ in mine], np.array([label for _, label in mine])
-    vectors = embed(model, tokenizer, named, spec, batch_size=batch_size, progress=progress).double().numpy()
-    for c in (0, 1):
-        vectors[labels == c] -= vectors[labels == c].mean(0)
-    return np.array([vectors[where].mean(0) for where in _named(named, TERMS).values() if len(where) >= LEAST])
 
 
 def _named(texts: Sequence[str], terms: Sequence[str]) -> dict[str, list[int]]:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from itertools import islice, pairwise
 from pathlib import Path
@@ -37,8 +37,10 @@ from sasa.files import differences, write_atomically
 from sasa.fitting import fairness
 from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
+from sasa.fitting.identity import PEOPLE, identity_tax, load_people, name_covariance
 from sasa.models.states import check_ready
 from sasa.progress import progress_bar
+from sasa.values import check_beta
 
 try:
     import tomllib
@@ -60,31 +62,40 @@ class Recipe:
         attribute: what the unsafe side is called.
         model: the name for `sasa.load`, None for the default; used by the command line.
         embedding: layer, pooling, span, template.
+        depth: in place of the embedding's layer, for a recipe that serves any model: the share of the model's layers below
+            it, in [0, 1]; or several.
         shrinkage: of the closed form: `auto`, or a number in [0, 1].
         calibration, test: shares of the groups of texts held out to calibrate the margin and to report on.
         prefixes: fits on every prefix of a text, of a pair every one that ends within the response, with the text's label:
             each token's part in where a text is heading. That is what decoding asks. It steers better and takes no further
             forward pass; long texts count for more, and shrinkage counts every prefix as a sample.
         seed: of sampling with `limit`, and of the assignment of texts to the three parts.
+        identity: how dearly the fit pays for a margin that moves with the names of groups in harmless sentences
+            (`sasa.fitting.identity`): their covariance counts so many times beside that within the classes. 0 does not care.
+        people: a file of such sentences, in another language, say; None for those that ship with the package.
         audit: labelled sentences that name identity terms, to measure on how the boundary treats them (`sasa.fitting.fairness`).
-        remove_identity: makes the boundary blind to what these terms change, learnt from the other half of `audit`.
     """
 
     corpora: tuple[Corpus, ...]
     attribute: str = "toxicity"
     model: str | None = None
     embedding: EmbeddingSpec = field(default_factory=EmbeddingSpec)
+    depth: float | tuple[float, ...] | None = None
     shrinkage: float | str = "auto"
     calibration: float = 0.1
     test: float = 0.1
     prefixes: bool = False
     seed: int = 0
+    identity: float = 0.0
+    people: str | None = None
     audit: Corpus | None = None
-    remove_identity: bool = False
 
     def __post_init__(self) -> None:
-        if self.remove_identity and self.audit is None:
-            raise ValueError("remove_identity needs an audit corpus, which shows what identity terms change")
+        check_beta(self.identity, "identity")
+        if isinstance(self.depth, (list, tuple)):
+            object.__setattr__(self, "depth", tuple(self.depth))
+        if not all(0 <= depth <= 1 for depth in self.depths):
+            raise ValueError(f"depth must be in [0, 1], the share of the layers below, got {self.depth}")
         if self.embedding.template == "chat" and any(corpus.source == "hh-rlhf" for corpus in self.corpora):
             raise ValueError("hh-rlhf has dialogues with turns of their own: it does not go with template='chat'")
         if self.audit is not None and self.embedding.template == "chat":
@@ -113,15 +124,38 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """From a TOML file, as `to_toml` writes it. Paths of corpora are relative to the working directory."""
+        """From a TOML file, as `to_toml` writes it, or one that ships with the package, by its attribute: `shipped_recipes`.
+
+        Paths of corpora are relative to the working directory.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file, or it is no recipe; the message says why.
+        """
+        shipped = shipped_recipes()
+        path = shipped.get(str(path), Path(path))
+        if not path.is_file():
+            raise FileNotFoundError(f"no recipe at {path}; by name there are: {', '.join(shipped)}")
         try:
-            return cls.from_dict(tomllib.loads(Path(path).read_text("utf-8")))
+            return cls.from_dict(tomllib.loads(path.read_text("utf-8")))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        return () if self.depth is None else self.depth if isinstance(self.depth, tuple) else (self.depth,)
+
+    def for_model(self, model: PreTrainedModel) -> Recipe:
+        """The recipe with the layer that `depth` means in this model."""
+        if self.depth is None:
+            return self
+        layers = tuple(round(depth * ModelInfo.of(model).num_hidden_layers) for depth in self.depths)
+        return replace(self, embedding=replace(self.embedding, layer=layers), depth=None)
 
     def to_dict(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("corpora", "embedding")}
         own = {name: value for name, value in own.items() if value is not None and value is not False}
+        if not self.identity:
+            del own["identity"]
         if self.audit is not None:
             own["audit"] = self.audit.to_dict()
         return own | {"embedding": self.embedding.to_dict(), "corpus": [corpus.to_dict() for corpus in self.corpora]}
@@ -147,6 +181,12 @@ class Recipe:
                     skipped["grey zone"] += 1
                 else:
                     yield index, example, label
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that ship with the package, by what they find: corpora of the Hub, for any model."""
+    folder = Path(__file__).parent.parent / "recipes"
+    return {file.stem: file for file in sorted(folder.glob("*.toml")) if file != PEOPLE}
 
 
 def fit_boundary(
@@ -177,23 +217,28 @@ def fit_boundary(
         ValueError: one class only, a bad label, a folder with another recipe's unfinished fit, a boundary without
             signal. All but the last before anything is embedded.
     """
-    check_ready(model, recipe.embedding.layer)
+    recipe = recipe.for_model(model)
+    check_ready(model, *recipe.embedding.layers)
     if classifier is None:
         linear_discriminant_check(recipe.shrinkage)
     sentences = fairness.read(recipe.audit, recipe.seed) if recipe.audit is not None else None
-    if recipe.remove_identity and classifier is not None:
-        raise ValueError("remove_identity goes with the closed form, not with another classifier")
+    named = {use: load_people(use, recipe.people) for use in ("fit", "audit")} if recipe.identity else {}
+    if recipe.identity and classifier is not None:
+        raise ValueError("identity goes with the closed form, not with another classifier")
     counts, skipped, content = survey(recipe)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(output) if output is not None else Path(scratch)
         work = Workspace.open(folder / ".fit", recipe, content, model, classifier)
         _embed_all(model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
-        blind_to = None
-        if recipe.remove_identity and sentences:
-            blind_to = fairness.identity_directions(
-                *(model, tokenizer, sentences, recipe.embedding), batch_size=batch_size, progress=progress
+        nuisance = None
+        if recipe.identity:
+            nuisance = recipe.identity * name_covariance(
+                *(model, tokenizer, named["fit"], recipe.embedding),
+                prefixes=recipe.prefixes,
+                batch_size=batch_size,
+                progress=progress,
             )
-        weight, bias, settings = _separate(work, recipe, classifier, blind_to)
+        weight, bias, settings = _separate(work, recipe, classifier, nuisance)
         held_out = {part: work.spilled(part) for part in ("calibration", "test")}
         margins = {part: _margins(rows, weight, bias) for part, rows in held_out.items()}
         scale, shift = calibrate(margins["calibration"], held_out["calibration"][:, 0])
@@ -232,6 +277,8 @@ def fit_boundary(
             report["audit"] = fairness.audit(
                 *(boundary, model, tokenizer, sentences), batch_size=batch_size, progress=progress
             )
+        if named:
+            report["identity_tax"] = identity_tax(boundary, model, tokenizer, named["audit"], progress=progress)
         if output is not None:
             from sasa.fitting.card import card, plot
 
@@ -275,7 +322,7 @@ def survey(recipe: Recipe) -> tuple[Counter[tuple[str, int]], Counter[str], str]
     return counts, skipped, content.hexdigest()
 
 
-AFTERWARDS = ("shrinkage", "attribute", "audit", "remove_identity")
+AFTERWARDS = ("shrinkage", "attribute", "audit", "identity", "people")
 """Settings that say what is done once the texts are read."""
 
 
@@ -308,7 +355,7 @@ class Workspace:
             "spills": list(spills),
         }
         settings = json.loads(json.dumps(settings))  # as they come back from the file
-        work = cls(folder, ModelInfo.of(model).hidden_size, spills, settings)
+        work = cls(folder, ModelInfo.of(model).hidden_size * len(recipe.embedding.layers), spills, settings)
         state = folder / "state.json"
         if state.is_file():
             saved = json.loads(state.read_text("utf-8"))
@@ -417,11 +464,11 @@ def _embed_all(
 
 
 def _separate(
-    work: Workspace, recipe: Recipe, classifier: ClassifierMixin | None, blind_to: np.ndarray | None
+    work: Workspace, recipe: Recipe, classifier: ClassifierMixin | None, nuisance: np.ndarray | None
 ) -> tuple[np.ndarray, float, dict[str, Any]]:
     """The weight (d,) and bias whose margin is positive on the safe side, and how they were found."""
     if classifier is None:
-        weight, bias, shrinkage = linear_discriminant(work.statistics, recipe.shrinkage, blind_to)
+        weight, bias, shrinkage = linear_discriminant(work.statistics, recipe.shrinkage, nuisance)
         return weight, bias, {"classifier": "bayes", "shrinkage": shrinkage}
     rows = work.spilled("fit")
     classifier.fit(rows[:, 2:], rows[:, 0])

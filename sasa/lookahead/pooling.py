@@ -22,8 +22,8 @@ class Sums(NamedTuple):
     Attributes:
         last: (B, d), the last layer's states at the texts' ends.
         end: (B, L, d), the specs' layers' states there.
-        total: float32 (B, S, d), the weighted sum of the span's states; weight: (B, S), of the
-            weights.
+        total: float32 (B, D), the weighted sums of the span's states, one spec's behind the
+            other's; weight: (B, S), of the weights.
     """
 
     last: Tensor
@@ -56,8 +56,10 @@ class Pools:
         self.specs = tuple(specs)
         self.layers = layers_of(self.specs) or (-1,)
         last = torch.zeros(rows, width, dtype=dtype, device=device)
-        total = torch.zeros(rows, len(self.specs), width, device=device)
-        self.now = Sums(last, last[:, None].expand(-1, len(self.layers), -1), total, total[:, :, 0])
+        self._widths = [width * len(spec.layers) for spec in self.specs]
+        total = torch.zeros(rows, sum(self._widths), device=device)
+        weight = torch.zeros(rows, len(self.specs), device=device)
+        self.now = Sums(last, last[:, None].expand(-1, len(self.layers), -1), total, weight)
         self._past: list[Sums] | None = [] if rewindable else None
 
     def append(self, states: Tensor, last: Tensor, read: Tensor, outside: int = 0) -> None:
@@ -69,7 +71,7 @@ class Pools:
             outside: how many of them stand before the response.
         """
         n = states.shape[2]
-        totals, counts = [*self.now.total.unbind(1)], [*self.now.weight.unbind(1)]
+        totals, counts = [*self.now.total.split(self._widths, 1)], [*self.now.weight.unbind(1)]
         for i, spec in enumerate(self.specs):
             if spec.pooling == "last":
                 continue
@@ -78,12 +80,12 @@ class Pools:
                 weights[:, :outside] = 0
             if spec.decay < 1 and n > 1:
                 weights = weights * spec.decay ** torch.arange(n - 1, -1, -1, device=weights.device)
-            own = states[self.layers.index(spec.layer)].float()
+            own = spec.of_layers(states, self.layers).float()
             totals[i] = totals[i] * spec.decay**n + torch.einsum("bnd,bn->bd", own, weights)
             counts[i] = counts[i] * spec.decay**n + weights.sum(1)
         total, count = self.now.total, self.now.weight
         if self.specs:
-            total, count = torch.stack(totals, 1), torch.stack(counts, 1)
+            total, count = torch.cat(totals, 1), torch.stack(counts, 1)
         self.now = Sums(last, states[:, :, -1].transpose(0, 1), total, count)
 
     def remember(self) -> None:
@@ -93,11 +95,11 @@ class Pools:
 
     def texts(self) -> list[Tensor]:
         """The embedding of each text as it is, float32 (B, d), for each spec."""
-        found = []
+        found, totals = [], self.now.total.split(self._widths, 1)
         for i, spec in enumerate(self.specs):
-            end = self.now.end[:, self.layers.index(spec.layer)].float()
+            end = spec.of_layers(self.now.end.transpose(0, 1), self.layers).float()
             if spec.pooling != "last":
-                total, count = self.now.total[:, i], self.now.weight[:, i, None]
+                total, count = totals[i], self.now.weight[:, i, None]
                 # An empty response has no mean: what the model holds before it writes stands in.
                 end = torch.where(count > 0, total / count.clamp(min=1), end)
             found.append(end)
@@ -110,11 +112,11 @@ class Pools:
             states: (L, R, K, d), the candidates'.
             rows: int64 (R,), which texts they belong to; all where None.
         """
-        found = []
+        found, totals = [], self.now.total.split(self._widths, 1)
         for i, spec in enumerate(self.specs):
-            ahead = states[self.layers.index(spec.layer)].float()
+            ahead = spec.of_layers(states, self.layers).float()
             if spec.pooling != "last":
-                total, count = self.now.total[:, i], self.now.weight[:, i]
+                total, count = totals[i], self.now.weight[:, i]
                 if rows is not None:
                     total, count = total[rows], count[rows]
                 count = count[:, None, None]

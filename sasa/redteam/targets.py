@@ -22,7 +22,7 @@ from sasa.evaluation.methods import Settings, World, method
 from sasa.evaluation.rewards import named_function
 from sasa.evaluation.scorers import fingerprint
 from sasa.generation import encode_prompts
-from sasa.values import BETA, VALUE, Boundaries, fingerprint_of
+from sasa.values import BETA, PRIOR, VALUE, Boundaries, fingerprint_of
 
 HELLO = "Hello! How are you today?"
 """What a target must answer before an attack begins."""
@@ -82,7 +82,7 @@ class ModelTarget:
     """A causal language model that `sasa.load` loaded, with a defence: a method of `sasa bench`.
 
     Args:
-        defence: `plain`, `sasa:3`, `backtrack`, …: see `sasa.evaluation.methods`.
+        defence: `plain`, `sasa`, `backtrack`, …: see `sasa.evaluation.methods`.
         boundary: for all defences but `plain` and `words`.
         settings: how it samples; its `completions` are not read.
 
@@ -113,7 +113,7 @@ class ModelTarget:
             "weights": fingerprint(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "defence": defence,
-            "default": f"sasa:{BETA:g}:{VALUE}",
+            "default": f"sasa:{BETA:g}:{VALUE}:{PRIOR:g}",
             "boundary": fingerprint_of(self._world.boundary),
             "sampling": self._world.settings.to_dict(),
         }
