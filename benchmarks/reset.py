@@ -105,7 +105,7 @@ def main() -> None:
             for first in range(0, len(pairs), 8):
                 part = [turns(pair.prompt)[0]["content"] for pair in pairs[first : first + 8]]
                 replies += sasa.generate(
-                    model, tokenizer, part, chat=True, backtrack=watch, seed=args.seed + first, max_new_tokens=args.tokens,
+                    model, tokenizer, part, None, chat=True, backtrack=watch, seed=args.seed + first, max_new_tokens=args.tokens,
                     top_k=50, top_p=0.95, num_return_sequences=each,
                 )  # fmt: skip
                 bar.advance(task, len(part))
