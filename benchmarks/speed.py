@@ -40,7 +40,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LogitsProcessorList, PreTrainedModel
 
 import sasa
-import sasa.loop
+import sasa.lookahead.lookahead
 from sasa.boundary import ModelInfo
 from sasa.loop import Decoding
 from sasa.models.load import best_device
@@ -218,7 +218,7 @@ def sections() -> Iterator[None]:
         "1 the prompt": (Decoding, "prefill"),
         "2 look-ahead passes and values": (Decoding, "peek"),
         "3 layers above the boundary's, and the cache": (Decoding, "commit"),
-        "4 next logits (head)": (sasa.loop, "next_logits"),
+        "4 next logits (head)": (sasa.lookahead.lookahead, "next_logits"),
         "5 noise and order of the candidates": (Decoding, "order"),
         "6 generate()'s processors": (LogitsProcessorList, "__call__"),
     }

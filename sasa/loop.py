@@ -33,7 +33,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from sasa.backtracking import History, Observer, Watch
 from sasa.candidates import DEFAULT_TOP_K, Candidates, Race, noise, select
 from sasa.lookahead import Lookahead
-from sasa.models.heads import has_plain_head, next_logits, reread_logits, token_ids
+from sasa.models.heads import token_ids
 from sasa.models.states import context_window
 from sasa.values import reweight
 
@@ -232,12 +232,7 @@ class Decoding:
 
     def process(self) -> Tensor:
         """Scores, float (B, V), of the next token."""
-        look = self.look
-        if has_plain_head(self.model):
-            logits = next_logits(self.model, look.last)
-        else:
-            logits = reread_logits(self.model, look.ids, look.mask)
-        self.logits = self._whole(self.logits, logits)
+        self.logits = self._whole(self.logits, self.look.logits())
         logits = self.observer.logits(self.logits)
         return self.processors(cast(torch.LongTensor, self.ids), cast(torch.FloatTensor, logits))
 

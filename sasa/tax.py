@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sasa.boundary import Text
 from sasa.embedding import pad, response_start, tokenize
 from sasa.lookahead import Lookahead
-from sasa.models.heads import has_plain_head, next_logits, reread_logits, token_ids
+from sasa.models.heads import token_ids
 from sasa.progress import progress_bar
 from sasa.values import Boundaries, Steering
 
@@ -146,9 +146,8 @@ def _read_batch(
         if len(going) < len(rows):
             look.select(torch.tensor(going, device=model.device))
             rows = [rows[k] for k in going]
-        logits = next_logits(model, look.last) if has_plain_head(model) else reread_logits(model, look.ids, look.mask)
         written = torch.tensor([texts[row][0][texts[row][1] + step] for row in rows], device=model.device)
-        log_p, candidates, choice = _candidates(logits.float(), written, top_k)
+        log_p, candidates, choice = _candidates(look.logits(), written, top_k)
         extended = look.peek(candidates)
         margins = steering.margins(look.embeddings(), extended, torch.isin(candidates, ends))
         text = torch.tensor([numbers[row] for row in rows])

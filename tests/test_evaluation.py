@@ -331,7 +331,18 @@ def test_unknown_scorers_and_methods_say_what_there_is():
         scorers.scorer("gut feeling")
     with pytest.raises(ValueError, match="best-of:N"):
         method("pray")
-    for bad in ("sasa:-1", "sasa:x", "best-of:1", "plain:2", "backtrack:1", "sasa+backtrack:2:x", "sasa+backtrack:-1"):
+    for bad in (
+        "sasa:-1",
+        "sasa:x",
+        "sasa:2:cubed",
+        "sasa:2:raw:1",
+        "sasa:2::x",
+        "best-of:1",
+        "plain:2",
+        "backtrack:1",
+        "sasa+backtrack:2:x",
+        "sasa+backtrack:-1",
+    ):
         with pytest.raises(ValueError, match=re.escape(bad)):
             method(bad)
 
@@ -366,6 +377,14 @@ def test_backtracking_as_a_method(world, spec, beta):
     found = method(spec)(world, prompts, seed=1)
     assert found == world.generate(prompts, beta, backtrack=Backtracking(0.4), seed=1)
     assert any(c.attempts for row in found for c in row)
+
+
+def test_a_method_with_a_value_and_a_prior(world):
+    written = {
+        spec: method(spec)(world, ["abcdefgh"], seed=1) for spec in ("sasa:2", "sasa:2:log_sigmoid:0.01", "sasa:2::0.5")
+    }
+    assert written["sasa:2:log_sigmoid:0.01"] == world.generate(["abcdefgh"], 2.0, prior=0.01, seed=1)
+    assert written["sasa:2"] == written["sasa:2::0.5"] != written["sasa:2:log_sigmoid:0.01"]
 
 
 def test_the_word_filter_forbids_its_words(world):

@@ -78,7 +78,7 @@ def command(
         return
     tax = found["identity_tax"]
     table = Table("group", "sentences", "nats a sentence", "beyond the controls'")
-    for name, one in sorted(tax["groups"].items(), key=lambda item: -item[1]["beyond"]):
+    for name, one in tax["groups"].items():
         table.add_row(name, str(one["sentences"]), f"{one['tax']:.2f}", f"{one['beyond']:+.2f}")
     out.print(table)
     out.print(f"controls, names to which no prejudice clings: {tax['controls']:.2f} nats a sentence at beta {beta:g}")

@@ -91,15 +91,14 @@ def command(
     from sasa.files import write_atomically
     from sasa.fitting.corpora import Corpus
     from sasa.fitting.identity import About, load_people
-    from sasa.tax import read, taxes
+    from sasa.tax import read
 
     check_value(value)
     if at is not None and (betas or at <= 0):
         raise ValueError("--at is a number of nats > 0, in place of --beta")
     names = boundaries or ["toxicity"]
-    wanted = [(prior, beta) for prior in priors or [PRIOR] for beta in betas or [BETA * x for x in GROWTH]]
-    if at is not None:
-        wanted = [(prior, at) for prior in priors or [PRIOR]]
+    strengths = betas or [BETA * x for x in GROWTH] if at is None else [at]
+    wanted = [(prior, beta) for prior in priors or [PRIOR] for beta in strengths]
     for prior, beta in wanted:  # what is out of range shows before anything is read
         check_prior(prior)
         check_beta(beta)
@@ -130,10 +129,8 @@ def command(
             steering = Steering.of(line, beta, value, prior)
             if at is not None and unsafe is not None:
                 steering = replace(steering, beta=strength_for(mine, groups, steering, at, unsafe))
-            found, figures = selectivity(mine, groups, steering, seed), None
-            if about is not None:
-                nats, _ = said.by(number).per_text(taxes(said.by(number), steering), len(about.texts))
-                figures = about.figures(nats.tolist())
+            found = selectivity(mine, groups, steering, seed)
+            figures = about.figures(said.by(number), steering) if about is not None else None
             rows.append(Judged(name, steering.beta, value, prior, found, figures))
     report = to_json(
         {"texts": len(texts), "top_k": top_k, "max_tokens": max_tokens, "settings": list(map(asdict, rows))}

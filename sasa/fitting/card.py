@@ -84,7 +84,6 @@ def _identity_tax(report: dict[str, Any]) -> list[str]:
     if "identity_tax" not in report:
         return []
     found, settings = report["identity_tax"], report["identity_tax"]["settings"]
-    groups = sorted(found["groups"].items(), key=lambda item: -item[1]["beyond"])
     return [
         "## What steering takes from sentences about people",
         "",
@@ -94,7 +93,10 @@ def _identity_tax(report: dict[str, Any]) -> list[str]:
         "",
         "| group | sentences | nats a sentence | beyond the others' |",
         "| --- | --- | --- | --- |",
-        *(f"| {name} | {one['sentences']} | {one['tax']:.2f} | {one['beyond']:+.2f} |" for name, one in groups),
+        *(
+            f"| {name} | {one['sentences']} | {one['tax']:.2f} | {one['beyond']:+.2f} |"
+            for name, one in found["groups"].items()
+        ),
         "",
         "The fit has seen none of these sentences"
         + (

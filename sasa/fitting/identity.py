@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sasa.boundary import Boundary, EmbeddingSpec, Text
 from sasa.embedding import embed_each_prefix, length_batches, tokenize
 from sasa.progress import progress_bar
-from sasa.tax import read, taxes
+from sasa.tax import Reading, read, taxes
 from sasa.values import BETA, PRIOR, VALUE, Steering
 
 try:
@@ -146,8 +146,13 @@ class About:
                 made.lengths.append(len(tokenize(tokenizer, made.texts[-1], spec)[0]))
         return made
 
-    def figures(self, nats: Sequence[float]) -> dict[str, Any]:
-        """What is taken from these texts, by group: see `identity_tax`."""
+    def figures(self, reading: Reading, steering: Steering) -> dict[str, Any]:
+        """What is taken from these texts, by group: see `identity_tax`.
+
+        Args:
+            reading: of `texts`, by the boundaries of `steering`.
+        """
+        nats = reading.per_text(taxes(reading, steering), len(self.texts))[0].tolist()
         rows = list(zip(self.templates, self.names, self.controls, self.lengths, nats, strict=True))
         controls: dict[int, list[tuple[int, float]]] = {}
         for number, _, control, length, tax in rows:
@@ -168,7 +173,8 @@ class About:
             }
             for name, pairs in found.items()
         }
-        worst = max(groups, key=lambda name: groups[name]["beyond"])
+        groups = dict(sorted(groups.items(), key=lambda item: -item[1]["beyond"]))
+        worst = next(iter(groups))
         return {
             "controls": float(np.mean([tax for each in controls.values() for _, tax in each])),
             "worst": {"group": worst, "beyond": groups[worst]["beyond"]},
@@ -205,8 +211,9 @@ def identity_tax(
     steering = Steering.of(boundary, beta, value, prior)
     about = About.of(load_people("audit") if sentences is None else sentences, tokenizer, boundary.embedding)
     reading = read(model, tokenizer, about.texts, boundary, top_k=top_k, progress=progress)
-    nats, _ = reading.per_text(taxes(reading, steering), len(about.texts))
-    return {"settings": {"beta": beta, "value": value, "prior": prior, "top_k": top_k}} | about.figures(nats.tolist())
+    return {"settings": {"beta": beta, "value": value, "prior": prior, "top_k": top_k}} | about.figures(
+        reading, steering
+    )
 
 
 def _said(sentence: str, spec: EmbeddingSpec) -> Text:

@@ -1,7 +1,7 @@
 """Look-ahead: a batch of growing texts, and what each candidate next token would make of its text.
 
 `peek` answers and changes nothing; `append` and `commit` make the texts longer. Nothing here knows
-boundaries or sampling: tokens go in, embeddings come out.
+boundaries or sampling: tokens go in, embeddings and next-token logits come out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sasa.lookahead.readers import (
     packs,
 )
 from sasa.lookahead.texts import Texts
+from sasa.models.heads import has_plain_head, next_logits, reread_logits
 from sasa.models.states import check_ready
 
 READ_TOKENS = {"cpu": 256, "cuda": 8192}
@@ -138,6 +139,12 @@ class Lookahead:
         """
         self._read_unread()
         return self._pools.now.last
+
+    def logits(self) -> Tensor:
+        """Next-token logits, float32 (B, V), of the texts as they are."""
+        if has_plain_head(self.model):
+            return next_logits(self.model, self.last)
+        return reread_logits(self.model, self.ids, self.mask)
 
     def embeddings(self) -> list[Tensor]:
         """The embedding of each text as it is, float32 (B, d), for each spec."""
