@@ -23,6 +23,7 @@ from sasa.evaluation.methods import Settings, World, method
 from sasa.evaluation.report import compare, write_report
 from sasa.evaluation.runner import Run, SettingsDiffer, negative_log_likelihood
 from sasa.evaluation.suites import FIRST_TURNS, Prompt, Suite, load_suite
+from sasa.values import PRIOR
 
 
 @pytest.fixture(autouse=True)
@@ -381,10 +382,11 @@ def test_backtracking_as_a_method(world, spec, beta):
 
 def test_a_method_with_a_value_and_a_prior(world):
     written = {
-        spec: method(spec)(world, ["abcdefgh"], seed=1) for spec in ("sasa:2", "sasa:2:log_sigmoid:0.01", "sasa:2::0.5")
+        spec: method(spec)(world, ["abcdefgh"], seed=1)
+        for spec in ("sasa:2", "sasa:2:log_sigmoid:0.01", f"sasa:2::{PRIOR:g}")
     }
     assert written["sasa:2:log_sigmoid:0.01"] == world.generate(["abcdefgh"], 2.0, prior=0.01, seed=1)
-    assert written["sasa:2"] == written["sasa:2::0.5"] != written["sasa:2:log_sigmoid:0.01"]
+    assert written["sasa:2"] == written[f"sasa:2::{PRIOR:g}"] != written["sasa:2:log_sigmoid:0.01"]
 
 
 def test_the_word_filter_forbids_its_words(world):

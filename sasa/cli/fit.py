@@ -89,6 +89,14 @@ def command(
     people: Annotated[
         str | None, typer.Option(help="Such sentences of your own, TOML.", show_default="English ones, embedded")
     ] = None,
+    own: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the fit, below 1, that the model's own text has: it goes on from the openings of the texts, a "
+            "judge learnt from them labels what it wrote. Steers as much and takes less from harmless text.",
+            show_default="0",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling and of the split.", show_default="0")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 64,
     device: DeviceOption = None,
@@ -134,7 +142,7 @@ def command(
     settings["audit"] = Corpus.parse(audit) if audit else None
     if layer:
         base = replace(base, depth=None)
-    settings |= {"prefixes": prefixes, "identity": identity, "people": people}
+    settings |= {"prefixes": prefixes, "identity": identity, "people": people, "own": own}
     full = replace(
         base,
         corpora=used,

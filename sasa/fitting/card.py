@@ -58,6 +58,7 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             + f"; calibrated on {texts['calibration_safe']} and "
             f"{texts['calibration_unsafe']} others. Left out: {left_out}.",
             "",
+            *_own(report),
             "## On held-out texts",
             "",
             "| corpus | safe / unsafe texts | AUC | average precision | accuracy | balanced accuracy | ECE |",
@@ -77,6 +78,19 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             "",
         ]
     )
+
+
+def _own(report: dict[str, Any]) -> list[str]:
+    """What the model wrote itself, where that was fitted on."""
+    if "own" not in report:
+        return []
+    own = report["own"]
+    return [
+        f"{report['recipe']['own']:.0%} of the fit is what the model wrote itself: {own['completions']} completions of "
+        f"{own['openings']} openings of these texts, {own['unsafe']} of them unsafe by a judge of words and letters that was "
+        f"learnt from the texts' scores (AUC {own['judge_auc']:.3f} on those held out).",
+        "",
+    ]
 
 
 def _identity_tax(report: dict[str, Any]) -> list[str]:

@@ -76,6 +76,19 @@ class GaussianStatistics:
             self.count[c] = total
         return self
 
+    def blended(self, other: GaussianStatistics, share: float) -> GaussianStatistics:
+        """Statistics whose covariance, and whose difference of the means, are those of `other` to `share` and its own to
+        the rest, however many vectors each has seen.
+
+        So that two sources, that differ in more than their labels, are each compared within themselves: were they merged,
+        what tells one from the other would count as well. The middle between the means stays its own.
+        """
+        n, m = self.count.sum() - 2, other.count.sum() - 2
+        middle = self.mean.mean(0)
+        half = ((1 - share) * (self.mean[1] - self.mean[0]) + share * (other.mean[1] - other.mean[0])) / 2
+        scatter = ((1 - share) * self.scatter / n + share * other.scatter / m) * (n + m)
+        return GaussianStatistics(self.count + other.count - 1, np.stack([middle - half, middle + half]), scatter)
+
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
         return save({"count": self.count, "mean": self.mean, "scatter": self.scatter})

@@ -38,6 +38,7 @@ from sasa.fitting import fairness
 from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
 from sasa.fitting.identity import PEOPLE, identity_tax, load_people, name_covariance
+from sasa.fitting.own import own_statistics
 from sasa.models.states import check_ready
 from sasa.progress import progress_bar
 from sasa.values import check_beta
@@ -73,6 +74,9 @@ class Recipe:
         identity: how dearly the fit pays for a margin that moves with the names of groups in harmless sentences
             (`sasa.fitting.identity`): their covariance counts so many times beside that within the classes. 0 does not care.
         people: a file of such sentences, in another language, say; None for those that ship with the package.
+        own: share of the fit, in [0, 1), that what the model itself writes has (`sasa.fitting.own`): it goes on from the
+            openings of the texts, and a judge that has learnt from their scores labels what it wrote. Where the model is
+            heading is then known better, and harmless text pays less. 0 fits on people's texts alone.
         audit: labelled sentences that name identity terms, to measure on how the boundary treats them (`sasa.fitting.fairness`).
     """
 
@@ -88,10 +92,13 @@ class Recipe:
     seed: int = 0
     identity: float = 0.0
     people: str | None = None
+    own: float = 0.0
     audit: Corpus | None = None
 
     def __post_init__(self) -> None:
         check_beta(self.identity, "identity")
+        if not 0 <= self.own < 1:
+            raise ValueError(f"own must be in [0, 1), the share of the model's own text in the fit, got {self.own}")
         if isinstance(self.depth, (list, tuple)):
             object.__setattr__(self, "depth", tuple(self.depth))
         if not all(0 <= depth <= 1 for depth in self.depths):
@@ -154,8 +161,9 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("corpora", "embedding")}
         own = {name: value for name, value in own.items() if value is not None and value is not False}
-        if not self.identity:
-            del own["identity"]
+        for name in ("identity", "own"):
+            if not own[name]:
+                del own[name]
         if self.audit is not None:
             own["audit"] = self.audit.to_dict()
         return own | {"embedding": self.embedding.to_dict(), "corpus": [corpus.to_dict() for corpus in self.corpora]}
@@ -223,14 +231,21 @@ def fit_boundary(
         linear_discriminant_check(recipe.shrinkage)
     sentences = fairness.read(recipe.audit, recipe.seed) if recipe.audit is not None else None
     named = {use: load_people(use, recipe.people) for use in ("fit", "audit")} if recipe.identity else {}
-    if recipe.identity and classifier is not None:
-        raise ValueError("identity goes with the closed form, not with another classifier")
+    for name in ("identity", "own"):
+        if getattr(recipe, name) and classifier is not None:
+            raise ValueError(f"{name} goes with the closed form, not with another classifier")
     counts, skipped, content = survey(recipe)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(output) if output is not None else Path(scratch)
         work = Workspace.open(folder / ".fit", recipe, content, model, classifier)
         _embed_all(model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
-        nuisance = None
+        statistics, own, nuisance = work.statistics, None, None
+        if recipe.own:
+            work.save(sum(counts.values()))  # writing takes longer than reading
+            found, own = own_statistics(
+                *(model, tokenizer, recipe, work.folder / "own.jsonl"), batch_size=batch_size, progress=progress
+            )
+            statistics = statistics.blended(found, recipe.own)
         if recipe.identity:
             nuisance = recipe.identity * name_covariance(
                 *(model, tokenizer, named["fit"], recipe.embedding),
@@ -238,7 +253,7 @@ def fit_boundary(
                 batch_size=batch_size,
                 progress=progress,
             )
-        weight, bias, settings = _separate(work, recipe, classifier, nuisance)
+        weight, bias, settings = _separate(work, statistics, recipe, classifier, nuisance)
         held_out = {part: work.spilled(part) for part in ("calibration", "test")}
         margins = {part: _margins(rows, weight, bias) for part, rows in held_out.items()}
         scale, shift = calibrate(margins["calibration"], held_out["calibration"][:, 0])
@@ -263,6 +278,8 @@ def fit_boundary(
                 "scikit-learn": sklearn.__version__,
             },
         }
+        if own:
+            report["own"] = own
         boundary = Boundary(
             weight=torch.tensor(weight, dtype=torch.float32),
             bias=bias,
@@ -322,7 +339,7 @@ def survey(recipe: Recipe) -> tuple[Counter[tuple[str, int]], Counter[str], str]
     return counts, skipped, content.hexdigest()
 
 
-AFTERWARDS = ("shrinkage", "attribute", "audit", "identity", "people")
+AFTERWARDS = ("shrinkage", "attribute", "audit", "identity", "people", "own")
 """Settings that say what is done once the texts are read."""
 
 
@@ -464,11 +481,15 @@ def _embed_all(
 
 
 def _separate(
-    work: Workspace, recipe: Recipe, classifier: ClassifierMixin | None, nuisance: np.ndarray | None
+    work: Workspace,
+    statistics: GaussianStatistics,
+    recipe: Recipe,
+    classifier: ClassifierMixin | None,
+    nuisance: np.ndarray | None,
 ) -> tuple[np.ndarray, float, dict[str, Any]]:
     """The weight (d,) and bias whose margin is positive on the safe side, and how they were found."""
     if classifier is None:
-        weight, bias, shrinkage = linear_discriminant(work.statistics, recipe.shrinkage, nuisance)
+        weight, bias, shrinkage = linear_discriminant(statistics, recipe.shrinkage, nuisance)
         return weight, bias, {"classifier": "bayes", "shrinkage": shrinkage}
     rows = work.spilled("fit")
     classifier.fit(rows[:, 2:], rows[:, 0])

@@ -1,0 +1,242 @@
+"""The model's own text in a fit: how it goes wrong itself, beside how people do.
+
+While a model writes, a boundary is asked about texts that no person has written. So the model goes on from the
+openings of the texts that a fit has, a judge that has learnt from their scores says which completions are unsafe, and
+each prefix counts with what became of it: the label of the whole (Yang & Klein 2021, section 3; Mudgal et al. 2024,
+section 3.2, who learn from a model's own samples as well).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline, make_union
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.boundary import Text
+from sasa.embedding import embed_stream, pad, tokenize_prompt
+from sasa.fitting.corpora import Corpus, Example
+from sasa.fitting.discriminant import GaussianStatistics
+from sasa.models.heads import token_ids
+from sasa.progress import progress_bar
+from sasa.sampling import seed_of
+
+if TYPE_CHECKING:
+    from sasa.fitting.fit import Recipe
+
+UNSAFE_OPENINGS, OTHER_OPENINGS = 700, 300
+COMPLETIONS = 4
+TOP_K, TOP_P = 50, 0.9
+"""As text is decoded, more or less: what only the whole vocabulary has is never asked about."""
+TOKENS = {"none": 20, "chat": 40}
+MAX_OPENING = 128
+"""Tokens; longer openings are left out."""
+WORDS = 32
+"""At most so many words of a text that is no response are its opening, and no more than half of it."""
+JUDGED = 50_000
+"""Texts that the judge learns from, at most."""
+BATCH = 10
+FEWEST = 20
+"""Completions of either class without which own text says nothing."""
+
+
+def middle(corpus: Corpus) -> float:
+    """The score that parts safe from unsafe: the middle of the grey zone, where there is one."""
+    return (corpus.unsafe_from + (corpus.safe_below or corpus.unsafe_from)) / 2
+
+
+class Judge:
+    """How unsafe a text is by its words and letters, learnt by ridge regression from texts with scores.
+
+    It has seen no hidden state, and knows a text only when it is whole: a boundary that learns from it cannot learn
+    the boundary's own mistakes.
+    """
+
+    def __init__(self, texts: Sequence[str], scores: Sequence[float]) -> None:
+        self._model = make_pipeline(
+            make_union(
+                TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+                TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=3, sublinear_tf=True),
+            ),
+            Ridge(alpha=1.0),
+        )
+        self._model.fit(texts, scores)
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Above 0 is unsafe, float64 (N,)."""
+        return np.asarray(self._model.predict(list(texts)), np.float64) if len(texts) else np.zeros(0)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What own text is made from: openings to go on from, and texts with scores, less `middle`, for the judge.
+
+    Of both, only what is there to be fitted on; `held_out` texts with their labels say how good the judge is.
+    """
+
+    openings: list[str]
+    texts: list[str]
+    scores: list[float]
+    held_out: list[tuple[str, int]]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Sources:
+        found: dict[str, tuple[str, float]] = {}
+        texts: list[tuple[str, float]] = []
+        held_out: list[tuple[str, int]] = []
+        for corpus in recipe.corpora:
+            for example in corpus.examples(recipe.seed):
+                said = example.text if isinstance(example.text, str) else example.text[1]
+                if recipe.part(example.group) != "fit":
+                    label = corpus.label_of(example.score)
+                    held_out += [] if label is None else [(said, label)]
+                    continue
+                score = example.score - middle(corpus)
+                texts.append((said, score))
+                opening, worst = _opening(example), found.get(example.group, ("", -1.0))
+                # A group that is the prompt of one of its texts is an opening as it is; else half of a text is.
+                found[example.group] = max(worst[0], opening, key=len), max(worst[1], score)
+        draw = random.Random(recipe.seed)
+        openings: list[str] = []
+        for unsafe, most in ((True, UNSAFE_OPENINGS), (False, OTHER_OPENINGS)):
+            those = [opening for opening, score in found.values() if opening and (score >= 0) == unsafe]
+            openings += draw.sample(those, min(most, len(those)))
+        if len(texts) > JUDGED:
+            texts = draw.sample(texts, JUDGED)
+        return cls(openings, [text for text, _ in texts], [score for _, score in texts], held_out)
+
+
+def _opening(example: Example) -> str:
+    if not isinstance(example.text, str):
+        return example.text[0]
+    if example.group != example.text:
+        return example.group
+    words = example.text.split()
+    return " ".join(words[: min(WORDS, len(words) // 2)])
+
+
+def own_statistics(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    file: Path,
+    *,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> tuple[GaussianStatistics, dict[str, Any]]:
+    """Statistics of what the model writes, each prefix labelled with what the judge says of the whole.
+
+    Args:
+        recipe: its corpora give openings and scores, its embedding the vectors.
+        file: JSON lines of what has been written; what an earlier call wrote there is not written again.
+
+    Returns:
+        the statistics, and figures for the report: `openings`, `completions`, how many are `unsafe`, and
+        `judge_auc`, of the judge on the texts held out.
+
+    Raises:
+        ValueError: the completions of one class are too few to learn from.
+    """
+    sources = Sources.of(recipe)
+    written = write(model, tokenizer, sources.openings, recipe, file, progress=progress)
+    texts: list[Text] = [(opening, text) for opening, said in written for text in said if text.strip()]
+    judge = Judge(sources.texts, sources.scores)
+    unsafe = judge([text[1] for text in texts]) >= 0
+    if min(int(unsafe.sum()), int((~unsafe).sum())) < FEWEST:
+        raise ValueError(
+            f"of {len(texts)} completions that the model wrote itself the judge finds {int(unsafe.sum())} unsafe: too few "
+            f"of one class to learn from. Fit without its own text (own = 0); what is read already is kept"
+        )
+    statistics = GaussianStatistics.empty(model.config.get_text_config().hidden_size * len(recipe.embedding.layers))
+    with progress_bar("own text", progress) as bar:
+        task = bar.add_task("reading own text", total=len(texts))
+        stream = embed_stream(
+            *(model, tokenizer, texts, recipe.embedding), batch_size=batch_size, prefixes=recipe.prefixes
+        )
+        for indices, vectors in stream:
+            statistics.partial_fit(vectors.cpu().numpy(), 1 - unsafe[indices].astype(int))
+            bar.advance(task, len(set(indices)))
+    said, labels = [text for text, _ in sources.held_out], [label for _, label in sources.held_out]
+    return statistics, {
+        "openings": len(written),
+        "completions": len(texts),
+        "unsafe": int(unsafe.sum()),
+        "judge_auc": float(roc_auc_score(1 - np.array(labels), judge(said))),
+    }
+
+
+def write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    openings: Sequence[str],
+    recipe: Recipe,
+    file: Path,
+    *,
+    progress: bool = False,
+) -> list[tuple[str, list[str]]]:
+    """Completions of each opening, drawn from the model as it is, of at most `TOKENS` tokens each.
+
+    They are appended to a file as they come, so that a fit that was stopped goes on where it was.
+    """
+    template = recipe.embedding.template
+    prompts = [(opening, tokenize_prompt(tokenizer, opening, recipe.embedding)) for opening in openings]
+    prompts = [(opening, ids) for opening, ids in prompts if len(ids) <= MAX_OPENING]
+    prompts.sort(key=lambda prompt: len(prompt[1]))  # little padding
+    found = list(_written(file))
+    del found[len(found) // BATCH * BATCH :]  # whole batches, for each has a seed
+    file.write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
+    with progress_bar("own text", progress) as bar, file.open("a", encoding="utf-8") as lines:
+        task = bar.add_task("writing own text", total=len(prompts), completed=len(found))
+        for first in range(len(found), len(prompts), BATCH):
+            part = prompts[first : first + BATCH]
+            tokens = _sample(model, [ids for _, ids in part], TOKENS[template], seed_of(recipe.seed, first))
+            said = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            rows = [(opening, said[i * COMPLETIONS : (i + 1) * COMPLETIONS]) for i, (opening, _) in enumerate(part)]
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+            lines.flush()
+            found += rows
+            bar.advance(task, len(part))
+    return found
+
+
+def _sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int) -> Tensor:
+    """Completions (P * COMPLETIONS, T), drawn as `TOP_K` and `TOP_P` say."""
+    ids, mask = pad(prompts, "left", model.device)
+    ends = token_ids(model, "eos_token_id", None)
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        found: Tensor = cast(Any, model).generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=True,
+            top_k=TOP_K,
+            top_p=TOP_P,
+            temperature=1.0,
+            max_new_tokens=max_new_tokens,
+            num_return_sequences=COMPLETIONS,
+            pad_token_id=ends[0] if ends else None,
+        )
+    return found[:, ids.shape[1] :]
+
+
+def _written(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """What is in the file, up to a line that was cut off."""
+    if file.is_file():
+        for line in file.read_text("utf-8").splitlines():
+            try:
+                opening, said = json.loads(line)
+            except ValueError:
+                return
+            yield opening, said
