@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--moderation", required=True, type=Path, help="texts with moderation categories, JSONL, gzip")
     parser.add_argument("--xstest", required=True, type=Path, help="XSTest's prompts, CSV")
     parser.add_argument("--model")
-    parser.add_argument("--boundary", help="a name or a folder; without it, what sasa takes for a chat")
+    parser.add_argument("--boundary", default="toxicity")
     parser.add_argument("--method", action="append", help="besides plain; repeat it")
     parser.add_argument("--scorer", action="append", default=[], help="of sasa bench, to be asked, too")
     parser.add_argument("--limit", type=int, default=100, help="prompts of either kind")
@@ -90,8 +90,7 @@ def main() -> None:
     safe = [safe[i * len(safe) // args.limit] for i in range(min(args.limit, len(safe)))]
     moderation = Moderation(args.moderation)
     model, tokenizer = sasa.load(args.model)
-    named = args.boundary is not None
-    boundary = sasa.Boundary.load(args.boundary, model) if named else sasa.Boundary.default(model, chat=True)
+    boundary = sasa.Boundary.load(args.boundary, model=model)
     settings = Settings(args.completions, args.tokens, chat=True)
     world = World(model, tokenizer, boundary, settings)
     about: dict[str, Any] = {"judge_auc": moderation.auc, "red_team": len(red), "safe": len(safe)}

@@ -295,21 +295,6 @@ class Boundary:
         return boundary if device is None else boundary.to(device)
 
     @classmethod
-    def default(cls, model: PreTrainedModel, *, chat: bool = False, strict: bool = True) -> Boundary:
-        """The bundled boundary that steers where none is named: `toxicity`; in chats `unsafe-reply`, where there is one
-        for the model.
-
-        Raises:
-            FileNotFoundError: none is bundled for this model; the message has the command that fits one.
-        """
-        for attribute in (*(["unsafe-reply"] if chat else []), "toxicity"):
-            try:
-                return cls.load(attribute, model, strict=strict)
-            except FileNotFoundError as error:
-                missing = error
-        raise missing
-
-    @classmethod
     def _find(cls, name: str | os.PathLike[str], model: PreTrainedModel | None, strict: bool) -> Path:
         path = Path(name)
         if path.is_dir() and (path / FILE_NAME).is_file():

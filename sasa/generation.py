@@ -25,8 +25,8 @@ from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 logger = logging.getLogger(__name__)
 
 TOP_P = 0.9
-DEFAULT = "default"
-"""In place of a boundary: `Boundary.default`."""
+BUNDLED = "toxicity"
+"""What the boundary finds that steers where none is named: the one that is bundled for the model."""
 OURS = (
     "generation_config",
     "custom_generate",
@@ -92,7 +92,7 @@ def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: str | Sequence[str],
-    boundary: Boundaries | str | None = DEFAULT,
+    boundary: Boundaries | str | None = BUNDLED,
     beta: float = BETA,
     *,
     value: str = VALUE,
@@ -119,8 +119,8 @@ def generate(
     Args:
         prompts: a string or several.
         boundary: the boundary to keep to; several with a weight each, [(boundary, weight), …]; a
-            name for `Boundary.load`; by default the bundled one for the model, `Boundary.default`;
-            None samples plainly.
+            name for `Boundary.load`, by default `toxicity`, which is bundled for some models; None
+            samples plainly.
         beta: strength, >= 0; 0 samples plainly, the same tokens from the same seed.
         value: what a margin is worth: `log_sigmoid`, the log-probability of being safe, or `raw`,
             itself (the paper); see `sasa.values`.
@@ -151,8 +151,7 @@ def generate(
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if isinstance(boundary, str):
-        named = boundary != DEFAULT
-        boundary = Boundary.load(boundary, model=model) if named else Boundary.default(model, chat=chat)
+        boundary = Boundary.load(boundary, model=model)
     config = model.generation_config
     limits = Limits(
         temperature=_first(temperature, config.temperature, 1.0),

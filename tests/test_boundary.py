@@ -106,21 +106,6 @@ def test_unknown_names_say_what_there_is():
         Boundary.load("nobody/nothing")
 
 
-def test_the_boundary_where_none_is_named(model, tmp_path, monkeypatch):
-    made = tiny.boundary(model)
-    shipped = {}
-    for name in ("toxicity", "unsafe-reply"):
-        replace(made, attribute=name).save(tmp_path / name)
-        shipped[f"{name}-tiny"] = tmp_path / name / module.FILE_NAME
-    monkeypatch.setattr(module, "bundled", lambda: shipped)
-    assert Boundary.default(model).attribute == "toxicity"
-    assert Boundary.default(model, chat=True).attribute == "unsafe-reply"
-    del shipped["unsafe-reply-tiny"]
-    assert Boundary.default(model, chat=True).attribute == "toxicity"
-    with pytest.raises(FileNotFoundError, match="sasa fit --recipe toxicity"):
-        Boundary.default(tiny.model("bloom"), chat=True)
-
-
 def test_bundled_is_found_by_attribute_and_refused_for_another_model(model):
     with pytest.raises(
         ValueError, match="Give model=, or one of: toxicity-gemma-3-270m, toxicity-smollm2-135m-instruct"

@@ -129,7 +129,7 @@ def suite_command(name: str) -> Callable[..., None]:
         )
         independent = [scorers.scorer(s) for s in asked if s != "boundary"]
         loaded, tokenizer = sasa.load(model, device, dtype)
-        lines = load_boundaries(boundary, loaded, strict, chat)
+        lines = load_boundaries(boundary, loaded, strict)
         settings = ways.Settings(
             completions, max_new_tokens, temperature, top_k, top_p, chat, _words(words) if words else ways.WORDS
         )

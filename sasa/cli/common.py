@@ -36,7 +36,7 @@ BoundariesOption = Annotated[
         "-b",
         help="As NAME or NAME::WEIGHT: a bundled attribute, a file, a folder, or OWNER/NAME on the Hub. Repeat it to steer "
         "by several at once; the margins shown are the first one's.",
-        show_default="the model's bundled one: toxicity; in chats unsafe-reply",
+        show_default="toxicity",
     ),
 ]
 ValueOption = Annotated[
@@ -85,14 +85,10 @@ LimitOption = Annotated[
 out = Console(highlight=False)
 
 
-def load_boundaries(
-    names: list[str] | None, model: PreTrainedModel, strict: bool, chat: bool = False
-) -> list[tuple[Boundary, float]]:
-    """The boundaries of `--boundary`, each with its weight; where none is named, the bundled one."""
+def load_boundaries(names: list[str] | None, model: PreTrainedModel, strict: bool) -> list[tuple[Boundary, float]]:
+    """The boundaries of `--boundary`, each with its weight."""
     found = []
-    if not names:
-        return [(Boundary.default(model, chat=chat, strict=strict), 1.0)]
-    for given in names:
+    for given in names or ["toxicity"]:
         name, separator, weight = given.partition("::")
         try:
             number = float(weight) if separator else 1.0

@@ -150,7 +150,7 @@ def command(
             reset_token_id=reset_token_id(tokenizer, reset_token),
             reset_bias=reset_bias or 0.0,
         )
-    lines = None if alone else load_boundaries(boundary, loaded, strict, chat)
+    lines = None if alone else load_boundaries(boundary, loaded, strict)
     line = lines[0][0] if lines else None
     spec = line.embedding if line else EmbeddingSpec()
     encode_prompts(loaded, tokenizer, texts, spec, chat, max_new_tokens)  # all, before the first is used

@@ -369,15 +369,15 @@ def replay_command(
     if not judges and (lost := [name for name in known if name not in scorers.SCORERS and not name.startswith("hf:")]):
         raise ValueError(f"what {', '.join(lost)} was made from is not on record: name the judges again, --judge")
     scoring = [scorers.scorer(name) for name in dict.fromkeys(judges or known)]
-    settings = _sampling(store, completions, max_new_tokens, temperature, top_k, top_p, chat)
     names = list(dict.fromkeys(models or [DEFAULT_MODEL]))
     short = [Path(name).name for name in names]
     worlds: dict[str, Any] = {}
     for name, last in zip(names, short, strict=True):
         loaded, tokenizer = load_named(name, device, dtype)
-        lines = load_boundaries(boundary, loaded, strict, settings.chat)
+        lines = load_boundaries(boundary, loaded, strict)
         worlds[last if short.count(last) == 1 else name] = loaded, tokenizer, lines
     place = output or (attacks / "replay" if store is not None else attacks.with_suffix(".replay"))
+    settings = _sampling(store, completions, max_new_tokens, temperature, top_k, top_p, chat)
     found = replay(
         suite, worlds, defences or ["sasa"], scoring, place, settings, seed=seed, batch_size=batch_size,
         threshold=threshold, progress=True,
@@ -450,8 +450,7 @@ def _target(
     if name is not None and is_function(name):
         return load_function(name)
     loaded, tokenizer = sasa.load(name, device, dtype)
-    steered = defence not in ("plain", "words")
-    lines = load_boundaries(boundary, loaded, strict, sampling.chat) if steered else None
+    lines = load_boundaries(boundary, loaded, strict) if defence not in ("plain", "words") else None
     return ModelTarget(loaded, tokenizer, defence, lines, sampling)
 
 

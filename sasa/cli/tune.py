@@ -78,7 +78,7 @@ def command(
     texts = [texts[i * len(texts) // min(limit, len(texts))] for i in range(min(limit, len(texts)))]
     loaded, tokenizer = sasa.load(model, device, dtype)
     settings = Settings(completions, max_new_tokens, temperature, top_k, top_p, chat)
-    world = World(loaded, tokenizer, load_boundaries(boundary, loaded, strict, chat), settings)
+    world = World(loaded, tokenizer, load_boundaries(boundary, loaded, strict), settings)
     told = Console(stderr=True, highlight=False)
 
     def tell(trial: Trial) -> None:
