@@ -19,8 +19,8 @@ from repulse_toy import COLOURS as METHOD_COLOURS
 
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.metrics import Estimate, from_json, to_json
-from sasa.evaluation.store import read
 from sasa.files import write_atomically
+from sasa.lines import read
 
 COLOURS = {**METHOD_COLOURS, "base": "black"}
 

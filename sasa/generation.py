@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast, overload
 
@@ -20,6 +19,7 @@ from sasa.embedding import length_batches, pad, tokenize_prompt
 from sasa.models.heads import token_ids
 from sasa.models.states import context_window
 from sasa.progress import progress_bar
+from sasa.sampling import random_state
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def generate(
         model, tokenizer, limits, decoding, max_new_tokens, num_return_sequences, do_sample, refusal, generate_kwargs
     )
     results: list[list[Completion]] = [[] for _ in texts]
-    with _random_state(seed, model.device), progress_bar("generating", progress) as bar:
+    with random_state(seed, model.device), progress_bar("generating", progress) as bar:
         task = bar.add_task("generating", total=len(texts))
         for batch in length_batches([len(ids) for ids in encoded], batch_size, 1 << 62):
             made = request.complete([encoded[i] for i in batch])
@@ -419,17 +419,6 @@ def _cut(row: list[int], eos: list[int], fill: int | None) -> list[int]:
 def _reason(row: list[int], eos: list[int], max_new_tokens: int) -> str:
     """Why a completion ended: `stop` or `length`."""
     return "length" if len(row) == max_new_tokens and row[-1] not in eos else "stop"
-
-
-@contextlib.contextmanager
-def _random_state(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seeds torch for the length of a block; without a seed the global state goes on as ever."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _first(*values: Any) -> Any:

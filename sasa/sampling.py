@@ -9,10 +9,11 @@ This file knows nothing about boundaries, rewards or steering.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -76,6 +77,17 @@ def sample(
         text.append(chosen, going_on)
         rows = rows[going_on]
     return found
+
+
+@contextlib.contextmanager
+def random_state(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seeds torch for the length of a block; without a seed the global state goes on as ever."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def seed_of(*parts: object) -> int:

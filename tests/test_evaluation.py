@@ -18,11 +18,12 @@ import tiny
 import torch
 
 from sasa import Backtracking
-from sasa.evaluation import jigsaw, metrics, runner, scorers, store
+from sasa.evaluation import jigsaw, metrics, runner, scorers
 from sasa.evaluation.methods import Settings, World, method
 from sasa.evaluation.report import compare, write_report
 from sasa.evaluation.runner import Run, SettingsDiffer, negative_log_likelihood
 from sasa.evaluation.suites import FIRST_TURNS, Prompt, Suite, load_suite
+from sasa.lines import read
 from sasa.values import PRIOR
 
 
@@ -495,13 +496,13 @@ def test_reports(world, tmp_path):
     by_group = summary["methods"]["plain"]["perplexity_by_group"]
     groups = [prompt.group for prompt in run.prompts for _ in range(3)]
     for group, found in by_group.items():
-        mine = [r for r, g in zip(store.read(run.file("plain", "likelihood")), groups, strict=True) if g == group]
+        mine = [r for r, g in zip(read(run.file("plain", "likelihood")), groups, strict=True) if g == group]
         want = math.exp(sum(r["nats"] for r in mine) / sum(r["tokens"] for r in mine))
         assert found["value"] == pytest.approx(want)
         assert f"| {group} | {want:.2f}" in text
     assert set(by_group) == {"nontoxic", "toxic"}
-    nats = sum(r["nats"] for r in store.read(run.file("plain", "likelihood")))
-    tokens = sum(r["tokens"] for r in store.read(run.file("plain", "likelihood")))
+    nats = sum(r["nats"] for r in read(run.file("plain", "likelihood")))
+    tokens = sum(r["tokens"] for r in read(run.file("plain", "likelihood")))
     assert summary["methods"]["plain"]["figures"]["perplexity"]["value"] == pytest.approx(math.exp(nats / tokens))
     scores = np.array(json.loads((run.folder / "scores" / "counting.json").read_text())["scores"]["plain"]).reshape(
         7, 3
@@ -534,7 +535,7 @@ def test_what_backtracking_costs_is_reported(world, tmp_path):
     assert figures["sent_back"].value == pytest.approx(np.mean([bool(r["attempts"]) for r in rows]))
     assert 0 < figures["sent_back"].value < 1
     assert figures["spent"].value == pytest.approx(sum(r["spent"] for r in rows) / sum(len(r["tokens"]) for r in rows))
-    likelihoods = store.read(run.file("backtrack:0.5", "likelihood"))
+    likelihoods = read(run.file("backtrack:0.5", "likelihood"))
     others = [one for one, r in zip(likelihoods, rows, strict=True) if not r["attempts"]]
     want = math.exp(sum(r["nats"] for r in others) / sum(r["tokens"] for r in others))
     assert figures["perplexity_never_back"].value == pytest.approx(want)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sasa.evaluation import metrics
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.runner import Run
-from sasa.evaluation.store import read
 from sasa.files import write_atomically
+from sasa.lines import read
 
 ACTORS, ACTRESSES = "gender/American_actors", "gender/American_actresses"
 OWN = "boundary"

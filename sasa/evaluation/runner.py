@@ -47,10 +47,10 @@ from sasa.boundary import EmbeddingSpec, ModelInfo
 from sasa.embedding import tokenize_prompt
 from sasa.evaluation.methods import Method, World
 from sasa.evaluation.scorers import Scorer, fingerprint, scored
-from sasa.evaluation.store import alone, append, keep_lines, line, read, whole_lines
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.files import differences, write_atomically
 from sasa.generation import Completion, encode_prompts
+from sasa.lines import alone, append, keep_lines, line, read, whole_lines
 from sasa.models.skinny import kernel
 from sasa.models.states import context_window
 from sasa.sampling import log_probs

@@ -30,9 +30,9 @@ from sasa.evaluation.importance import WORST, Array, Tail, cvar, tail
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.rewards import Reward
 from sasa.evaluation.scorers import fingerprint
-from sasa.evaluation.store import alone, append, keep_lines, read, whole_lines
 from sasa.files import differences, write_atomically
 from sasa.generation import completion_text, encode_prompts
+from sasa.lines import alone, append, keep_lines, read, whole_lines
 from sasa.progress import progress_bar
 from sasa.sampling import log_probs, sample, seed_of
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
@@ -29,9 +28,10 @@ from sasa.boundary import Text
 from sasa.embedding import embed_stream, pad, tokenize_prompt
 from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics
+from sasa.lines import append, keep_lines, whole_lines
 from sasa.models.heads import token_ids
 from sasa.progress import progress_bar
-from sasa.sampling import seed_of
+from sasa.sampling import random_state, seed_of
 
 if TYPE_CHECKING:
     from sasa.fitting.fit import Recipe
@@ -150,9 +150,9 @@ def own_statistics(
         ValueError: the completions of one class are too few to learn from.
     """
     sources = Sources.of(recipe)
+    judge = Judge(sources.texts, sources.scores)  # first: what it cannot learn from shows before anything is written
     written = write(model, tokenizer, sources.openings, recipe, file, progress=progress)
     texts: list[Text] = [(opening, text) for opening, said in written for text in said if text.strip()]
-    judge = Judge(sources.texts, sources.scores)
     unsafe = judge([text[1] for text in texts]) >= 0
     if min(int(unsafe.sum()), int((~unsafe).sum())) < FEWEST:
         raise ValueError(
@@ -194,18 +194,19 @@ def write(
     prompts = [(opening, tokenize_prompt(tokenizer, opening, recipe.embedding)) for opening in openings]
     prompts = [(opening, ids) for opening, ids in prompts if len(ids) <= MAX_OPENING]
     prompts.sort(key=lambda prompt: len(prompt[1]))  # little padding
-    found = list(_written(file))
-    del found[len(found) // BATCH * BATCH :]  # whole batches, for each has a seed
-    file.write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
-    with progress_bar("own text", progress) as bar, file.open("a", encoding="utf-8") as lines:
+    lines = whole_lines(file) if file.is_file() else []
+    del lines[len(lines) // BATCH * BATCH :]  # whole batches, for each has a seed
+    if file.is_file():
+        keep_lines(file, lines)
+    found: list[tuple[str, list[str]]] = [(opening, said) for opening, said in map(json.loads, lines)]
+    with progress_bar("own text", progress) as bar:
         task = bar.add_task("writing own text", total=len(prompts), completed=len(found))
         for first in range(len(found), len(prompts), BATCH):
             part = prompts[first : first + BATCH]
             tokens = _sample(model, [ids for _, ids in part], TOKENS[template], seed_of(recipe.seed, first))
             said = tokenizer.batch_decode(tokens, skip_special_tokens=True)
             rows = [(opening, said[i * COMPLETIONS : (i + 1) * COMPLETIONS]) for i, (opening, _) in enumerate(part)]
-            lines.writelines(json.dumps(row) + "\n" for row in rows)
-            lines.flush()
+            append(file, rows)
             found += rows
             bar.advance(task, len(part))
     return found
@@ -215,8 +216,7 @@ def _sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_to
     """Completions (P * COMPLETIONS, T), drawn as `TOP_K` and `TOP_P` say."""
     ids, mask = pad(prompts, "left", model.device)
     ends = token_ids(model, "eos_token_id", None)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with random_state(seed, model.device):
         found: Tensor = cast(Any, model).generate(
             input_ids=ids,
             attention_mask=mask,
@@ -229,14 +229,3 @@ def _sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_to
             pad_token_id=ends[0] if ends else None,
         )
     return found[:, ids.shape[1] :]
-
-
-def _written(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """What is in the file, up to a line that was cut off."""
-    if file.is_file():
-        for line in file.read_text("utf-8").splitlines():
-            try:
-                opening, said = json.loads(line)
-            except ValueError:
-                return
-            yield opening, said

@@ -25,9 +25,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
 from sasa.evaluation.scorers import Scorer, checked_scores, fingerprint
-from sasa.evaluation.store import alone
 from sasa.files import write_atomically
 from sasa.generation import completion_text, encode_prompts
+from sasa.lines import alone
 from sasa.models.states import check_ready
 from sasa.progress import figures_bar
 from sasa.redteam.curiosity import TERMS, RedTeam, advantages, choose_examples, few_shot, rewards

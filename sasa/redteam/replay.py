@@ -22,9 +22,9 @@ from sasa.evaluation.methods import Method, Settings, World, method
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.scorers import Scorer
-from sasa.evaluation.store import read
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.files import write_atomically
+from sasa.lines import read
 from sasa.redteam.hits import HIT, Hit, find_hits, part_of
 from sasa.redteam.report import save_picture
 from sasa.redteam.store import Attempts

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sasa.evaluation.store import append, keep_lines, whole_lines
 from sasa.files import differences, write_atomically
+from sasa.lines import append, keep_lines, whole_lines
 
 ABOUT, ATTEMPTS, VECTORS = "redteam.json", "attempts.jsonl", "vectors.f32"
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from sasa.models.skinny import forget
+from sasa.sampling import random_state
 
 POLICY, PRIOR, PROPOSAL = "policy", "prior", "proposal"
 ADAPTERS = {POLICY: "default", PROPOSAL: "proposal"}
@@ -96,9 +96,8 @@ def _adapt(model: PreTrainedModel, rank: int, names: list[str], seed: int) -> An
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), warnings.catch_warnings():
+    with random_state(seed, model.device), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of what peft (0.21) asks transformers (5.23) for
-        torch.manual_seed(seed)
         adapted = get_peft_model(model, settings)
         for name in names[1:]:
             adapted.add_adapter(name, settings)

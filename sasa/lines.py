@@ -38,7 +38,7 @@ def keep_lines(file: Path, lines: Sequence[bytes]) -> None:
             opened.truncate(keep)
 
 
-def append(file: Path, records: Sequence[dict[str, Any]]) -> None:
+def append(file: Path, records: Sequence[Any]) -> None:
     """Appends lines in one go, on the disk when it returns; a torn line that stands at the end is cut off first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b") as opened:
@@ -53,7 +53,7 @@ def append(file: Path, records: Sequence[dict[str, Any]]) -> None:
         os.fsync(opened.fileno())
 
 
-def line(record: dict[str, Any]) -> str:
+def line(record: Any) -> str:
     """A record as it stands in a store."""
     return json.dumps(record, ensure_ascii=False)
 
