@@ -44,7 +44,7 @@ import sasa.lookahead.lookahead
 from sasa.boundary import ModelInfo
 from sasa.loop import Decoding
 from sasa.models.load import best_device
-from sasa.values import BETA, Boundaries
+from sasa.values import BETA, PRIOR, Boundaries
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import reference
@@ -94,17 +94,20 @@ def sides(
     settings |= dict(attention_mask=torch.ones_like(ids), pad_token_id=0)
 
     def processor() -> object:
-        steer = sasa.SASALogitsProcessor(model, boundary, args.beta, top_k=k, top_p=p)
+        steer = sasa.SASALogitsProcessor(model, boundary, args.beta, prior=args.prior, top_k=k, top_p=p)
         return model.generate(ids, logits_processor=LogitsProcessorList([steer]), **settings)
 
     def rereading() -> object:  # the definition, for one row, one token in place of all
         scores = reference.logits(model, ids[0].tolist())
-        return reference.reweighted(model, boundary, args.beta, ids[0].tolist(), scores, [], top_k=k, top_p=p)
+        limits = {"prior": args.prior, "top_k": k, "top_p": p}
+        return reference.reweighted(model, boundary, args.beta, ids[0].tolist(), scores, [], **limits)
 
     def decoder(by: Boundaries = boundary, limits: dict[str, Any] | None = None, **more: Any) -> Callable[[], object]:
         limits = limits or {}
         return lambda **asked: model.generate(
-            ids, custom_generate=sasa.SASADecoder(by, args.beta, **more), **(settings | limits | asked)
+            ids,
+            custom_generate=sasa.SASADecoder(by, args.beta, prior=args.prior, **more),
+            **(settings | limits | asked),
         )
 
     every = {
@@ -268,6 +271,7 @@ def main() -> None:
     )
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--beta", type=float, default=BETA)
+    parser.add_argument("--prior", type=float, default=PRIOR)
     parser.add_argument("--prompt", type=int, nargs="+", default=[32], help="tokens")
     parser.add_argument("--text", type=Path, help="a long text to cut the prompts from, in the place of our README")
     parser.add_argument("--tokens", type=int, default=32, help="written by each side")

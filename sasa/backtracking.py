@@ -25,7 +25,7 @@ from sasa.boundary import Boundary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-THRESHOLD, MAX_RESETS = 0.985, 4
+THRESHOLD, MAX_RESETS = 0.99, 4
 """At this threshold two or three harmless completions of a hundred go back (benchmarks/NOTES.md)."""
 RESET = "[RESET]"
 

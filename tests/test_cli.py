@@ -85,7 +85,7 @@ def test_compare(fitted, tiny_folder):
     command = ("generate", "hello", "--model", tiny_folder, "-b", fitted[0], "--compare", "-n", 6, "--seed", 1)
     shown = sasa(*command).stdout
     assert "plain" in shown
-    assert "SASA, beta 3" in shown
+    assert "SASA, beta 4" in shown
     row = json.loads(sasa(*command, "--json").stdout)
     assert set(row) == {"prompt", "completions", "plain"}
     zero = json.loads(sasa(*command, "--json", "--beta", 0).stdout)

@@ -14,7 +14,7 @@ from sasa.cli import app
 from sasa.embedding import embed_prefixes
 from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
 from sasa.fitting import own as module
-from sasa.fitting.own import Judge, Sources, own_statistics, write
+from sasa.fitting.own import Judge, Share, Sources, own_statistics, write
 from sasa.sampling import sample
 
 
@@ -38,6 +38,8 @@ def small(monkeypatch):
     """A few openings, short completions."""
     monkeypatch.setattr(module, "UNSAFE_OPENINGS", 14)
     monkeypatch.setattr(module, "OTHER_OPENINGS", 11)
+    monkeypatch.setattr(module, "UNSAFE_TIMES", 1)
+    monkeypatch.setattr(module, "BATCH", 10)
     monkeypatch.setattr(module, "TOKENS", {"none": 5, "chat": 5})
 
 
@@ -101,7 +103,7 @@ def test_writing_goes_on_where_it_stopped(model, tokenizer, recipe, tmp_path, mo
     openings = Sources.of(recipe).openings
     whole = write(model, tokenizer, openings, recipe, tmp_path / "whole.jsonl")
     assert len(whole) == 25
-    assert all(len(said) == 4 for _, said in whole)
+    assert all(len(said) == 2 for _, said in whole)
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     cut = tmp_path / "cut.jsonl"
     cut.write_text("".join(lines[:13]) + lines[13][:9])
@@ -126,7 +128,7 @@ def test_openings_are_prompts_or_halves_of_texts_that_are_fitted_on(tmp_path, mo
         "".join(json.dumps({"t": f"one two {i} four five", "l": 0.5}) + "\n" for i in range(60))
     )
     monkeypatch.setattr(module, "UNSAFE_OPENINGS", 100)
-    monkeypatch.setattr(module, "OTHER_OPENINGS", 100)
+    monkeypatch.setattr(module, "OTHER_OPENINGS", 200)
     rtp = Corpus("rtp", path=str(tmp_path / "rtp.jsonl"), unsafe_from=0.6, safe_below=0.3)
     plain = Corpus(str(tmp_path / "plain.jsonl"), text="t", label="l", unsafe_from=0.8, safe_below=0.3)
     recipe = Recipe((rtp, plain))
@@ -140,6 +142,40 @@ def test_openings_are_prompts_or_halves_of_texts_that_are_fitted_on(tmp_path, mo
     assert not {text for text, _ in sources.held_out} & set(sources.texts)
     assert all(label in (0, 1) for _, label in sources.held_out)
     assert not any(text.startswith("one") for text, _ in sources.held_out)  # all of them in the grey zone
+
+
+def test_an_opening_is_as_unsafe_as_it_is_itself(tmp_path, monkeypatch):
+    """Not as what comes after it, where its own score is known."""
+    monkeypatch.setattr(module, "UNSAFE_TIMES", 3)
+    rows = [
+        {
+            "prompt": {"text": f"the {i} quick brown", "toxicity": (0.9, 0.1, None)[i % 3]},
+            "continuation": {"text": f" fox {i}", "toxicity": (0.1, 0.9, 0.9)[i % 3]},
+        }
+        for i in range(60)
+    ]
+    (tmp_path / "rtp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe((Corpus("rtp", path=str(tmp_path / "rtp.jsonl"), unsafe_from=0.6, safe_below=0.3),))
+    pairs = replace(recipe, corpora=(replace(recipe.corpora[0], segments=("pair",)),))
+    for each in (recipe, pairs):
+        openings = Sources.of(each).openings
+        times = {opening: openings.count(opening) for opening in openings}
+        assert len(times) > 20
+        for opening, count in times.items():
+            assert count == (3, 1, 3)[int(opening.split()[1]) % 3], opening
+
+
+def test_a_share_of_a_corpus_of_any_size():
+    some = Share[int](100, 0)
+    for i in range(1000):
+        some[f"text {i}"] = i
+    assert 25 < len(some) <= 100
+    again = Share[int](100, 0)
+    for i in reversed(range(1000)):  # in no other order another share
+        again[f"text {i}"] = i
+    assert dict(some) == dict(again)
+    assert max(some.values()) > 800
+    assert min(some.values()) < 200
 
 
 def test_too_few_of_one_class(model, tokenizer, recipe, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 import sasa
 from sasa import Boundary, SASALogitsProcessor
 from sasa.fitting import Corpus
+from sasa.values import PRIOR
 
 PROMPTS = ["The other driver cut me off, so I shouted:", "My neighbour is", "So I told him he was a"]
 
@@ -20,7 +21,8 @@ def boundary(real):
 
 def test_the_bundled_boundary_tells_insults_from_praise(real, boundary):
     model, tokenizer = real
-    good, bad = boundary.score(model, tokenizer, ["You are a kind and thoughtful friend.", "You are a fucking idiot."])
+    margins = boundary.score(model, tokenizer, ["You are a kind and thoughtful friend.", "You are a fucking idiot."])
+    good, bad = boundary.log_odds(margins, PRIOR)
     assert good > 0 > bad
 
 

@@ -93,7 +93,7 @@ def command(
         float | None,
         typer.Option(
             help="Share of the fit, below 1, that the model's own text has: it goes on from the openings of the texts, a "
-            "judge learnt from them labels what it wrote. On trial: benchmarks/NOTES.md has what it does and does not.",
+            "judge learnt from them labels what it wrote. Steers as much and takes less from harmless text.",
             show_default="0",
         ),
     ] = None,

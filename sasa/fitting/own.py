@@ -13,9 +13,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
@@ -25,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import Text
+from sasa.candidates import select
 from sasa.embedding import embed_stream, pad, tokenize_prompt
 from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics
@@ -32,12 +34,17 @@ from sasa.lines import append, keep_lines, whole_lines
 from sasa.models.heads import token_ids
 from sasa.progress import progress_bar
 from sasa.sampling import random_state, seed_of
+from sasa.values import reweight
 
 if TYPE_CHECKING:
     from sasa.fitting.fit import Recipe
 
-UNSAFE_OPENINGS, OTHER_OPENINGS = 700, 300
-COMPLETIONS = 4
+T = TypeVar("T")
+
+UNSAFE_OPENINGS, OTHER_OPENINGS = 700, 500
+COMPLETIONS = 2
+UNSAFE_TIMES = 3
+"""How often so many completions are drawn of an unsafe opening: that is where most of what is unsafe comes from."""
 TOP_K, TOP_P = 50, 0.9
 """As text is decoded, more or less: what only the whole vocabulary has is never asked about."""
 TOKENS = {"none": 20, "chat": 40}
@@ -47,7 +54,9 @@ WORDS = 32
 """At most so many words of a text that is no response are its opening, and no more than half of it."""
 JUDGED = 50_000
 """Texts that the judge learns from, at most."""
-BATCH = 10
+GROUPS = 50_000
+"""Groups of texts that openings are drawn from, at most."""
+BATCH = 20
 FEWEST = 20
 """Completions of either class without which own text says nothing."""
 
@@ -79,9 +88,63 @@ class Judge:
         return np.asarray(self._model.predict(list(texts)), np.float64) if len(texts) else np.zeros(0)
 
 
+class Share(dict[str, T]):
+    """At most so many of the keys that are offered, a random share of them; which ones is for the seed and all the keys
+    to say, not for their order. So a corpus of any size takes no more memory than that.
+    """
+
+    def __init__(self, most: int, seed: int) -> None:
+        self._most, self._seed, self._below = most, seed, 1 << 32
+
+    def takes(self, key: str) -> bool:
+        return seed_of(self._seed, key) < self._below
+
+    def __setitem__(self, key: str, value: T) -> None:
+        if not self.takes(key):
+            return
+        super().__setitem__(key, value)
+        while len(self) > self._most:
+            self._below //= 2
+            for other in [other for other in self if not self.takes(other)]:
+                del self[other]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a group of texts begins with, how unsafe that is itself, where its source says so, and the worst of the
+    group; scores are above 0 where unsafe.
+    """
+
+    text: str = ""
+    own: float | None = None
+    worst: float = -1.0
+
+    @property
+    def unsafe(self) -> bool:
+        return (self.worst if self.own is None else self.own) >= 0
+
+    def and_of(self, example: Example, middle: float) -> Opening:
+        """The same with one more text of the group."""
+        group, text = example.group, example.text
+        if not isinstance(text, str):
+            own, begins = example.prompt_score, text[0]
+        elif group != text:
+            own, begins = None, group
+        else:  # the group's prompt, or all there is of it
+            words = text.split()
+            own, begins = example.score, " ".join(words[: min(WORDS, len(words) // 2)])
+        return Opening(
+            # A prompt of other texts is an opening as it is; else half of a text is.
+            max(self.text, begins, key=len),
+            self.own if own is None else own - middle,
+            max(self.worst, example.score - middle),
+        )
+
+
 @dataclass(frozen=True)
 class Sources:
-    """What own text is made from: openings to go on from, and texts with scores, less `middle`, for the judge.
+    """What own text is made from: openings to go on from, unsafe ones several times, and texts with scores, less
+    `middle`, for the judge. An opening is as unsafe as it is itself, where its source says; else as the worst of its texts.
 
     Of both, only what is there to be fitted on; `held_out` texts with their labels say how good the judge is.
     """
@@ -93,38 +156,22 @@ class Sources:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Sources:
-        found: dict[str, tuple[str, float]] = {}
-        texts: list[tuple[str, float]] = []
-        held_out: list[tuple[str, int]] = []
+        found = Share[Opening](GROUPS, recipe.seed)
+        texts, held_out = Share[float](JUDGED, recipe.seed), Share[int](JUDGED, recipe.seed)
         for corpus in recipe.corpora:
             for example in corpus.examples(recipe.seed):
                 said = example.text if isinstance(example.text, str) else example.text[1]
-                if recipe.part(example.group) != "fit":
-                    label = corpus.label_of(example.score)
-                    held_out += [] if label is None else [(said, label)]
-                    continue
-                score = example.score - middle(corpus)
-                texts.append((said, score))
-                opening, worst = _opening(example), found.get(example.group, ("", -1.0))
-                # A group that is the prompt of one of its texts is an opening as it is; else half of a text is.
-                found[example.group] = max(worst[0], opening, key=len), max(worst[1], score)
+                if recipe.part(example.group) == "fit":
+                    texts[said] = example.score - middle(corpus)
+                    found[example.group] = found.get(example.group, Opening()).and_of(example, middle(corpus))
+                elif (label := corpus.label_of(example.score)) is not None:
+                    held_out[said] = label
         draw = random.Random(recipe.seed)
         openings: list[str] = []
-        for unsafe, most in ((True, UNSAFE_OPENINGS), (False, OTHER_OPENINGS)):
-            those = [opening for opening, score in found.values() if opening and (score >= 0) == unsafe]
-            openings += draw.sample(those, min(most, len(those)))
-        if len(texts) > JUDGED:
-            texts = draw.sample(texts, JUDGED)
-        return cls(openings, [text for text, _ in texts], [score for _, score in texts], held_out)
-
-
-def _opening(example: Example) -> str:
-    if not isinstance(example.text, str):
-        return example.text[0]
-    if example.group != example.text:
-        return example.group
-    words = example.text.split()
-    return " ".join(words[: min(WORDS, len(words) // 2)])
+        for unsafe, most, times in ((True, UNSAFE_OPENINGS, UNSAFE_TIMES), (False, OTHER_OPENINGS, 1)):
+            those = [opening.text for opening in found.values() if opening.text and opening.unsafe == unsafe]
+            openings += draw.sample(those, min(most, len(those))) * times
+        return cls(openings, list(texts), list(texts.values()), list(held_out.items()))
 
 
 def own_statistics(
@@ -170,7 +217,7 @@ def own_statistics(
             bar.advance(task, len(set(indices)))
     said, labels = [text for text, _ in sources.held_out], [label for _, label in sources.held_out]
     return statistics, {
-        "openings": len(written),
+        "openings": len({opening for opening, _ in written}),
         "completions": len(texts),
         "unsafe": int(unsafe.sum()),
         "judge_auc": float(roc_auc_score(1 - np.array(labels), judge(said))),
@@ -221,11 +268,18 @@ def _sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_to
             input_ids=ids,
             attention_mask=mask,
             do_sample=True,
-            top_k=TOP_K,
-            top_p=TOP_P,
+            logits_processor=[_truncated],
+            top_k=0,
+            top_p=1.0,
             temperature=1.0,
             max_new_tokens=max_new_tokens,
             num_return_sequences=COMPLETIONS,
             pad_token_id=ends[0] if ends else None,
         )
     return found[:, ids.shape[1] :]
+
+
+def _truncated(ids: Tensor, scores: Tensor) -> Tensor:
+    """What transformers' own truncation leaves; that sorts the vocabulary, which takes most of the time where it is large."""
+    kept = select(scores, TOP_K, TOP_P)
+    return reweight(scores, kept, torch.zeros(kept.ids.shape, device=scores.device))
