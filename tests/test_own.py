@@ -15,7 +15,7 @@ from sasa.embedding import embed_prefixes
 from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
 from sasa.fitting import own as module
 from sasa.fitting.own import Judge, Share, Sources, own_statistics, write
-from sasa.sampling import sample
+from sasa.sampling import random_state, sample, seed_of
 
 
 @pytest.fixture
@@ -113,6 +113,22 @@ def test_writing_goes_on_where_it_stopped(model, tokenizer, recipe, tmp_path, mo
     assert [tuple(row) for row in write(model, tokenizer, openings, recipe, cut)] == whole
     assert cut.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert drawn == [10, 5]
+
+
+def test_it_writes_what_generate_draws(model, tokenizer, recipe, tmp_path):
+    ((opening, said),) = write(model, tokenizer, ["a b c"], recipe, tmp_path / "own.jsonl")
+    ids = torch.tensor([tokenizer(opening)["input_ids"]])
+    with random_state(seed_of(recipe.seed, 0), model.device):
+        drawn = model.generate(
+            *(ids, None),
+            do_sample=True,
+            top_k=module.TOP_K,
+            top_p=module.TOP_P,
+            max_new_tokens=5,
+            num_return_sequences=2,
+            pad_token_id=0,
+        )
+    assert said == tokenizer.batch_decode(drawn[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 def test_openings_are_prompts_or_halves_of_texts_that_are_fitted_on(tmp_path, monkeypatch):
