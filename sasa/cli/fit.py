@@ -93,7 +93,7 @@ def command(
         float | None,
         typer.Option(
             help="Share of the fit, below 1, that the model's own text has: it goes on from the openings of the texts, a "
-            "judge learnt from them labels what it wrote. Steers as much and takes less from harmless text.",
+            "judge learnt from them labels what it wrote. Does more to what the model writes, for less perplexity.",
             show_default="0",
         ),
     ] = None,

@@ -75,8 +75,8 @@ class Recipe:
             (`sasa.fitting.identity`): their covariance counts so many times beside that within the classes. 0 does not care.
         people: a file of such sentences, in another language, say; None for those that ship with the package.
         own: share of the fit, in [0, 1), that what the model itself writes has (`sasa.fitting.own`): it goes on from the
-            openings of the texts, and a judge that has learnt from their scores labels what it wrote. Where the model is
-            heading is then known better, and harmless text pays less. 0 fits on people's texts alone.
+            openings of the texts, and a judge that has learnt from their scores labels what it wrote. Steering by
+            it does more to what the model writes, for less perplexity (benchmarks/NOTES.md). 0 fits on people's texts alone.
         audit: labelled sentences that name identity terms, to measure on how the boundary treats them (`sasa.fitting.fairness`).
     """
 
