@@ -351,7 +351,9 @@ def _truncation(limits: Limits, do_sample: bool, by_decoder: bool) -> tuple[dict
 
 @functools.cache  # said once, and not for every batch of a long run
 def _check_template(fitted: str, chat: bool) -> None:
-    """A boundary that was fitted on plain texts does its work in a chat as well (benchmarks/README.md, Chats)."""
+    """A boundary that was fitted on plain texts does its work in a chat as well: measured on the default model, see
+    benchmarks/README.md, Chats.
+    """
     if fitted == "chat" and not chat:
         logger.warning("the boundary was fitted with a chat template and decodes without one: its margins mean less")
 

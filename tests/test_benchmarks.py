@@ -68,7 +68,8 @@ def test_speed_over_the_whole_vocabulary(tiny_folder, tmp_path):
     model, _ = sasa.load(str(tiny_folder), device="cpu")
     tiny.boundary(model).save(tmp_path / "boundary")
     command += ("--boundary", tmp_path / "boundary", "--text", tmp_path / "text.txt", "--candidates", 5, 0)
-    run(*command, "--beta", 1, "--sides", "plain", "decoder", "own", "--output", tmp_path / "speed.json")
+    command += ("--beta", 1, "--prior", 0.05)
+    run(*command, "--sides", "plain", "decoder", "own", "--output", tmp_path / "speed.json")
     results = json.loads((tmp_path / "speed.json").read_text())["results"]
     assert [(r["top_k"], r["side"]) for r in results] == [(k, s) for k in (5, 0) for s in ("plain", "decoder", "own")]
     assert [r["mean_candidates"] for r in results if r["top_k"] == 0] == [tiny.VOCABULARY - 1] * 3, "all but EOS"

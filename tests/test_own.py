@@ -187,7 +187,7 @@ def test_a_share_of_a_corpus_of_any_size():
         some[f"text {i}"] = i
     assert 25 < len(some) <= 100
     again = Share[int](100, 0)
-    for i in reversed(range(1000)):  # in no other order another share
+    for i in reversed(range(1000)):  # whatever order they come in
         again[f"text {i}"] = i
     assert dict(some) == dict(again)
     assert max(some.values()) > 800

@@ -132,11 +132,11 @@ class Words:
     """
 
     def __init__(self, corpus: str) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline, make_union
+        from sklearn.pipeline import make_pipeline
 
         from sasa.fitting.corpora import Corpus
+        from sasa.fitting.own import bag_of_words
 
         source = Corpus.parse(corpus)
         rows = [(e.text, label == 0) for e in source.examples() if (label := source.label_of(e.score)) is not None]
@@ -147,13 +147,7 @@ class Words:
         digest = hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:12]
         self.name = f"words:{Path(source.source).name}"
         self.version = f"{digest} scikit-learn {importlib.metadata.version('scikit-learn')}"
-        self._model = make_pipeline(
-            make_union(
-                TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-                TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=3, sublinear_tf=True),
-            ),
-            LogisticRegression(class_weight="balanced", max_iter=1000),
-        )
+        self._model = make_pipeline(bag_of_words(letters=4), LogisticRegression(class_weight="balanced", max_iter=1000))
         self._model.fit(texts, unsafe)
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:

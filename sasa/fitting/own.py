@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline, make_union
+from sklearn.pipeline import FeatureUnion, make_pipeline, make_union
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -66,6 +66,14 @@ def middle(corpus: Corpus) -> float:
     return (corpus.unsafe_from + (corpus.safe_below or corpus.unsafe_from)) / 2
 
 
+def bag_of_words(letters: int) -> FeatureUnion:
+    """TF-IDF of words and pairs of words, and of up to so many letters within a word."""
+    return make_union(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, letters), min_df=3, sublinear_tf=True),
+    )
+
+
 class Judge:
     """How unsafe a text is by its words and letters, learnt by ridge regression from texts with scores.
 
@@ -74,13 +82,7 @@ class Judge:
     """
 
     def __init__(self, texts: Sequence[str], scores: Sequence[float]) -> None:
-        self._model = make_pipeline(
-            make_union(
-                TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-                TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=3, sublinear_tf=True),
-            ),
-            Ridge(alpha=1.0),
-        )
+        self._model = make_pipeline(bag_of_words(letters=5), Ridge(alpha=1.0))
         self._model.fit(texts, scores)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
