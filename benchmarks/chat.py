@@ -30,7 +30,7 @@ import sasa
 from sasa.boundary import EmbeddingSpec
 from sasa.embedding import tokenize_prompt
 from sasa.evaluation.methods import Settings, World, method
-from sasa.evaluation.metrics import Estimate, change, difference, estimate, perplexity, perplexity_change, to_json
+from sasa.evaluation.metrics import Estimate, change, estimate, perplexity, perplexity_change, to_json
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.scorers import scored, scorer
 from sasa.evaluation.suites import load_suite
@@ -87,7 +87,8 @@ def main() -> None:
     red = [p.text for p in load_suite("attaq", args.dialogues, rows=parse_rows(args.rows), limit=args.limit).prompts]
     with args.xstest.open(newline="", encoding="utf-8") as file:
         safe = [row["prompt"] for row in csv.DictReader(file) if row["label"] == "safe"]
-    safe = [safe[i * len(safe) // args.limit] for i in range(min(args.limit, len(safe)))]
+    count = min(args.limit, len(safe))
+    safe = [safe[i * len(safe) // count] for i in range(count)]  # of every kind
     moderation = Moderation(args.moderation)
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
@@ -126,7 +127,7 @@ def main() -> None:
         one["perplexity"] = perplexity(*one["nats"].T)
         if name != "plain":
             one["change"] = change(plain["unsafe_rows"], one["unsafe_rows"])
-            one["refused_more"] = difference(one["refused_rows"], plain["refused_rows"])
+            one["refused_more"] = estimate(one["refused_rows"] - plain["refused_rows"])  # of the same prompts
             one["perplexity_change"] = perplexity_change(plain["nats"], one["nats"])
         table.add_row(
             name, str(one["unsafe"]), _percent(one.get("change")), *(str(v) for v in one["scorers"].values()),

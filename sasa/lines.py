@@ -58,6 +58,9 @@ def line(record: Any) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
+LOCK = ".lock"
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keeps a second process from writing into the same store, where the system can.
@@ -68,7 +71,7 @@ def alone(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with (folder / ".lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import Text
+from sasa.boundary import EmbeddingSpec, Text
 from sasa.embedding import pad, response_start, tokenize
 from sasa.lookahead import Lookahead
 from sasa.models.heads import token_ids
@@ -92,16 +92,26 @@ def read(
         batch_size: texts at a time.
 
     Raises:
-        ValueError: no texts, one with nothing to read, a number below 1, or a boundary that was not
-            fitted for the model.
+        ValueError: no texts, one with nothing to read, a number below 1, boundaries that see a text
+            as different tokens, or one that was not fitted for the model.
     """
     for name, number in (("top_k", top_k), ("max_tokens", max_tokens), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} must be >= 1, got {number}")
     steering = Steering.of(boundary, 1.0)
     steering.check(model)
+    if len({tokenized_as(spec) for spec in steering.specs}) > 1:
+        raise ValueError(
+            "the boundaries differ in template or special_tokens, so that a text is not the same tokens to each: "
+            "read it by each of them alone"
+        )
     steering = steering.to(model.device)
-    encoded = [_encoded(tokenizer, text, i, steering, max_tokens) for i, text in enumerate(texts)]
+    encoded = []
+    for number, text in enumerate(texts):
+        ids, first = _encoded(tokenizer, text, steering.specs[0])
+        if len(ids) <= first:
+            raise ValueError(f"text {number} has one token: there is nothing before it to go by ({text!r})")
+        encoded.append((ids[: first + max_tokens], first))
     if not encoded:
         raise ValueError("texts is empty: there is nothing to read")
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]) - encoded[i][1])
@@ -120,16 +130,22 @@ def read(
     )
 
 
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, text: Text, number: int, steering: Steering, most: int
-) -> tuple[list[int], int]:
-    """Token ids of a text up to the last place that is read, and the first place."""
-    spec = replace(steering.specs[-1], max_length=2**31)
+def tokenized_as(spec: EmbeddingSpec) -> tuple[str, bool]:
+    """What of a spec says which tokens a text is."""
+    return spec.template, spec.special_tokens
+
+
+def readable(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> bool:
+    """Whether a text has a place that `read` can read: a token with another one before it."""
+    ids, first = _encoded(tokenizer, text, spec)
+    return len(ids) > first
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> tuple[list[int], int]:
+    """Token ids of a text, and the first place to read."""
+    spec = replace(spec, max_length=2**31)
     ids, _ = tokenize(tokenizer, text, spec)
-    first = max(1, response_start(tokenizer, text, spec))
-    if len(ids) <= first:
-        raise ValueError(f"text {number} has one token: there is nothing before it to go by ({text!r})")
-    return ids[: first + most], first
+    return ids, max(1, response_start(tokenizer, text, spec))
 
 
 def _read_batch(

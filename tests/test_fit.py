@@ -20,6 +20,7 @@ from sasa.cli import app
 from sasa.embedding import embed_prefixes
 from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
 from sasa.fitting.fit import calibrate, expected_calibration_error, metrics, shipped_recipes, tomllib
+from sasa.lines import alone
 
 
 @pytest.fixture
@@ -210,6 +211,14 @@ def test_another_recipe_does_not_take_over_an_unfinished_fit(model, tokenizer, r
     assert not work.exists()
 
 
+def test_two_fits_in_one_folder(model, tokenizer, recipe, tmp_path):
+    (tmp_path / ".fit").mkdir()
+    with alone(tmp_path / ".fit"), pytest.raises(BlockingIOError, match="another process is writing to"):
+        fit_boundary(model, tokenizer, recipe, tmp_path)
+    fit_boundary(model, tokenizer, recipe, tmp_path)
+    assert not (tmp_path / ".fit").exists()
+
+
 def test_an_unfinished_fit_on_other_texts_is_not_taken_up(model, tokenizer, tmp_path, monkeypatch):
     """The labels in the same file were mended in between."""
     path = write_corpus(tmp_path / "c.csv")
@@ -303,6 +312,7 @@ def test_expected_calibration_error_by_hand():
         ("[[corpus]]\nsource='a.csv'\ncolour='red'", "recipe: .*colour"),
         ("attribute = ", "is not valid TOML"),
         ("attribute = 'x'", "at least one corpus"),
+        ("people = 'a.toml'\n[[corpus]]\nsource='a.csv'", "people = 'a.toml' is for identity, which is 0"),
         ("test = 0.9\ncalibration = 0.2\n[[corpus]]\nsource='a.csv'", "leave something to fit on"),
     ],
 )

@@ -64,11 +64,12 @@ def test_two_sources_each_compared_within_itself():
 def test_own_text_counts_as_the_judge_labels_it(model, tokenizer, recipe, tmp_path):
     """Each prefix of each completion read by itself, beside the fit's texts."""
     boundary = fit_boundary(model, tokenizer, recipe)
-    statistics, found = own_statistics(model, tokenizer, recipe, tmp_path / "own.jsonl")
+    sources = Sources.of(recipe)
+    statistics, found = own_statistics(model, tokenizer, recipe, sources, tmp_path / "own.jsonl")
     assert found == boundary.report["own"]
     assert found["openings"] == 25
     assert found["judge_auc"] > 0.7
-    judge = Judge(*(getattr(Sources.of(recipe), name) for name in ("texts", "scores")))
+    judge = Judge(sources.texts, sources.scores)
     slow = GaussianStatistics.empty(32)
     unsafe = 0
     for line in (tmp_path / "own.jsonl").read_text().splitlines():
@@ -113,6 +114,43 @@ def test_writing_goes_on_where_it_stopped(model, tokenizer, recipe, tmp_path, mo
     assert [tuple(row) for row in write(model, tokenizer, openings, recipe, cut)] == whole
     assert cut.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert drawn == [10, 5]
+
+
+def test_what_was_written_for_other_openings_is_not_taken(model, tokenizer, recipe, tmp_path):
+    openings = Sources.of(recipe).openings
+    fresh = write(model, tokenizer, openings, recipe, tmp_path / "fresh.jsonl")
+    write(model, tokenizer, [f"other {i}" for i in range(10)], recipe, tmp_path / "own.jsonl")
+    assert write(model, tokenizer, openings, recipe, tmp_path / "own.jsonl") == fresh
+
+
+def test_texts_without_spaces_have_openings_too(tmp_path):
+    """Half of their letters; where no word comes twice there is nothing to judge by, and that is said before any work."""
+    texts = [f"{a}{b}今天天气很好" for a in "我你他她它" for b in "们的是在有这那来去说"]
+    shared = [f"{text[:5]}，天气很好" for text in texts]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"t": t, "bad": i % 2}) + "\n" for i, t in enumerate(shared)))
+    recipe = Recipe((Corpus(str(file), text="t", label="bad"),), own=0.5)
+    assert set(Sources.of(recipe).openings) <= {text[:5] for text in shared}
+    file.write_text("".join(json.dumps({"t": t, "bad": i % 2}) + "\n" for i, t in enumerate(texts)))
+    with pytest.raises(ValueError, match=r"own needs texts that have words in common.* in \d+ texts"):
+        Sources.of(recipe)
+    file.write_text("".join(json.dumps({"t": t, "bad": i % 2}) + "\n" for i, t in enumerate("abcdefgh" * 20)))
+    with pytest.raises(ValueError, match="own needs openings"):
+        Sources.of(recipe)
+
+
+def test_the_judge_is_tried_on_texts_it_has_not_seen(tmp_path):
+    """Also where the same reply stands behind many prompts, some of them held out."""
+    rows = [
+        {"p": f"prompt {i}", "r": ["good good day", "bad bad day"][i % 2] + f" {i % 40}", "bad": i % 2}
+        for i in range(300)
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = Sources.of(Recipe((Corpus(str(file), prompt="p", text="r", label="bad"),), own=0.5))
+    assert len(sources.texts) == 40
+    assert sources.held_out == []
+    assert sources.judge_auc() is None
 
 
 def test_it_writes_what_generate_draws(model, tokenizer, recipe, tmp_path):

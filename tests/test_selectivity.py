@@ -1,6 +1,7 @@
 """Whom steering takes from: groups, strengths and the command."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -92,6 +93,21 @@ def test_figures(corpus, model, tokenizer, boundaries):
         strength_for(reading, groups, steering, 0.2, "other")
 
 
+def test_a_class_is_all_its_groups(corpus, model, tokenizer, boundaries):
+    """Where texts have a value of `by`, a strength is that at which the class pays as much, not one of its groups."""
+    texts = labelled(corpus)
+    groups = [f"{one.group}, {'ab'[i % 3 == 0]}" for i, one in enumerate(texts)]
+    reading = read(model, tokenizer, [one.text for one in texts], boundaries[0], top_k=8)
+    steering = Steering.of(boundaries[0], 1.0)
+    found = selectivity(reading, groups, steering)
+    whole = selectivity(reading, [one.group for one in texts], steering)
+    assert {name: found[name] for name in whole} == whole
+    assert found["unsafe after unsafe, a"].texts + found["unsafe after unsafe, b"].texts == 3
+    beta = strength_for(reading, groups, steering, 0.2, "unsafe after unsafe")
+    again = selectivity(reading, groups, Steering.of(boundaries[0], beta))
+    assert again["unsafe after unsafe"].per_token.value == pytest.approx(0.2, rel=0.01)
+
+
 def options(rtp, tiny_folder, folder, boundaries, *more):
     for number, boundary in enumerate(boundaries):
         boundary.save(folder / f"b{number}")
@@ -118,6 +134,38 @@ def test_the_command(rtp, tiny_folder, boundaries, tmp_path):
         assert row["groups"]["unsafe after unsafe"]["per_token"]["value"] == pytest.approx(0.1, rel=0.01)
     assert json.loads((tmp_path / "out" / "selectivity.json").read_text()) == found
     assert (tmp_path / "out" / "selectivity.png").stat().st_size > 1000
+
+
+def test_each_boundary_is_judged_by_itself(rtp, tiny_folder, boundaries, tmp_path):
+    """Whatever stands beside it: also where a text is other tokens to that."""
+    templated = replace(boundaries[1], embedding=replace(boundaries[1].embedding, template="chat"))
+    asked = options(rtp, tiny_folder, tmp_path, [boundaries[0], templated], "--beta", "1", "--json")
+    figures = []
+    for numbers in ((0,), (0, 1), (1, 0)):
+        result = CliRunner().invoke(app, [*asked, *(p for n in numbers for p in ("-b", str(tmp_path / f"b{n}")))])
+        assert result.exit_code == 0, result.exception
+        figures.append(json.loads(result.stdout)["settings"][numbers.index(0)]["groups"])
+    assert figures[0] == figures[1] == figures[2]
+    refused = CliRunner().invoke(app, [*asked, "-b", f"{tmp_path / 'b0'}::0.5"])
+    assert "without ::WEIGHT" in str(refused.exception)
+
+
+def test_texts_of_one_token_are_left_out(tiny_folder, boundaries, tmp_path):
+    rows = ["text,toxic", "one two,0", "1,0", "three,1", "3,1"]
+    (tmp_path / "words.csv").write_text("\n".join(rows))
+    boundaries[0].save(tmp_path / "b0")
+    asked = [
+        "selectivity",
+        f"{tmp_path / 'words.csv'}::text=text,label=toxic",
+        "-m",
+        str(tiny_folder),
+        "--device",
+        "cpu",
+    ]
+    result = CliRunner().invoke(app, [*asked, "--no-strict", "--json", "-b", str(tmp_path / "b0")])
+    assert result.exit_code == 0, result.exception
+    assert json.loads(result.stdout)["texts"] == 2
+    assert "left out: 2 texts of one token" in result.stderr
 
 
 def test_the_table_names_people_too(rtp, tiny_folder, boundaries, people_file, tmp_path):

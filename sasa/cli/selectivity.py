@@ -87,11 +87,11 @@ def command(
     RealToxicityPrompts is grouped by continuation and prompt: "safe after unsafe" is harmless text behind a toxic prompt.
     """
     from sasa.evaluation.metrics import to_json
-    from sasa.evaluation.selectivity import UNSAFE, draw, labelled, selectivity, strength_for
+    from sasa.evaluation.selectivity import UNSAFE, class_of, draw, labelled, selectivity, strength_for
     from sasa.files import write_atomically
     from sasa.fitting.corpora import Corpus
     from sasa.fitting.identity import About, load_people
-    from sasa.tax import read
+    from sasa.tax import Reading, read, readable, tokenized_as
 
     check_value(value)
     if at is not None and (betas or at <= 0):
@@ -108,37 +108,51 @@ def command(
         corpus = Corpus.parse(given)
         corpus = replace(corpus, segments=("pair",)) if corpus.source == "rtp" else corpus
         texts += labelled(corpus, limit, seed)
-    groups = [one.group for one in texts]
     # of RealToxicityPrompts that is unsafe text behind unsafe prompts
-    unsafe = max((group for group in groups if group.startswith(UNSAFE)), key=len, default=None)
+    classes = dict.fromkeys(class_of(one.group) for one in texts)
+    unsafe = max((name for name in classes if name.startswith(UNSAFE)), key=len, default=None)
     if at is not None and unsafe is None:
         raise ValueError("--at needs unsafe texts, and the corpora hold none")
     loaded, tokenizer = sasa.load(model, device, dtype)
     lines = load_boundaries(names, loaded, strict)
-    reading = read(
-        loaded, tokenizer, [one.text for one in texts], lines, top_k=top_k, max_tokens=max_tokens, progress=True
-    )
-    about = None
-    if people:
-        about = About.of(sentences, tokenizer, lines[0][0].embedding)
-        said = read(loaded, tokenizer, about.texts, lines, top_k=top_k, progress=True)
+    if any(weight != 1 for _, weight in lines):
+        raise ValueError("here each boundary is judged by itself: give it without ::WEIGHT, and vary --beta")
+    specs = [line.embedding for line, _ in lines]
+    kept = [one for one in texts if all(readable(tokenizer, one.text, spec) for spec in specs)]
+    if len(kept) < len(texts):
+        one_token = f"left out: {len(texts) - len(kept)} texts of one token, before which there is nothing to go by"
+        Console(stderr=True).print(one_token, soft_wrap=True)
+    texts, groups = kept, [one.group for one in kept]
+    ways: dict[tuple[str, bool], list[int]] = {}
+    for number, spec in enumerate(specs):
+        ways.setdefault(tokenized_as(spec), []).append(number)
+    readings: dict[int, Reading] = {}
+    said: dict[int, tuple[About, Reading]] = {}
+    for numbers in ways.values():  # to these a text is the same tokens: one pass serves them all
+        given = (loaded, tokenizer, [one.text for one in texts], [lines[number] for number in numbers])
+        reading = read(*given, top_k=top_k, max_tokens=max_tokens, progress=True)
+        readings |= {number: reading.by(place) for place, number in enumerate(numbers)}
+        if people:
+            about = About.of(sentences, tokenizer, specs[numbers[0]])
+            reading = read(loaded, tokenizer, about.texts, given[-1], top_k=top_k, progress=True)
+            said |= {number: (about, reading.by(place)) for place, number in enumerate(numbers)}
     rows: list[Judged] = []
     for number, (name, (line, _)) in enumerate(zip(names, lines, strict=True)):
-        mine = reading.by(number)
+        mine = readings[number]
         for prior, beta in wanted:
             steering = Steering.of(line, beta, value, prior)
             if at is not None and unsafe is not None:
                 steering = replace(steering, beta=strength_for(mine, groups, steering, at, unsafe))
             found = selectivity(mine, groups, steering, seed)
-            figures = about.figures(said.by(number), steering) if about is not None else None
+            figures = said[number][0].figures(said[number][1], steering) if number in said else None
             rows.append(Judged(name, steering.beta, value, prior, found, figures))
     report = to_json(
         {"texts": len(texts), "top_k": top_k, "max_tokens": max_tokens, "settings": list(map(asdict, rows))}
     )
     if output is not None:
         write_atomically(output / "selectivity.json", json.dumps(report, indent=1) + "\n")
-        harmless = [group for group in dict.fromkeys(groups) if not group.startswith(UNSAFE)]
-        if unsafe is not None and harmless:
+        harmless = [name for name in classes if name in rows[0].groups and not name.startswith(UNSAFE)]
+        if unsafe in rows[0].groups and harmless:
             draw(output / "selectivity.png", rows, unsafe, harmless)
     if as_json:
         print(json.dumps(report))

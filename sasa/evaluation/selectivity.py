@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sasa.boundary import Text
 from sasa.evaluation.metrics import Estimate, ratio
@@ -29,12 +30,12 @@ logger = logging.getLogger(__name__)
 PLACES = {"1": (0, 1), "2-5": (1, 5), "6-10": (5, 10), "11+": (10, 1 << 62)}
 """Tokens of a text or response, counted from 1, that are told apart."""
 SAFE, UNSAFE = "safe", "unsafe"
-AFTER = " after "
+AFTER, BY = " after ", ", "
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text, and the group whose tax it counts for."""
+    """A text, and the group whose tax it counts for: its class, and where the corpus has it, its value of `by`."""
 
     text: Text
     group: str
@@ -97,7 +98,7 @@ def labelled(corpus: Corpus, limit: int | None = None, seed: int = 0) -> list[La
             classes.append(corpus.label_of(example.prompt_score))
         if None not in classes:
             group = AFTER.join(SAFE if one else UNSAFE for one in classes)
-            group += f", {example.by}" if example.by else ""
+            group += f"{BY}{example.by}" if example.by else ""
             groups.setdefault(group, []).append(Labelled(example.text, group))
     if not groups:
         raise ValueError(f"corpus {corpus.source} has no text outside the grey zone")
@@ -111,7 +112,7 @@ def labelled(corpus: Corpus, limit: int | None = None, seed: int = 0) -> list[La
 
 
 def selectivity(reading: Reading, groups: Sequence[str], steering: Steering, seed: int = 0) -> dict[str, Tax]:
-    """What a setting takes from each group.
+    """What a setting takes from each class, and from each group where they differ.
 
     Args:
         reading: of N texts, by the boundaries of `steering`, in their order.
@@ -120,10 +121,9 @@ def selectivity(reading: Reading, groups: Sequence[str], steering: Steering, see
     """
     tax = taxes(reading, steering)
     sums, counts = (part.double().numpy() for part in reading.per_text(tax, len(groups)))
-    names = np.array(groups)
     found = {}
-    for group in dict.fromkeys(groups):
-        mine = names == group
+    for group in dict.fromkeys([*map(class_of, groups), *groups]):
+        mine = within(groups, group)
         here = torch.from_numpy(mine)[reading.text]
         by_place = {}
         for name, (first, stop) in PLACES.items():
@@ -139,14 +139,24 @@ def selectivity(reading: Reading, groups: Sequence[str], steering: Steering, see
     return found
 
 
+def class_of(group: str) -> str:
+    """Of `unsafe, women` the `unsafe`."""
+    return group.partition(BY)[0]
+
+
+def within(groups: Sequence[str], group: str) -> NDArray[np.bool_]:
+    """Which texts belong to a group or class, bool (N,)."""
+    return np.array([group in (one, class_of(one)) for one in groups], bool)
+
+
 def strength_for(reading: Reading, groups: Sequence[str], steering: Steering, target: float, group: str) -> float:
-    """The beta at which a group pays `target` nats a token; of two settings at the same one, that is
+    """The beta at which a group or class pays `target` nats a token; of two settings at the same one, that is
     better which takes less elsewhere.
 
     Raises:
         ValueError: no beta up to 1000 takes so much.
     """
-    mine = torch.tensor([name == group for name in groups])[reading.text]
+    mine = torch.from_numpy(within(groups, group))[reading.text]
     if not mine.any():
         raise ValueError(f"there is no group {group!r}; there are: {', '.join(dict.fromkeys(groups))}")
     part = reading.at(mine)

@@ -85,10 +85,11 @@ def _own(report: dict[str, Any]) -> list[str]:
     if "own" not in report:
         return []
     own = report["own"]
+    auc = f" (AUC {own['judge_auc']:.3f} on those held out)" if own["judge_auc"] is not None else ""
     return [
         f"{report['recipe']['own']:.0%} of the fit is what the model wrote itself: {own['completions']} completions of "
         f"{own['openings']} openings of these texts, {own['unsafe']} of them unsafe by a judge of words and letters that was "
-        f"learnt from the texts' scores (AUC {own['judge_auc']:.3f} on those held out).",
+        f"learnt from the texts' scores{auc}.",
         "",
     ]
 

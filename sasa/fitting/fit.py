@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from itertools import islice, pairwise
@@ -38,7 +39,8 @@ from sasa.fitting import fairness
 from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
 from sasa.fitting.identity import PEOPLE, identity_tax, load_people, name_covariance
-from sasa.fitting.own import own_statistics
+from sasa.fitting.own import Sources, own_statistics
+from sasa.lines import LOCK, alone
 from sasa.models.states import check_ready
 from sasa.progress import progress_bar
 from sasa.values import check_beta
@@ -97,6 +99,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_beta(self.identity, "identity")
+        if self.people is not None and not self.identity:
+            raise ValueError(f"people = {self.people!r} is for identity, which is 0 here: set it, or leave people out")
         if not 0 <= self.own < 1:
             raise ValueError(f"own must be in [0, 1), the share of the model's own text in the fit, got {self.own}")
         if isinstance(self.depth, (list, tuple)):
@@ -223,7 +227,8 @@ def fit_boundary(
 
     Raises:
         ValueError: one class only, a bad label, a folder with another recipe's unfinished fit, a boundary without
-            signal. All but the last before anything is embedded.
+            signal, or too little of the model's own text of one class. All but the last two before anything is embedded.
+        BlockingIOError: another process fits in the same folder.
     """
     recipe = recipe.for_model(model)
     check_ready(model, *recipe.embedding.layers)
@@ -235,15 +240,22 @@ def fit_boundary(
         if getattr(recipe, name) and classifier is not None:
             raise ValueError(f"{name} goes with the closed form, not with another classifier")
     counts, skipped, content = survey(recipe)
-    with tempfile.TemporaryDirectory() as scratch:
+    sources = Sources.of(recipe) if recipe.own else None
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
         folder = Path(output) if output is not None else Path(scratch)
-        work = Workspace.open(folder / ".fit", recipe, content, model, classifier)
+        unfinished = folder / ".fit"
+        unfinished.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(alone(unfinished))
+        work = Workspace.open(unfinished, recipe, content, model, classifier)
         _embed_all(model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
         statistics, own, nuisance = work.statistics, None, None
-        if recipe.own:
+        if sources:
             work.save(sum(counts.values()))  # writing takes longer than reading
             found, own = own_statistics(
-                *(model, tokenizer, recipe, work.folder / "own.jsonl"), batch_size=batch_size, progress=progress
+                *(model, tokenizer, recipe, sources, work.folder / "own.jsonl"),
+                batch_size=batch_size,
+                progress=progress,
             )
             statistics = statistics.blended(found, recipe.own)
         if recipe.identity:
@@ -388,9 +400,11 @@ class Workspace:
                     if file.tell() < work.rows[part] * work._row_bytes:
                         raise ValueError(f"{work._file(part)} has lost rows: delete {folder} to begin anew")
                     file.truncate(work.rows[part] * work._row_bytes)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+        else:  # what a fit left that was never saved does not count
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.iterdir():
+                if left.name != LOCK:
+                    left.unlink()
         return work
 
     @property

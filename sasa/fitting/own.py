@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -83,7 +84,13 @@ class Judge:
 
     def __init__(self, texts: Sequence[str], scores: Sequence[float]) -> None:
         self._model = make_pipeline(bag_of_words(letters=5), Ridge(alpha=1.0))
-        self._model.fit(texts, scores)
+        try:
+            self._model.fit(texts, scores)
+        except ValueError as error:  # of a vocabulary that is empty
+            raise ValueError(
+                f"own needs texts that have words in common, with spaces between them, for its judge to learn from, and in "
+                f"{len(texts)} texts it found none: give more texts, or fit without the model's own text (own = 0)"
+            ) from error
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Above 0 is unsafe, float64 (N,)."""
@@ -134,7 +141,8 @@ class Opening:
             own, begins = None, group
         else:  # the group's prompt, or all there is of it
             words = text.split()
-            own, begins = example.score, " ".join(words[: min(WORDS, len(words) // 2)])
+            half = " ".join(words[: min(WORDS, len(words) // 2)]) or text[: len(text) // 2].strip()
+            own, begins = example.score, half
         return Opening(
             # A prompt of other texts is an opening as it is; else half of a text is.
             max(self.text, begins, key=len),
@@ -145,19 +153,27 @@ class Opening:
 
 @dataclass(frozen=True)
 class Sources:
-    """What own text is made from: openings to go on from, unsafe ones several times, and texts with scores, less
-    `middle`, for the judge. An opening is as unsafe as it is itself, where its source says; else as the worst of its texts.
+    """What own text is made from: openings to go on from, unsafe ones several times, and a judge that has learnt from texts
+    and their scores, less `middle`. An opening is as unsafe as it is itself, where its source says; else as the worst of its
+    texts.
 
-    Of both, only what is there to be fitted on; `held_out` texts with their labels say how good the judge is.
+    Of both, only what is there to be fitted on; `held_out` texts, which the judge has not seen, with their labels say how
+    good it is.
     """
 
     openings: list[str]
     texts: list[str]
     scores: list[float]
     held_out: list[tuple[str, int]]
+    judge: Judge
 
     @classmethod
     def of(cls, recipe: Recipe) -> Sources:
+        """What a recipe's corpora hold.
+
+        Raises:
+            ValueError: no openings, or nothing for the judge to learn from.
+        """
         found = Share[Opening](GROUPS, recipe.seed)
         texts, held_out = Share[float](JUDGED, recipe.seed), Share[int](JUDGED, recipe.seed)
         for corpus in recipe.corpora:
@@ -173,13 +189,28 @@ class Sources:
         for unsafe, most, times in ((True, UNSAFE_OPENINGS, UNSAFE_TIMES), (False, OTHER_OPENINGS, 1)):
             those = [opening.text for opening in found.values() if opening.text and opening.unsafe == unsafe]
             openings += draw.sample(those, min(most, len(those))) * times
-        return cls(openings, list(texts), list(texts.values()), list(held_out.items()))
+        if not openings:
+            raise ValueError(
+                "own needs openings for the model to go on from, and the texts are too short to have any: give longer ones, or "
+                "fit without the model's own text (own = 0)"
+            )
+        unseen = [(said, label) for said, label in held_out.items() if said not in texts]
+        said, scores = list(texts), list(texts.values())
+        return cls(openings, said, scores, unseen, Judge(said, scores))
+
+    def judge_auc(self) -> float | None:
+        """How well the judge tells held-out texts apart; None where there are not both."""
+        unsafe = [1 - label for _, label in self.held_out]
+        if len(set(unsafe)) < 2:
+            return None
+        return float(roc_auc_score(unsafe, self.judge([said for said, _ in self.held_out])))
 
 
 def own_statistics(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
+    sources: Sources,
     file: Path,
     *,
     batch_size: int = 64,
@@ -188,21 +219,19 @@ def own_statistics(
     """Statistics of what the model writes, each prefix labelled with what the judge says of the whole.
 
     Args:
-        recipe: its corpora give openings and scores, its embedding the vectors.
+        recipe: its embedding gives the vectors. sources: of its corpora.
         file: JSON lines of what has been written; what an earlier call wrote there is not written again.
 
     Returns:
         the statistics, and figures for the report: `openings`, `completions`, how many are `unsafe`, and
-        `judge_auc`, of the judge on the texts held out.
+        `judge_auc`, of the judge on texts held out, or None.
 
     Raises:
         ValueError: the completions of one class are too few to learn from.
     """
-    sources = Sources.of(recipe)
-    judge = Judge(sources.texts, sources.scores)  # first: what it cannot learn from shows before anything is written
     written = write(model, tokenizer, sources.openings, recipe, file, progress=progress)
     texts: list[Text] = [(opening, text) for opening, said in written for text in said if text.strip()]
-    unsafe = judge([text[1] for text in texts]) >= 0
+    unsafe = sources.judge([text[1] for text in texts]) >= 0
     if min(int(unsafe.sum()), int((~unsafe).sum())) < FEWEST:
         raise ValueError(
             f"of {len(texts)} completions that the model wrote itself the judge finds {int(unsafe.sum())} unsafe: too few "
@@ -217,12 +246,11 @@ def own_statistics(
         for indices, vectors in stream:
             statistics.partial_fit(vectors.cpu().numpy(), 1 - unsafe[indices].astype(int))
             bar.advance(task, len(set(indices)))
-    said, labels = [text for text, _ in sources.held_out], [label for _, label in sources.held_out]
     return statistics, {
         "openings": len({opening for opening, _ in written}),
         "completions": len(texts),
         "unsafe": int(unsafe.sum()),
-        "judge_auc": float(roc_auc_score(1 - np.array(labels), judge(said))),
+        "judge_auc": sources.judge_auc(),
     }
 
 
@@ -244,10 +272,12 @@ def write(
     prompts = [(opening, ids) for opening, ids in prompts if len(ids) <= MAX_OPENING]
     prompts.sort(key=lambda prompt: len(prompt[1]))  # little padding
     lines = whole_lines(file) if file.is_file() else []
-    del lines[len(lines) // BATCH * BATCH :]  # whole batches, for each has a seed
+    found: list[tuple[str, list[str]]] = [(opening, said) for opening, said in map(json.loads, lines)]
+    same = sum(1 for _ in takewhile(lambda pair: pair[0][0] == pair[1][0], zip(found, prompts, strict=False)))
+    keep = same // BATCH * BATCH  # of these openings, and whole batches, for each has a seed
+    del lines[keep:], found[keep:]
     if file.is_file():
         keep_lines(file, lines)
-    found: list[tuple[str, list[str]]] = [(opening, said) for opening, said in map(json.loads, lines)]
     with progress_bar("own text", progress) as bar:
         task = bar.add_task("writing own text", total=len(prompts), completed=len(found))
         for first in range(len(found), len(prompts), BATCH):
