@@ -108,7 +108,7 @@ def command(
 
         sasa fit comments.csv --text comment --label toxic --output my-boundary
 
-        sasa fit rtp jigsaw::limit=50000 --model Qwen/Qwen3-0.6B --layer -7 --prefixes --output qwen-toxicity
+        sasa fit rtp::rows=0:90000 jigsaw::limit=50000 --model Qwen/Qwen3-0.6B --layer -7 --prefixes --output qwen-toxicity
 
     Stopped at any moment, the same command goes on where it was.
     """

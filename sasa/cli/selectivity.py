@@ -80,11 +80,12 @@ def command(
     Harmless text should pay next to nothing, unsafe text much. Texts are read once, with all candidates at each place; any
     number of strengths, priors and boundaries are judged by that. Nothing is written, so it takes minutes.
 
-        sasa selectivity rtp::rows=2500:3000,safe_below=0.3
+        sasa selectivity rtp::rows=90000:,safe_below=0.3
 
-        sasa selectivity rtp::rows=2500:3000 -b toxicity -b my-boundary --prior 0.5 --prior 0.05 --at 2.4 -o selectivity
+        sasa selectivity rtp::rows=90000: -b toxicity -b my-boundary --prior 0.5 --prior 0.05 --at 2.4 -o selectivity
 
     RealToxicityPrompts is grouped by continuation and prompt: "safe after unsafe" is harmless text behind a toxic prompt.
+    The recipes that ship are fitted on its rows before 90000.
     """
     from sasa.evaluation.metrics import to_json
     from sasa.evaluation.selectivity import UNSAFE, class_of, draw, labelled, selectivity, strength_for
