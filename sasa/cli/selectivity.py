@@ -130,12 +130,13 @@ def command(
     readings: dict[int, Reading] = {}
     said: dict[int, tuple[About, Reading]] = {}
     for numbers in ways.values():  # to these a text is the same tokens: one pass serves them all
-        given = (loaded, tokenizer, [one.text for one in texts], [lines[number] for number in numbers])
-        reading = read(*given, top_k=top_k, max_tokens=max_tokens, progress=True)
+        by = [lines[number] for number in numbers]
+        written = [one.text for one in texts]
+        reading = read(loaded, tokenizer, written, by, top_k=top_k, max_tokens=max_tokens, progress=True)
         readings |= {number: reading.by(place) for place, number in enumerate(numbers)}
         if people:
             about = About.of(sentences, tokenizer, specs[numbers[0]])
-            reading = read(loaded, tokenizer, about.texts, given[-1], top_k=top_k, progress=True)
+            reading = read(loaded, tokenizer, about.texts, by, top_k=top_k, progress=True)
             said |= {number: (about, reading.by(place)) for place, number in enumerate(numbers)}
     rows: list[Judged] = []
     for number, (name, (line, _)) in enumerate(zip(names, lines, strict=True)):

@@ -195,8 +195,8 @@ class Sources:
                 "fit without the model's own text (own = 0)"
             )
         unseen = [(said, label) for said, label in held_out.items() if said not in texts]
-        said, scores = list(texts), list(texts.values())
-        return cls(openings, said, scores, unseen, Judge(said, scores))
+        learnt, scores = list(texts), list(texts.values())
+        return cls(openings, learnt, scores, unseen, Judge(learnt, scores))
 
     def judge_auc(self) -> float | None:
         """How well the judge tells held-out texts apart; None where there are not both."""
