@@ -59,6 +59,7 @@ def line(record: Any) -> str:
 
 
 LOCK = ".lock"
+"""The file in a folder that says that somebody writes there."""
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def test_the_command(rtp, tiny_folder, boundaries, tmp_path):
     assert (tmp_path / "out" / "selectivity.png").stat().st_size > 1000
 
 
-def test_each_boundary_is_judged_by_itself(rtp, tiny_folder, boundaries, tmp_path):
+def test_each_boundary_is_judged_by_itself(rtp, tiny_folder, model, tokenizer, boundaries, tmp_path):
     """Whatever stands beside it: also where a text is other tokens to that."""
     templated = replace(boundaries[1], embedding=replace(boundaries[1].embedding, template="chat"))
     asked = options(rtp, tiny_folder, tmp_path, [boundaries[0], templated], "--beta", "1", "--json")
@@ -146,6 +146,8 @@ def test_each_boundary_is_judged_by_itself(rtp, tiny_folder, boundaries, tmp_pat
         assert result.exit_code == 0, result.exception
         figures.append(json.loads(result.stdout)["settings"][numbers.index(0)]["groups"])
     assert figures[0] == figures[1] == figures[2]
+    with pytest.raises(ValueError, match="differ in template or special_tokens"):
+        read(model, tokenizer, ["a b"], [(boundaries[0], 1.0), (templated, 1.0)])
     refused = CliRunner().invoke(app, [*asked, "-b", f"{tmp_path / 'b0'}::0.5"])
     assert "without ::WEIGHT" in str(refused.exception)
 

@@ -118,24 +118,23 @@ def command(
     lines = load_boundaries(names, loaded, strict)
     if any(weight != 1 for _, weight in lines):
         raise ValueError("here each boundary is judged by itself: give it without ::WEIGHT, and vary --beta")
-    specs = [line.embedding for line, _ in lines]
+    ways: dict[tuple[str, bool], list[int]] = {}  # boundaries to which a text is the same tokens
+    for number, (line, _) in enumerate(lines):
+        ways.setdefault(tokenized_as(line.embedding), []).append(number)
+    specs = [lines[numbers[0]][0].embedding for numbers in ways.values()]
     kept = [one for one in texts if all(readable(tokenizer, one.text, spec) for spec in specs)]
     if len(kept) < len(texts):
         one_token = f"left out: {len(texts) - len(kept)} texts of one token, before which there is nothing to go by"
         Console(stderr=True).print(one_token, soft_wrap=True)
-    texts, groups = kept, [one.group for one in kept]
-    ways: dict[tuple[str, bool], list[int]] = {}
-    for number, spec in enumerate(specs):
-        ways.setdefault(tokenized_as(spec), []).append(number)
+    written, groups = [one.text for one in kept], [one.group for one in kept]
     readings: dict[int, Reading] = {}
     said: dict[int, tuple[About, Reading]] = {}
-    for numbers in ways.values():  # to these a text is the same tokens: one pass serves them all
+    for numbers, spec in zip(ways.values(), specs, strict=True):  # one pass serves them all
         by = [lines[number] for number in numbers]
-        written = [one.text for one in texts]
         reading = read(loaded, tokenizer, written, by, top_k=top_k, max_tokens=max_tokens, progress=True)
         readings |= {number: reading.by(place) for place, number in enumerate(numbers)}
         if people:
-            about = About.of(sentences, tokenizer, specs[numbers[0]])
+            about = About.of(sentences, tokenizer, spec)
             reading = read(loaded, tokenizer, about.texts, by, top_k=top_k, progress=True)
             said |= {number: (about, reading.by(place)) for place, number in enumerate(numbers)}
     rows: list[Judged] = []
@@ -149,7 +148,7 @@ def command(
             figures = said[number][0].figures(said[number][1], steering) if number in said else None
             rows.append(Judged(name, steering.beta, value, prior, found, figures))
     report = to_json(
-        {"texts": len(texts), "top_k": top_k, "max_tokens": max_tokens, "settings": list(map(asdict, rows))}
+        {"texts": len(kept), "top_k": top_k, "max_tokens": max_tokens, "settings": list(map(asdict, rows))}
     )
     if output is not None:
         write_atomically(output / "selectivity.json", json.dumps(report, indent=1) + "\n")
