@@ -36,7 +36,7 @@ from sasa.files import write_atomically
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import Pair
 from sasa.progress import progress_bar
-from sasa.training.backtracking import encode_pair, turns
+from sasa.training.backtracking import encode_pair
 
 
 def held_out(args: argparse.Namespace, tokenizer: Any) -> list[Pair]:
@@ -45,7 +45,7 @@ def held_out(args: argparse.Namespace, tokenizer: Any) -> list[Pair]:
     found = [
         pair
         for pair in corpus.pairs(Counter())
-        if len(turns(pair.prompt)) == 1 and sum(map(len, encode_pair(tokenizer, pair))) <= args.max_length
+        if len(pair.turns) == 1 and sum(map(len, encode_pair(tokenizer, pair))) <= args.max_length
     ]
     if not found:
         raise SystemExit(f"{args.pairs}: no pair of one question and at most {args.max_length} tokens in {args.rows}")
@@ -103,7 +103,7 @@ def main() -> None:
                 figures |= {key: estimate(values) for key, values in found.items()}
             replies, each = [], args.completions
             for first in range(0, len(pairs), 8):
-                part = [turns(pair.prompt)[0]["content"] for pair in pairs[first : first + 8]]
+                part = [pair.turns[0]["content"] for pair in pairs[first : first + 8]]
                 replies += sasa.generate(
                     model, tokenizer, part, None, chat=True, backtrack=watch, seed=args.seed + first, max_new_tokens=args.tokens,
                     top_k=50, top_p=0.95, num_return_sequences=each,

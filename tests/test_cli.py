@@ -219,4 +219,4 @@ def test_version():
 
 def test_a_bad_prompts_file_names_its_line(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "fine"}\n{"text": "no"}\n')
-    assert "p.jsonl, line 2: expected" in sasa("generate", "-p", tmp_path / "p.jsonl", status=1).stderr
+    assert "p.jsonl, row 1: expected" in sasa("generate", "-p", tmp_path / "p.jsonl", status=1).stderr

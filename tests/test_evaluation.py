@@ -110,7 +110,7 @@ def test_unknown_suites_and_files(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_suite("rtp", tmp_path / "missing.jsonl")
     (tmp_path / "broken.jsonl").write_text(json.dumps(rtp_row("a", 0.1)) + "\nnot json\n")
-    with pytest.raises(ValueError, match="line 2: not JSON"):
+    with pytest.raises(ValueError, match=r"row 1: \(line 2\) not JSON"):
         load_suite("rtp", tmp_path / "broken.jsonl")
 
 

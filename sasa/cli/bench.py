@@ -21,6 +21,7 @@ from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
 from sasa.fitting.corpora import parse_rows
 from sasa.models.load import load_named
+from sasa.tables import read_lines
 from sasa.values import BETA
 
 app = typer.Typer(
@@ -220,7 +221,7 @@ def _forecast(run: runner.Run, made: dict[str, ways.Method], world: ways.World) 
 def _words(file: Path) -> tuple[str, ...]:
     if not file.is_file():
         raise FileNotFoundError(f"no word list at {file}")
-    found = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
+    found = tuple(line.strip() for _, line in read_lines(file) if line.strip())
     if not found:
         raise ValueError(f"{file} holds no words")
     return found

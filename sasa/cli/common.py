@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from rich.style import Style
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary
+from sasa.tables import KINDS, kind_of, open_table, read_lines
 from sasa.values import check_beta
 
 if TYPE_CHECKING:
@@ -138,28 +138,25 @@ def load_prompts(source: str, rows: str | None, groups: str | None, limit: int |
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Prompts of a .txt or .jsonl file, blank lines left out; errors name the line."""
-    if not file.is_file():
+    """Prompts of a text file, a line each, or of a table's column `prompt`; blank lines are left out, errors name the row."""
+    if not file.expanduser().is_file():
         raise FileNotFoundError(f"no prompts file at {file}")
-    if file.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{file}: prompts come as .txt or .jsonl")
-    found = []
-    for number, line in enumerate(file.read_text("utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        if file.suffix == ".txt":
-            found.append(line)
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-            prompt = prompt["text"] if isinstance(prompt, dict) else prompt
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{file}, line {number}: expected {{"prompt": "…"}} or a RealToxicityPrompts row'
-            ) from error
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{file}, line {number}: the prompt is empty")
-        found.append(prompt)
+    if kind_of(file) is None:
+        if file.suffix.lower() not in (".txt", ""):
+            raise ValueError(f"{file}: prompts come as .txt or {', '.join(KINDS)}")
+        found = [line for _, line in read_lines(file) if line.strip()]
+    else:
+        found = []
+        for number, row in open_table(file).rows():
+            prompt = row.get("prompt")
+            prompt = prompt.get("text") if isinstance(prompt, dict) else prompt
+            if not isinstance(prompt, str):
+                raise ValueError(
+                    f'{file}, row {number}: expected {{"prompt": "…"}} or a RealToxicityPrompts row, got {", ".join(row)}'
+                )
+            if not prompt.strip():
+                raise ValueError(f"{file}, row {number}: the prompt is empty")
+            found.append(prompt)
     if not found:
         raise ValueError(f"{file} holds no prompts")
     return found

@@ -17,8 +17,9 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="CORPUS...",
-            help="jigsaw, rtp, toxigen or hh-rlhf (from the Hub, or SOURCE::path=FILE); a CSV, JSONL or Parquet file; a Hub "
-            "data set. Settings follow ::, as in tweets.csv::text=tweet,label=class,positive=0+1",
+            help="jigsaw, rtp, toxigen or hh-rlhf (from the Hub, or SOURCE::path=FILE); a CSV, TSV, JSON, JSONL or Parquet "
+            "file; a Hub data set. Settings follow ::, as in tweets.csv::text=tweet,label=class,positive=0+1; of files also "
+            "encoding=cp1252, separator=;, quotes=none and bad_rows=skip",
             show_default=False,
         ),
     ] = None,
@@ -159,6 +160,8 @@ def command(
         figures = (f"{m[k]:.3f}" if k in m else "–" for k in ("auc", "average_precision", "accuracy", "ece"))
         table.add_row(name, str(m["safe"]), str(m["unsafe"]), *figures)
     out.print(table)
+    if left_out := boundary.report["skipped"]:
+        out.print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()), soft_wrap=True)
     out.print(f"wrote {output}: use it with --boundary {output}, or Boundary.load({str(output)!r})", soft_wrap=True)
 
 

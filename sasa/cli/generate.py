@@ -45,7 +45,9 @@ def command(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", "-p", help='A file: .txt, a prompt a line; .jsonl, {"prompt": …} or RealToxicityPrompts rows.'
+            "--prompts",
+            "-p",
+            help="A file: .txt, a prompt a line; .jsonl or .csv with prompt, or RealToxicityPrompts rows.",
         ),
     ] = None,
     model: ModelOption = None,

@@ -44,8 +44,8 @@ def backtracking(
         str,
         typer.Argument(
             metavar="CORPUS",
-            help="Dialogues with a preferred and a rejected reply: hh-rlhf from the Hub, or hh-rlhf::path=FILE in its schema; "
-            "rows=START:STOP and limit=N follow a comma.",
+            help="A preferred and a rejected reply a row: hh-rlhf from the Hub, another data set of it, or a file, with columns "
+            "chosen and rejected, and prompt where it is not in them, as text or messages; ::rows=START:STOP,limit=N may follow.",
             show_default=False,
         ),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import random
@@ -12,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sasa.tables import open_table, read_lines
 
 HUB = {"rtp": "allenai/real-toxicity-prompts", "bold": "AlexaAI/bold", "attaq": "ibm-research/AttaQ"}
 TOXIC = 0.5
@@ -136,21 +137,7 @@ def _rows(name: str, path: str | Path | None) -> Iterator[tuple[int, dict[str, A
         return
     if path.is_dir():
         raise ValueError(f"{path} is a folder: the suite {name} takes one file")
-    bare = path.name.removesuffix(".gz")
-    if bare.endswith(".jsonl"):
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines):
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number + 1}: not JSON") from error
-    elif bare.endswith((".csv", ".parquet")):
-        import pandas as pd
-
-        table = pd.read_csv(path) if ".csv" in bare else pd.read_parquet(path)
-        yield from enumerate(table.to_dict("records"))
-    else:
-        raise ValueError(f"{path}: prompts come as .jsonl, .jsonl.gz, .csv or .parquet")
+    yield from open_table(path).rows()
 
 
 def _bold_files(path: Path) -> Iterator[dict[str, Any]]:
@@ -159,11 +146,23 @@ def _bold_files(path: Path) -> Iterator[dict[str, Any]]:
     if not files:
         raise FileNotFoundError(f"no *_prompt.json in {path}")
     for file in files:
-        content = json.loads(file.read_text("utf-8"))
-        for category, entities in content.items():
+        domain = file.name.removesuffix("_prompt.json")
+        for category, entity, prompts in _categories(file):
+            yield {"domain": domain, "category": category, "name": entity, "prompts": prompts}
+
+
+def _categories(file: Path) -> Iterator[tuple[str, str, list[Any]]]:
+    """Category, name and prompts, of a file of BOLD's: {category: {name: [prompt, …]}}."""
+    content = "\n".join(line for _, line in read_lines(file))
+    try:
+        found = json.loads(content)
+        for category, entities in found.items():
             for entity, prompts in entities.items():
-                domain = file.name.removesuffix("_prompt.json")
-                yield {"domain": domain, "category": category, "name": entity, "prompts": prompts}
+                if not isinstance(prompts, list):
+                    raise TypeError
+                yield category, entity, prompts
+    except (ValueError, RecursionError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: expected {{category: {{name: [prompt, …]}}}} as JSON") from error
 
 
 def _rtp(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:

@@ -1,4 +1,4 @@
-"""Labelled sources -> a stream of examples: Hub data sets and CSV, JSONL or Parquet files, all through `datasets`.
+"""Labelled sources -> a stream of examples: Hub data sets through `datasets`, files through `sasa.tables`.
 
 It knows columns and labels; it knows nothing about models.
 """
@@ -17,8 +17,19 @@ from typing import Any
 import datasets
 
 from sasa.boundary import Text
+from sasa.fitting.dialogues import SIDES, Message, Reply, replies
+from sasa.tables import BAD_ROWS, KINDS, QUOTES, Format, Row, Table, column_names, kind_of, open_table, value_of
 
-FILE_KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+UNREAD = "cannot be read"
+"""Why rows are left out that a file with `bad_rows=skip` has."""
+HUB: dict[str, tuple[str, str | None]] = {
+    "jigsaw": ("google/civil_comments", None),
+    "rtp": ("allenai/real-toxicity-prompts", None),
+    "hh-rlhf": ("Anthropic/hh-rlhf", "harmless-base"),
+    "toxigen": ("toxigen/toxigen-data", "annotated"),
+    "diasafety": ("thu-coai/diasafety", None),
+}
+"""The named sources: data sets of the Hub, each with the part that is meant."""
 SEGMENTS = ("prompt", "continuation", "pair")
 TRUE, FALSE = {"true", "yes", "toxic"}, {"false", "no", "safe", "non-toxic"}
 
@@ -54,11 +65,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt, the reply to it that people preferred, and the one that they rejected."""
+    """A prompt, the reply to it that people preferred, and the one that they rejected.
+
+    Attributes:
+        turns: the prompt as chat messages; none where nobody asks anything.
+    """
 
     prompt: str
     safe: str
     unsafe: str
+    turns: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,14 +83,16 @@ class Corpus:
 
     Attributes:
         source: `jigsaw`, `rtp`, `toxigen` or `hh-rlhf` (pairs of dialogues: the reply that people preferred is safe, the other
-            one is not), from the Hub or, with `path`, from a file in the same schema; or a CSV, JSONL or Parquet file; or a
-            Hub data set `owner/name`. The last two need `text` and `label`.
+            one is not; in any of the forms of `sasa.fitting.dialogues`), from the Hub or, with `path`, from a file in the
+            same schema; or a CSV, JSONL or Parquet file; or a Hub data set `owner/name`. The last two need `text` and
+            `label`.
         path: the file of a named source.
-        text, label: column names, with dots for nested ones. Of `rtp`, label is the attribute: `toxicity`, or `threat`, `insult`,
-            `sexually_explicit`, … as Perspective scored them.
+        text, label: column names, as they stand in the source or, of nested ones, with dots. Of `rtp`, label is the
+            attribute: `toxicity`, or `threat`, `insult`, `sexually_explicit`, … as Perspective scored them.
         prompt: the column of prompts, where the text is a response to one.
         by: a column whose values divide the texts, such as the group of people that they are about, for `sasa selectivity`.
-        positive: label values that mean unsafe, where labels are names or class numbers; all others mean safe.
+        positive: label values that mean unsafe, where labels are names or class numbers; all others mean safe. Spaces
+            around them, capitals, and 1.0 for 1 make no difference.
         low, high: the label's range where it is a number: it is mapped onto [0, 1].
         unsafe_from: scores at or above are unsafe.
         safe_below: scores below are safe; between the two lies the grey zone, which is left out. None: no grey zone.
@@ -82,6 +100,7 @@ class Corpus:
         limit: at most so many rows, drawn at random.
         split, config: of a Hub data set; of `hh-rlhf` its folder, `harmless-base`.
         segments: of `rtp`: which texts of a row, of `prompt`, `continuation` and `pair` (the continuation as a response).
+        encoding, separator, quotes, bad_rows: of files, see `sasa.tables.Format`.
     """
 
     source: str
@@ -100,6 +119,10 @@ class Corpus:
     split: str = "train"
     config: str | None = None
     segments: tuple[str, ...] = ("prompt", "continuation")
+    encoding: str | None = None
+    separator: str | None = None
+    quotes: str = QUOTES[0]
+    bad_rows: str = BAD_ROWS[0]
 
     def __post_init__(self) -> None:
         if self.source == "diasafety":
@@ -122,17 +145,23 @@ class Corpus:
             raise ValueError(
                 f"segments must be some of {', '.join(SEGMENTS)}, got {', '.join(self.segments) or 'none'}"
             )
+        _ = self._format  # raises for what it does not allow
+
+    @property
+    def _format(self) -> Format:
+        return Format(self.encoding, self.separator, self.quotes, self.bad_rows)
 
     @classmethod
     def parse(cls, text: str) -> Corpus:
         """From one argument of the command line: `SOURCE[::name=value,…]`, lists with `+`.
 
-        For example `rtp::path=prompts.jsonl,rows=0:3000` or `tweets.csv::text=tweet,label=class,positive=0+1`.
+        For example `rtp::path=prompts.jsonl,rows=0:3000` or `tweets.csv::text=tweet,label=class,positive=0+1`. A comma that
+        no `name=` follows is part of the value.
         """
         source, _, settings = text.partition("::")
         values: dict[str, Any] = {}
         kinds = {f.name: str(f.type) for f in fields(cls)}
-        for setting in filter(None, settings.split(",")):
+        for setting in filter(None, re.split(r",(?=[a-z_]+=)", settings.rstrip(","))):
             name, equals, value = setting.partition("=")
             if not equals or name not in kinds or name == "source":
                 allowed = ", ".join(n for n in kinds if n != "source")
@@ -175,7 +204,9 @@ class Corpus:
         table, numbers = self._open(seed)
         readers = {"rtp": self._rtp, "hh-rlhf": self._dialogues}
         read = readers[self.source] if self.source in readers else self._plain(table)
-        for number, row in zip(numbers, _rows(table), strict=True):
+        if lost := table.lost(numbers):
+            skipped[UNREAD] += lost
+        for number, row in table.rows(numbers):
             for example in read(row, number):
                 if isinstance(example, Example):
                     yield example
@@ -183,61 +214,57 @@ class Corpus:
                     skipped[example] += 1
 
     def pairs(self, skipped: Counter[str], seed: int = 0) -> Iterator[Pair]:
-        """Pairs of replies to the same prompt, of dialogues in the schema of hh-rlhf; `skipped` counts others by reason.
+        """Pairs of replies to the same prompt, of a source with columns chosen and rejected; `skipped` counts others by reason.
 
         Raises:
             FileNotFoundError, ValueError: as `examples`, and for a source of another kind.
         """
-        if self.source != "hh-rlhf":
-            raise ValueError(f"corpus {self.source} has no pairs: give hh-rlhf, or hh-rlhf::path=FILE in its schema")
+        if self.source in HUB and self.source != "hh-rlhf":
+            raise ValueError(
+                f"corpus {self.source} has no pairs: give hh-rlhf, or another source with two replies a row"
+            )
         table, numbers = self._open(seed)
-        for number, row in zip(numbers, _rows(table), strict=True):
-            safe, unsafe = self._dialogues(row, number)
-            if isinstance(safe, str) or isinstance(unsafe, str):
+        if missing := [side for side in SIDES if side not in table.columns]:
+            raise ValueError(
+                f"corpus {self.source} has no pairs: it has no column {' and no '.join(missing)}, but "
+                f"{', '.join(table.columns)}; give hh-rlhf, or another source with a preferred and a rejected reply"
+            )
+        table.say_what_is_bad()
+        if lost := table.lost(numbers):
+            skipped[UNREAD] += lost
+        for number, row in table.rows(numbers):
+            safe, unsafe = self._replies(row, number)
+            if not safe.text or not unsafe.text:
                 skipped["with an empty reply"] += 1
-            elif safe.text[0] != unsafe.text[0]:
+            elif (safe.prompt, safe.turns) != (unsafe.prompt, unsafe.turns):
                 skipped["with two prompts"] += 1
             elif safe.text == unsafe.text:
                 skipped["with the same reply twice"] += 1
             else:
-                yield Pair(safe.text[0], safe.text[1], unsafe.text[1])
+                yield Pair(safe.prompt, safe.text, unsafe.text, safe.turns)
 
     # --- readers ---------------------------------------------------------------------------------------------
 
-    def _open(self, seed: int) -> tuple[datasets.Dataset, Sequence[int]]:
-        """The rows to read, and their numbers in the source."""
-        hub = {
-            "jigsaw": ("google/civil_comments", None),
-            "rtp": ("allenai/real-toxicity-prompts", None),
-            "hh-rlhf": ("Anthropic/hh-rlhf", "harmless-base"),
-            "toxigen": ("toxigen/toxigen-data", "annotated"),
-            "diasafety": ("thu-coai/diasafety", None),
-        }
-        file = self.path if self.source in hub else self.source
-        plain_name = str(file).removesuffix(".gz").removesuffix(".zst")
-        kind = FILE_KINDS.get(Path(plain_name).suffix)
-        if file is not None and (kind or Path(file).exists()):
+    def _open(self, seed: int) -> tuple[Table, Sequence[int]]:
+        """The source's table, and the numbers of the rows to read."""
+        file = self.path if self.source in HUB else self.source
+        table: Table
+        if file is not None and (kind_of(file) or Path(file).expanduser().exists()):
             if not Path(file).expanduser().is_file():
                 raise FileNotFoundError(f"corpus {self.source}: no file at {file}")
-            if kind is None:
-                raise ValueError(f"corpus {file}: expected one of {', '.join(FILE_KINDS)}")
-            options = {"sep": "\t"} if plain_name.endswith(".tsv") else {}
-            try:
-                table = datasets.load_dataset(kind, data_files=str(Path(file).expanduser()), split="train", **options)
-            except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-                raise ValueError(
-                    f"corpus {file} is empty or cannot be read as {kind}: {error.__cause__ or error}"
-                ) from error
+            if kind_of(file) is None:
+                raise ValueError(f"corpus {file}: expected one of {', '.join(KINDS)}")
+            table = open_table(file, self._format, f"corpus {self.source}")
         else:
-            name, config = hub.get(self.source, (self.source, None))
+            name, config = HUB.get(self.source, (self.source, None))
             try:
                 where = {"data_dir" if self.source == "hh-rlhf" else "name": self.config or config}
-                table = datasets.load_dataset(name, split=self.split, **where)
+                table = _HubTable(datasets.load_dataset(name, split=self.split, **where), f"corpus {self.source}")
             except Exception as error:  # the Hub's errors are of a dozen types, and none says what to do instead
                 raise FileNotFoundError(
                     f"corpus {self.source}: not a file here, and the Hub's {name!r} cannot be had ({error}). "
                     f"Give a file: {self.source}::path=FILE"
-                    if self.source in hub
+                    if self.source in HUB
                     else f"corpus {self.source}: not a file here, and the Hub has no data set of that name ({error})"
                 ) from error
         numbers: Sequence[int] = range(len(table))
@@ -252,12 +279,12 @@ class Corpus:
             numbers = sorted(random.Random(seed).sample(numbers, self.limit))
         if not len(numbers):
             raise ValueError(f"corpus {self.source} is empty")
-        return table.select(numbers), numbers
+        return table, numbers
 
-    def _plain(self, table: datasets.Dataset) -> Callable[[dict[str, Any], int], Iterator[Example | str]]:
+    def _plain(self, table: Table) -> Callable[[dict[str, Any], int], Iterator[Example | str]]:
         """A reader of one row: examples, or the reason why there is none."""
         text, label, low, high = self.text, self.label, self.low, self.high
-        columns = table.column_names
+        columns = table.columns
         if self.source == "jigsaw":  # Kaggle 2018, Kaggle 2019, Civil Comments
             text = text or next((c for c in ("comment_text", "text") if c in columns), "comment_text")
             label = label or next((c for c in ("toxic", "target", "toxicity") if c in columns), "toxic")
@@ -266,41 +293,74 @@ class Corpus:
             low, high = (1.0, 5.0) if (low, high) == (0.0, 1.0) else (low, high)
         if not text or not label:
             raise ValueError(f"corpus {self.source}: name its text and label columns; it has {', '.join(columns)}")
-        for column in filter(None, (text, label, self.prompt, self.by)):
-            if column.split(".")[0] not in columns:
-                raise ValueError(f"corpus {self.source} has no column {column!r}; it has {', '.join(columns)}")
+        table.require([column for column in (text, label, self.prompt, self.by) if column])
+        unsafe = self._unsafe(table, label)
 
-        def read(row: dict[str, Any], number: int) -> Iterator[Example | str]:
-            content, value = _get(row, text), _get(row, label)
-            if not isinstance(content, str):
-                content = "" if content is None else str(content)
-            score = self._score(value, low, high, number)
+        def read(row: Row, number: int) -> Iterator[Example | str]:
+            content = self._text(value_of(row, text), text, number)
+            score = self._score(value_of(row, label), low, high, number, unsafe)
             if not content.strip():
                 yield "empty text"
                 return
-            prompt = str(_get(row, self.prompt) or "")
-            part = _name(_get(row, self.by)) if self.by else None
+            prompt = self._text(value_of(row, self.prompt), self.prompt, number) if self.prompt else ""
+            part = None if not self.by or (value := value_of(row, self.by)) is None else _name(value)
             yield Example((prompt, content) if self.prompt else content, score, prompt or content, by=part)
 
         return read
 
-    def _score(self, value: Any, low: float, high: float, number: int) -> float:
+    def _text(self, value: Any, column: str, number: int) -> str:
+        """A text of a row; "" for a missing one."""
+        if isinstance(value, (dict, list)):
+            inside = (
+                f"; name one inside it, such as {column}.{next(iter(value))}"
+                if isinstance(value, dict) and value
+                else ""
+            )
+            raise ValueError(
+                f"corpus {self.source}, row {number}: the column {column!r} holds a {type(value).__name__}, not text{inside}"
+            )
+        return "" if value is None else str(value)
+
+    def _unsafe(self, table: Table, label: str) -> set[str]:
+        """The names of the labels that mean unsafe.
+
+        Raises:
+            ValueError: some of `positive` never occur: a typo must not make texts safe.
+        """
+        wanted = {_class(value): value for value in self.positive}
+        if not wanted:
+            return set()
+        occur: Counter[str] = Counter()
+        missing = set(wanted)
+        for value in table.values(label):
+            if value is not None:
+                occur[_name(value)] += 1
+                missing.discard(_class(value))
+        if missing:
+            known = ", ".join(f"{name!r} ({count:,})" for name, count in occur.most_common(20))
+            raise ValueError(
+                f"corpus {self.source}: positive has {', '.join(repr(wanted[m]) for m in sorted(missing))}, which no row has as "
+                f"its {label}; there are: {known}{', …' if len(occur) > 20 else ''}. Several are written with a + between"
+            )
+        return set(wanted)
+
+    def _score(self, value: Any, low: float, high: float, number: int, unsafe: set[str] | None = None) -> float:
         where = f"corpus {self.source}, row {number}"
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise ValueError(f"{where}: the label is missing or NaN")
-        if self.positive:
-            return float(_name(value) in self.positive)
+        if unsafe:
+            return float(_class(value) in unsafe)
         if isinstance(value, str) and value.strip().lower() in TRUE | FALSE:
             return float(value.strip().lower() in TRUE)
         try:
             score = (float(value) - low) / (high - low)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(
                 f"{where}: label {value!r} is not a number; say which labels are unsafe with positive=…"
             ) from None
         if not 0 <= score <= 1:
             raise ValueError(
-                f"{where}: label {value!r} is not in [{low:g}, {high:g}]; give low= and high=, or positive=…"
+                f"{where}: label {value} is not in [{low:g}, {high:g}]; give low= and high=, or positive=…"
             )
         return score
 
@@ -333,33 +393,47 @@ class Corpus:
 
     def _dialogues(self, row: dict[str, Any], number: int) -> Iterator[Example | str]:
         """A pair of dialogues that differ in their last reply (Bai et al. 2022): the preferred one, and the other."""
-        sides = [("chosen", 0.0), ("rejected", 1.0)]
-        if not all(isinstance(row.get(side), str) for side, _ in sides):
+        for reply, score in zip(self._replies(row, number), (0.0, 1.0), strict=True):
+            yield Example((reply.prompt, reply.text), score, reply.group) if reply.text else "no reply"
+
+    def _replies(self, row: Row, number: int) -> tuple[Reply, Reply]:
+        try:
+            return replies(row)
+        except ValueError as error:
             raise ValueError(
-                f"corpus hh-rlhf, row {number}: expected the dialogues chosen and rejected, got {list(row)}"
-            )
-        for side, score in sides:
-            prompt, turn, reply = row[side].strip().rpartition("\n\nAssistant:")
-            if not turn or not reply.strip():
-                yield "no reply"
-                continue
-            yield Example((prompt + turn, reply), score, prompt.partition(turn)[0])
+                f"corpus {self.source}, row {number}: expected the dialogues chosen and rejected, or a prompt and two replies, "
+                f"as text or lists of messages, got {', '.join(row)}: {error}"
+            ) from None
 
 
-def _rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    for batch in table.iter(batch_size=1000):
-        names = list(batch)
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(names, values, strict=True))
+class _HubTable(Table):
+    """A data set of the Hub, as it lies in the cache of `datasets`."""
 
+    def __init__(self, data: datasets.Dataset, name: str) -> None:
+        super().__init__(name, tuple(column_names(data.features)), len(data), lambda: (r for _, r in self.rows()))
+        self.data = data
 
-def _get(row: dict[str, Any], column: str | None) -> Any:
-    value: Any = row
-    for part in (column or "").split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    def rows(self, numbers: Sequence[int] | None = None) -> Iterator[tuple[int, Row]]:
+        numbers = range(len(self.data)) if numbers is None else numbers
+        data = self.data.select(numbers)
+        found = (dict(zip(b, values, strict=True)) for b in data.iter(1000) for values in zip(*b.values(), strict=True))
+        yield from zip(numbers, found, strict=True)
+
+    def values(self, column: str) -> Iterator[Any]:
+        top = column if column in self.data.column_names else column.partition(".")[0]
+        for row in self.data.select_columns([top]):
+            yield value_of(row, column)
 
 
 def _name(value: Any) -> str:
     """A label as a person would write it: 1.0 as 1."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def _class(value: Any) -> str:
+    """What equal labels have in common, however they are written: 1.0 and 1, True and true, "hate " and "Hate"."""
+    name = _name(value).casefold()
+    try:
+        return name if isinstance(value, bool) else _name(float(name))
+    except (ValueError, OverflowError):
+        return name

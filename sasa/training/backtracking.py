@@ -12,7 +12,6 @@ import json
 import math
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.backtracking import RESET
@@ -159,10 +159,14 @@ def examples(
     draw = random.Random(training.seed)
     rows: list[dict[str, list[int]]] = []
     for pair in training.corpus.pairs(skipped):
-        if not turns(pair.prompt):
+        if not pair.turns:
             skipped["without a question"] += 1
             continue
-        prompt, safe, unsafe = encode_pair(tokenizer, pair)
+        try:
+            prompt, safe, unsafe = encode_pair(tokenizer, pair)
+        except TemplateError as error:  # strict templates want turns to alternate, or no system's
+            skipped[f"that the chat template refuses ({error})"] += 1
+            continue
         cut = draw.randint(1, max(1, len(unsafe) - 2))  # at least one token of it, and not its end
         if training.method == "sft":
             found = [
@@ -191,7 +195,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[in
     chat = tokenizer.chat_template is not None
     if chat:
         encoded: Any = tokenizer.apply_chat_template(
-            turns(pair.prompt), add_generation_prompt=True, tokenize=True, return_dict=True
+            list(pair.turns), add_generation_prompt=True, tokenize=True, return_dict=True
         )
         prompt = list(encoded["input_ids"])
     else:
@@ -199,20 +203,6 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[in
     replies = [reply.strip() if chat else reply for reply in (pair.safe, pair.unsafe)]
     safe, unsafe = (list(tokenizer(reply, add_special_tokens=False)["input_ids"]) + end for reply in replies)
     return prompt, safe, unsafe
-
-
-def turns(dialogue: str) -> list[dict[str, str]]:
-    """A dialogue of hh-rlhf, without its last reply, as chat messages; none where nobody asks anything."""
-    before, *parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + dialogue.strip())
-    roles = {"Human": "user", "Assistant": "assistant"}
-    messages = [
-        {"role": roles[name], "content": content.strip()} for name, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    if before.strip():
-        messages.insert(0, {"role": "system", "content": before.strip()})
-    if messages and messages[-1]["role"] == "assistant":  # the turn that the reply is going to fill
-        messages.pop()
-    return messages if any(message["role"] == "user" for message in messages) else []
 
 
 def _row(before: Sequence[int], after: Sequence[int]) -> dict[str, list[int]]:

@@ -1,0 +1,135 @@
+"""Text files, plain or compressed -> lines, in the encoding that they are in; what is no text is found."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+
+from sasa.tables.table import ENCODINGS, SAVE, Bad, Row
+
+PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+
+def read_lines(file: str | Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file in UTF-8, or as a byte order mark says, with their numbers from 1.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not in that encoding.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {file}")
+    with named(str(file), "text"), opened(path, None, None) as lines:
+        for number, line in enumerate(lines, 1):
+            if wrong := broken(line):
+                raise ValueError(f"{file}, line {number}: {wrong.replace(ENCODINGS, SAVE)}")
+            yield number, line.rstrip("\n")
+
+
+def check_characters(text: str) -> None:
+    """Raises ValueError for text that no tokenizer takes: a half of a surrogate pair, as in the JSON
+    "\\ud83d".
+    """
+    if found := re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"it holds \\u{ord(found[0]):x}, half of a surrogate pair, which is no character")
+
+
+def bare(file: str | Path) -> Path:
+    """A name without the ending of a compressed file."""
+    path = Path(file)
+    return path.with_suffix("") if path.suffix.lower() in PACKED else path
+
+
+@contextmanager
+def opened(path: Path, encoding: str | None, newline: str | None) -> Iterator[TextIO]:
+    """A text file; a byte that is not in its encoding is read as a lone surrogate."""
+    packed = PACKED.get(path.suffix.lower())
+    with path.open("rb") as plain:
+        content = _Readable(pa.CompressedInputStream(pa.PythonFile(plain, "r"), packed)) if packed else None
+        binary: Any = plain if content is None else io.BufferedReader(content, 1 << 16)
+        start = binary.peek(4)[:4]
+        if encoding is None:
+            wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            widest = start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE))
+            encoding = "utf-32" if widest else "utf-16" if wide else "utf-8"
+        text = io.TextIOWrapper(binary, encoding=encoding, errors="surrogateescape", newline=newline)
+        mark = text.read(1)
+        if mark == "\ufeff":
+            yield text
+        else:
+            yield _Again(mark, text)  # type: ignore[misc]
+
+
+class _Readable(io.RawIOBase):
+    """A compressed file of Arrow's as one of Python's."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.content.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+
+class _Again:
+    """A text file of which a character has been read already."""
+
+    def __init__(self, start: str, rest: TextIO) -> None:
+        self.start, self.rest = start, rest
+
+    def __iter__(self) -> Iterator[str]:
+        if self.start in ("\n", "\r", ""):  # a line of its own, or half an end of one
+            yield from [self.start] * bool(self.start)
+        else:
+            yield self.start + self.rest.readline()
+        yield from self.rest
+
+    def read(self) -> str:
+        return self.start + self.rest.read()
+
+
+def broken(line: str) -> str | None:
+    """What is wrong with the characters of a line, if anything is."""
+    if found := re.search("[\ud800-\udfff]", line):
+        code = ord(found[0])
+        if 0xDC80 <= code <= 0xDCFF:
+            return f"byte 0x{code - 0xDC00:02x} is no text in this encoding; {ENCODINGS}"
+        return f"it holds half of a surrogate pair, \\u{code:x}; {ENCODINGS}"
+    if "\0" in line:
+        return f"it holds a NUL byte; {ENCODINGS}"
+    return None
+
+
+@contextmanager
+def named(name: str, kind: str) -> Iterator[None]:
+    """Says of what goes wrong in reading a file which one it is."""
+    try:
+        yield
+    except UnicodeError as error:
+        raise ValueError(f"{name} cannot be read as {kind}: {error}; {ENCODINGS}") from error
+    except (pa.ArrowException, EOFError) as error:
+        raise ValueError(f"{name} is damaged, or cannot be read as {kind}: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(f"{name} is damaged, or cannot be read as {kind}: {error}") from error
+
+
+def guarded(name: str, kind: str, read: Callable[[], Iterable[Row | Bad]]) -> Callable[[], Iterator[Row | Bad]]:
+    def again() -> Iterator[Row | Bad]:
+        with named(name, kind):
+            yield from read()
+
+    return again
