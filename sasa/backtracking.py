@@ -123,6 +123,9 @@ class History:
         attempts: what was thrown away.
         spent: tokens drawn, those of the attempts included.
         exhausted: the budget was spent, and what is delivered passed the threshold.
+        stopped: a stopping criterion ended it.
+        streamed: of the first row, how many tokens could no longer be taken back while it was
+            written.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -131,6 +134,8 @@ class History:
     attempts: list[Attempt] = field(default_factory=list)
     spent: int = 0
     exhausted: bool = False
+    stopped: bool = False
+    streamed: int = 0
     boosted: int = 0
     # Tokens that led astray, by the number of tokens before them; and the failed ends (P(unsafe),
     # tokens, margins) from `safe`.
@@ -206,6 +211,8 @@ class Watch(Observer):
         beyond: tokens that the model can read beyond prompt and response; None: no limit. The
             model's own [RESET], which takes nothing out of its context, is impossible where what
             comes after it would not fit.
+        refusal: token ids that a streamer gets in place of the rest of a response on which the
+            budget was spent: behind a part that it has got, and from nothing.
     """
 
     goes_back = True
@@ -218,8 +225,10 @@ class Watch(Observer):
         room: int,
         eos: Sequence[int],
         beyond: int | None = None,
+        refusal: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         self.settings = settings
+        self.refusal = refusal
         self.boundaries = boundaries
         if settings.reset_token_id is not None:  # beta must not change how often it comes
             self.no_text = (settings.reset_token_id,)
@@ -227,7 +236,6 @@ class Watch(Observer):
         self.eos = frozenset(eos)
         self.beyond = beyond
         self.histories: list[History] = [History() for _ in range(rows)]
-        self._streamed = 0
         self._budget = settings.max_tokens or 4 * room
         threshold = settings.threshold or 1.0
         self._safe_below = threshold / 2 if settings.safe_below is None else settings.safe_below
@@ -259,16 +267,22 @@ class Watch(Observer):
         for i, (b, token, margin) in enumerate(zip(rows.tolist(), written.tolist(), margins.tolist(), strict=True)):
             if open_rows[b]:
                 back[i], ended = self._one(self.histories[b], token, margin, unsafe[i])
-                over[b] = ended or (bool(over[b]) and not back[i])  # a text that was taken back has not ended
-        final = self._final(0)[self._streamed :]
-        self._streamed += len(final)
+                # A text that was taken back has not ended.
+                stopped = bool(over[b]) and not back[i] and token not in self.no_text
+                self.histories[b].stopped = stopped
+                over[b] = ended or stopped
+        final = self._final(0)[self.histories[0].streamed :]
+        self.histories[0].streamed += len(final)
         restart = None
         if (reset := self.settings.reset_token_id) is not None:
             restart = ((written == reset) & open_[rows].bool()).nonzero()[:, 0]
         return Verdict(over, torch.tensor(final, dtype=torch.long), back if back.any() else None, restart)
 
     def rest(self) -> Tensor | None:
-        left = self.histories[0].tokens[self._streamed :]
+        row = self.histories[0]
+        left = row.tokens[row.streamed :]
+        if row.exhausted and self.refusal is not None:
+            left = list(self.refusal[0 if row.streamed else 1])
         return torch.tensor(left) if left else None
 
     def _final(self, row: int) -> list[int]:

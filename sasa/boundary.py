@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 import os
 import re
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ FORMAT = 1
 POOLINGS = ("last", "mean", "ema")
 SPANS = ("text", "response")
 TEMPLATES = ("none", "chat")
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ class ModelInfo:
     num_hidden_layers: int
     vocab_size: int
 
+    def __post_init__(self) -> None:
+        for name, kind in (("id", str), ("model_type", str), *((n, int) for n in SIZES)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise ValueError(f"the model's {name} must be {kind.__name__}, got {value!r}")
+
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelInfo:
         config = model.config.get_text_config()
@@ -181,6 +188,12 @@ class Boundary:
                 f"weight has {len(self.weight)} entries, hidden_size is {self.model.hidden_size}"
                 + (f" in each of {len(self.embedding.layers)} layers" if len(self.embedding.layers) > 1 else "")
             )
+        for name in ("bias", "scale", "shift"):
+            if not isinstance(number := getattr(self, name), numbers.Real) or not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number, got {number!r}")
+        for name, kind in (("attribute", str), ("report", dict)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
         if not self.scale > 0:
             raise ValueError(f"the calibration's scale must be > 0, got {self.scale}")
 
@@ -291,7 +304,8 @@ class Boundary:
             boundary.check(model, strict)
             if not strict:  # settled here once, so that no later check asks again
                 boundary = replace(boundary, model=replace(ModelInfo.of(model), id=""))
-            device = model.device if device is None else device
+            if device is None and model.device.type != "meta":
+                device = model.device
         return boundary if device is None else boundary.to(device)
 
     @classmethod
@@ -320,7 +334,7 @@ class Boundary:
                 f"no bundled {name!r} boundary for this model ({'; '.join(reasons)}). "
                 f"{hint}Fit one: sasa fit --recipe {name} --model {info.id or 'MODEL'} --output DIR"
             )
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".safetensors":
             from huggingface_hub import hf_hub_download
 
             try:
@@ -338,18 +352,20 @@ class Boundary:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {})["sasa"])
-                weight = file.get_tensor("weight")
+                weight = file.get_tensor("weight").float()
         except KeyError as error:
             raise ValueError(f"{path} is a safetensors file, but not a sasa boundary ({error} is missing)") from error
-        except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        except (safetensors.SafetensorError, ValueError, RecursionError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged or not a boundary file: {error}") from error
+        if not isinstance(about, dict):
+            raise ValueError(f"{path} is damaged: its metadata is a {type(about).__name__}, not an object")
         if about.pop("format", None) != FORMAT:
             raise ValueError(f"{path} was written in another format than this version of sasa reads ({FORMAT})")
         try:
             about["embedding"] = EmbeddingSpec(**about["embedding"])
             about["model"] = ModelInfo(**about["model"])
-            return cls(weight=weight.float(), **about)
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(weight=weight, **about)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} does not hold a valid boundary: {error}") from error
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:

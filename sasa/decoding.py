@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from sasa.backtracking import Backtracking
 from sasa.candidates import check_truncation
 from sasa.lookahead import packs
 from sasa.loop import Decoding, SASAOutput
+from sasa.models.inputs import check_placement, inputs_beside_ids, is_filled
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 
 __all__ = ["SASADecoder", "SASAOutput"]
@@ -49,14 +52,20 @@ class SASADecoder:
             text, in steps of 256 tokens.
         backtrack: lets responses that have gone wrong go back, each row by itself; `max_new_tokens`
             is then what is delivered.
-        streamer: the one that is given to `generate()`, too: transformers (5.23) hands a callable
-            neither its streamer nor its tokenizer. For the same reason stop strings come as a
-            `StopStringCriteria`. `sasa.generate` sees to both. With `backtrack` it gets what can no
-            longer be taken back: the response up to its last safe point, and the rest at the end.
+            Processors and stopping criteria see prompt and delivered response, which may get
+            shorter from one step to the next: those that keep state of their own have to follow.
+        refusal: with `backtrack`, token ids that a streamer gets in place of the rest of a response
+            on which the budget was spent: behind a part that it has got, and from nothing.
+
+    A streamer that is given to `generate()` gets every token; with `backtrack` what can no longer
+    be taken back: the response up to its last safe point, and the rest at the end. Stop strings
+    come as a `StopStringCriteria`, for `generate()` (5.23) hands a callable no tokenizer;
+    `sasa.generate` sees to that.
 
     Raises:
         ValueError: a bad argument; in a call, a boundary for another model, or beams, assisted
-            decoding, a cache that is already filled, or anything else that this loop does not do.
+            decoding, a cache that is already filled, inputs other than token ids, a model that is
+            not on one device, or anything else that this loop does not do.
     """
 
     def __init__(
@@ -70,7 +79,7 @@ class SASADecoder:
         prior: float = PRIOR,
         compiled: bool = False,
         backtrack: Backtracking | None = None,
-        streamer: BaseStreamer | None = None,
+        refusal: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         check_truncation(top_k, top_p)
         self.steering = Steering.of(boundary, beta, value, prior)
@@ -80,7 +89,7 @@ class SASADecoder:
         self.top_p = top_p
         self.compiled = compiled
         self.backtrack = backtrack
-        self.streamer = streamer
+        self.refusal = refusal
 
     @torch.no_grad()
     def __call__(
@@ -95,19 +104,33 @@ class SASADecoder:
         **model_kwargs: Any,
     ) -> Tensor | SASAOutput:
         """The loop; `generate()` calls it."""
+        check_placement(model, input_ids)
         self._refuse(model, generation_config, synced_gpus, model_kwargs)
-        streamer = streamer or self.streamer
+        streamer = streamer or self._streamer()
         batch = Decoding(self, model, input_ids, logits_processor, stopping_criteria, generation_config, streamer)
         batch.prefill(model_kwargs.get("attention_mask"))
         while batch.going_on():
             batch.advance()
         return batch.output()
 
+    def _streamer(self) -> BaseStreamer | None:
+        """The streamer that was given to `generate()`, which (5.23) hands it to no callable.
+
+        Without it, nothing would be streamed, and who reads the stream would wait for its end for
+        ever.
+        """
+        frame = inspect.currentframe()
+        while frame is not None:
+            if frame.f_code.co_name == "generate" and frame.f_locals.get("custom_generate") is self:
+                return frame.f_locals.get("streamer")
+            frame = frame.f_back
+        return None
+
     def _refuse(
         self, model: PreTrainedModel, config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
     ) -> None:
         self.steering.check(model)
-        cache = model_kwargs.get("past_key_values")
+        caches = [model_kwargs.get(name) for name in ("past_key_values", "cache_params")]
         why = {
             "beam search (use SASALogitsProcessor)": (config.num_beams or 1) > 1,
             "assisted decoding": config.prompt_lookup_num_tokens or config.assistant_early_exit,
@@ -115,20 +138,17 @@ class SASADecoder:
             "synced_gpus": synced_gpus,
             "inputs_embeds": model_kwargs.get("inputs_embeds") is not None,
             "output_attentions and output_hidden_states": config.output_attentions or config.output_hidden_states,
-            "a cache that is already filled": cache is not None and cache.get_seq_length() > 0,
+            "a cache that is already filled": any(map(is_filled, caches)),
         }
+        why |= dict.fromkeys(inputs_beside_ids(model, model_kwargs), True)
         if self.backtrack is not None:
             why |= {
                 "backtracking and compiled=True": self.compiled,
                 "backtracking and scores or logits of each step": config.output_scores or config.output_logits,
-                "backtracking and limits that count tokens (min_new_tokens, min_length, forced_eos_token_id, "
-                "exponential_decay_length_penalty)": config.min_new_tokens
-                or config.min_length
-                or config.forced_eos_token_id
-                or config.exponential_decay_length_penalty,
-                "backtracking and processors that keep count of what was written (guidance_scale, begin_suppress_tokens, "
-                "watermarking_config)": (config.guidance_scale or 1) != 1
-                or config.begin_suppress_tokens
+                "backtracking and processors that keep what was written (guidance_scale, watermarking_config)": (
+                    config.guidance_scale or 1
+                )
+                != 1
                 or config.watermarking_config,
             }
         if self.compiled and not packs(model):

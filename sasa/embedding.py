@@ -16,9 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, Text, layers_of
+from sasa.models.inputs import check_placement
 from sasa.models.parts import first_layers
 from sasa.models.states import check_ready, hidden_states, numbered
 from sasa.progress import progress_bar
+from sasa.tables import check_characters
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> tuple[list[int], int]:
@@ -28,8 +30,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec
     them: the prompt's tokens are fixed before the first token of the response is drawn.
 
     Raises:
-        ValueError: the text gives no tokens, or `template="chat"` and the text is not a pair.
+        ValueError: the text gives no tokens, holds what is no character, or `template="chat"` and the
+            text is not a pair.
     """
+    for part in [text] if isinstance(text, str) else text:
+        check_characters(part or "")
     if isinstance(text, str):
         if spec.template == "chat":
             raise ValueError("template='chat' needs (prompt, response) pairs, got a plain text")
@@ -54,13 +59,33 @@ def response_start(tokenizer: PreTrainedTokenizerBase, text: Text, spec: Embeddi
 
 def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, spec: EmbeddingSpec) -> list[int]:
     """Token ids of a prompt as decoding reads it, the chat template's opening of the answer
-    included.
+    included. Raises ValueError where it holds what is no character.
     """
+    check_characters(prompt)
     if spec.template == "chat":
         turns = [{"role": "user", "content": prompt}]
         encoded: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
         return list(encoded["input_ids"])
     return list(tokenizer(prompt, add_special_tokens=spec.special_tokens)["input_ids"])
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text behind those `before` it; joined, they are that text.
+
+    A token that ends within a character adds nothing: the one that completes the character has it.
+    """
+    ids = [*before, *ids]
+    read = len(before)
+    start = max(0, read - 3)  # what a token is decoded to may depend on the ones before it
+    found = []
+    for end in range(read + 1, len(ids) + 1):
+        known, whole = (str(tokenizer.decode(ids[start:stop])) for stop in (read, end))
+        if whole.endswith("\ufffd") and end < len(ids):
+            found.append("")
+            continue
+        found.append(whole[len(known) :] if whole.startswith(known) else str(tokenizer.decode(ids[read:end])))
+        start, read = read, end
+    return found
 
 
 def pad(
@@ -202,6 +227,7 @@ def embed_stream(
         (indices into the stream, embeddings float32 (len(indices), d) on the model's device).
         Within a window the order is by length; windows follow one another.
     """
+    check_placement(model)
     check_ready(model, *spec.layers)
     first, stream = 0, iter(texts)
     while chunk := list(islice(stream, window)):
@@ -261,10 +287,11 @@ def embed(
 
 def embed_prefixes(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec
-) -> tuple[list[int], Tensor]:
-    """Token ids of a text's span and the embedding of the text up to each of them, float32 (T, d)
-    on the CPU.
+) -> tuple[list[str], Tensor]:
+    """A text's span token by token, as `pieces`, and the embedding of the text up to each of them,
+    float32 (T, d) on the CPU.
     """
+    check_placement(model)
     ids, start = tokenize(tokenizer, text, spec)
     ((_, vectors),) = embed_each_prefix(model, [ids], [[start]], [spec], [start])
-    return ids[start:], vectors.cpu()
+    return pieces(tokenizer, ids[:start], ids[start:]), vectors.cpu()

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+def read_json(file: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
+    """An object that was written as JSON. Raises ValueError where the file holds none: it is damaged."""
+    try:
+        found = json.loads(file.read_bytes(), object_hook=object_hook)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: it holds a {type(found).__name__}, not an object")
+    return found
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:

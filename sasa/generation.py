@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast, overload
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from sasa.backtracking import Attempt, Backtracking, History
 from sasa.boundary import Boundary, EmbeddingSpec
@@ -17,6 +24,7 @@ from sasa.candidates import DEFAULT_TOP_K, check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import length_batches, pad, tokenize_prompt
 from sasa.models.heads import token_ids
+from sasa.models.inputs import check_placement
 from sasa.models.states import context_window
 from sasa.progress import progress_bar
 from sasa.sampling import random_state
@@ -42,6 +50,17 @@ OURS = (
 )
 LATER = ("typical_p", "epsilon_cutoff", "eta_cutoff", "watermarking_config")
 """What generate() applies after top-k and top-p."""
+READERS = {
+    "logits_processor": None,
+    "prefix_allowed_tokens_fn": None,
+    "stopping_criteria": None,
+    "guidance_scale": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "watermarking_config": None,
+}
+"""What of generate() may read a whole text, or count its tokens, padding included; and what turns it off."""
 
 
 @dataclass(frozen=True)
@@ -128,16 +147,22 @@ def generate(
             the boundary has to be before it steers. 0.5 takes both classes for equally likely.
         chat: puts each prompt through the tokenizer's chat template, as the user's turn.
         batch_size: prompts at a time; they are batched by length and come back in their own order.
+            A completion does not depend on its neighbours: where a processor or criterion would
+            read padding, only prompts of one length stand together.
         seed: for the same completions again, on the same machine with the same batch size. The
             global random state is left as it was.
+        do_sample: False decodes greedily, and temperature and min_p do nothing.
         temperature, top_k, top_p, min_p: None takes the model's generation config, and where that
             has none, 1.0, 20, 0.9 and no limit; top_k=0 and top_p=1.0 set none.
         compiled: see `SASADecoder`: on a GPU, for many tokens in batches of one size.
         backtrack: lets responses that go wrong go back, see `Backtracking`; with `beta=0`, that
             alone. A model's own [RESET] needs no boundary beside it.
         refusal: the text of a response on which backtracking's budget was spent; its tokens and
-            margins stay those of the safest attempt.
-        generate_kwargs: passed on to `model.generate`.
+            margins stay those of the safest attempt. A streamer has got what is safe by then, and
+            gets the refusal on a new line behind it.
+        generate_kwargs: passed on to `model.generate`. A `prefix_allowed_tokens_fn` gets the number
+            of the prompt in `prompts`. Processors and criteria are for all batches: one that keeps
+            state of its own has to find out itself that a new one begins.
 
     Returns:
         completions, `num_return_sequences` of them for a string, and a list of those for a list of
@@ -150,10 +175,12 @@ def generate(
             range, or a boundary for another model; all before anything is generated.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    check_placement(model)
     if isinstance(boundary, str):
         boundary = Boundary.load(boundary, model=model)
     config = model.generation_config
     limits = Limits(
+        do_sample=do_sample,
         temperature=_first(temperature, config.temperature, 1.0),
         top_k=_first(top_k, config.top_k, DEFAULT_TOP_K),
         top_p=_first(top_p, config.top_p, TOP_P),
@@ -169,15 +196,16 @@ def generate(
     decoding: dict[str, Any] | None = None
     if boundary is not None or backtrack is not None:
         decoding = dict(boundary=boundary, beta=0.0 if boundary is None else beta, value=value, prior=prior)
-        decoding |= dict(compiled=compiled, backtrack=backtrack, streamer=generate_kwargs.get("streamer"))
+        decoding |= dict(compiled=compiled, backtrack=backtrack)
     request = _Request(
         model, tokenizer, limits, decoding, max_new_tokens, num_return_sequences, do_sample, refusal, generate_kwargs
     )
+    lengths = [len(ids) for ids in encoded]
     results: list[list[Completion]] = [[] for _ in texts]
     with random_state(seed, model.device), progress_bar("generating", progress) as bar:
         task = bar.add_task("generating", total=len(texts))
-        for batch in length_batches([len(ids) for ids in encoded], batch_size, 1 << 62):
-            made = request.complete([encoded[i] for i in batch])
+        for batch in _batches(lengths, batch_size, request.reach):
+            made = request.complete([encoded[i] for i in batch], batch)
             for place, i in enumerate(batch):
                 results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]
             bar.advance(task, len(batch))
@@ -188,6 +216,7 @@ def generate(
 class Limits:
     """What a draw is limited to. Raises ValueError for one outside its range."""
 
+    do_sample: bool
     temperature: float
     top_k: int
     top_p: float
@@ -195,8 +224,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         check_truncation(self.top_k, self.top_p, self.min_p)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        if self.do_sample and not self.temperature > 0:
+            hint = ": do_sample=False decodes greedily" if self.temperature == 0 else ""
+            raise ValueError(f"temperature must be > 0, got {self.temperature}{hint}")
 
 
 def _validate(
@@ -214,8 +244,6 @@ def _validate(
         )
     if refusal is not None and (backtrack is None or backtrack.threshold is None):
         raise ValueError("refusal is what backtracking by a threshold says in the end: give backtrack, too")
-    if refusal is not None and generate_kwargs.get("streamer") is not None:
-        raise ValueError("refusal cannot be used with a streamer: a stream ends with the safest attempt")
     for name, number in numbers.items():
         if not number > 0:
             raise ValueError(f"{name} must be > 0, got {number}")
@@ -261,14 +289,13 @@ class _Request:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.num_return_sequences, self.refusal = max_new_tokens, num_return_sequences, refusal
         kwargs = dict(generate_kwargs)
+        self.reach = _reach(kwargs, model.generation_config)
+        self.streams = kwargs.get("streamer") is not None
+        self.allowed = kwargs.pop("prefix_allowed_tokens_fn", None)
         self.ours = decoding is not None
         self.measured = self.ours and cast(Any, decoding)["boundary"] is not None
         self.eos = token_ids(self.model, "eos_token_id", kwargs.pop("eos_token_id", None))
-        # What fills up ended rows must not look like an EOS that the model wrote; the last of a
-        # vocabulary are rare.
-        rare = range(self.model.config.get_text_config().vocab_size - 1, -1, -1)
-        fill = (kwargs.pop("pad_token_id", None), self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, *rare)
-        self.pad_id = next(i for i in fill if i is not None and i not in self.eos)
+        self.pad_id = _first(kwargs.pop("pad_token_id", None), self.tokenizer.pad_token_id, *self.eos, 0)
         # What transformers keeps from a custom_generate callable: see SASADecoder.
         self.criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
         if stop_strings := kwargs.pop("stop_strings", None):
@@ -276,12 +303,22 @@ class _Request:
         later = any(_first(kwargs.get(n), getattr(self.model.generation_config, n, None)) for n in LATER)
         theirs, own = _truncation(limits, do_sample, self.ours and self.model.device.type == "cpu" and not later)
         if decoding is not None:
-            kwargs["custom_generate"] = SASADecoder(**decoding, **own)
+            told = None
+            if refusal is not None:
+                behind, alone = (self.tokenizer(text, add_special_tokens=False) for text in (f"\n{refusal}", refusal))
+                told = behind["input_ids"], alone["input_ids"]
+            kwargs["custom_generate"] = SASADecoder(**decoding, **own, refusal=told)
         self.kwargs = kwargs | theirs | dict(do_sample=do_sample, return_dict_in_generate=self.ours)
 
-    def complete(self, prompts: list[list[int]]) -> list[Completion]:
-        """Completions of one batch, `num_return_sequences` of each prompt."""
+    def complete(self, prompts: list[list[int]], numbers: list[int]) -> list[Completion]:
+        """Completions of one batch, `num_return_sequences` of each prompt; `numbers` are the prompts'
+        own.
+        """
         ids, mask = pad(prompts, "left", self.model.device)
+        # Padding is of the row's own first token: a processor that asks which tokens a text has finds
+        # no other.
+        ids = torch.where(mask.bool(), ids, torch.tensor([[row[0]] for row in prompts], device=ids.device))
+        ends = _Ends(self.criteria)
         written: Any = cast(Any, self.model).generate(
             ids,
             attention_mask=mask,
@@ -291,14 +328,22 @@ class _Request:
             pad_token_id=self.pad_id,
             output_scores=False,
             output_logits=False,
-            stopping_criteria=self.criteria,
+            stopping_criteria=[ends] if self.criteria else [],
+            prefix_allowed_tokens_fn=self._allowed(numbers),
             **self.kwargs,
         )
         sequences = written.sequences if self.ours else written
-        fill = self.pad_id if self.criteria else None
-        rows = [_cut(row, self.eos, fill) for row in sequences[:, ids.shape[1] :].tolist()]
-        histories = getattr(written, "histories", None) or [None] * len(rows)
-        rows = [row if history is None else history.tokens for row, history in zip(rows, histories, strict=True)]
+        written_rows = sequences[:, ids.shape[1] :].tolist()
+        stops = ends.lengths(len(written_rows), ids.shape[1])
+        histories = getattr(written, "histories", None) or [None] * len(written_rows)
+        rows = [
+            _cut(row, self.eos, stop) if history is None else history.tokens
+            for row, stop, history in zip(written_rows, stops, histories, strict=True)
+        ]
+        stopped = [
+            stop == len(row) if history is None else history.stopped
+            for row, stop, history in zip(rows, stops, histories, strict=True)
+        ]
         margins: Any = [()] * len(rows)
         counts = [0] * len(rows)
         if self.measured:
@@ -307,17 +352,30 @@ class _Request:
             margins = [tuple(step[len(row) - 1]) if row else () for step, row in zip(steps, rows, strict=True)]
             counts = written.candidates_read.tolist()
         of = [prompt for prompt in prompts for _ in range(self.num_return_sequences)]
-        return [self._completion(*parts) for parts in zip(of, rows, margins, counts, histories, strict=True)]
+        return [self._completion(*parts) for parts in zip(of, rows, stopped, margins, counts, histories, strict=True)]
+
+    def _allowed(self, numbers: list[int]) -> Callable[[int, Tensor], list[int]] | None:
+        """The caller's `prefix_allowed_tokens_fn`, of the rows of a batch."""
+        if self.allowed is None:
+            return None
+        allowed, each = self.allowed, self.num_return_sequences
+        return lambda row, ids: allowed(numbers[row // each], ids)
 
     def _completion(
-        self, prompt: list[int], row: list[int], margins: tuple[float, ...], count: int, history: History | None
+        self,
+        prompt: list[int],
+        row: list[int],
+        stopped: bool,
+        margins: tuple[float, ...],
+        count: int,
+        history: History | None,
     ) -> Completion:
         """One completion, with what backtracking did to it."""
         made = Completion(
             text=completion_text(self.tokenizer, prompt, row),
             tokens=row,
             margin=margins[0] if margins else None,
-            finish_reason=_reason(row, self.eos, self.max_new_tokens),
+            finish_reason="stop" if stopped or row[-1] in self.eos or len(row) < self.max_new_tokens else "length",
             margins=margins,
             spent=len(row),
             candidates_read=count,
@@ -328,7 +386,56 @@ class _Request:
         made = replace(made, attempts=tuple(attempts), spent=history.spent)
         if not history.exhausted:
             return made
-        return replace(made, finish_reason="unsafe", text=made.text if self.refusal is None else self.refusal)
+        made = replace(made, finish_reason="unsafe")
+        if self.refusal is None:
+            return made
+        got = completion_text(self.tokenizer, prompt, row[: history.streamed]) if self.streams else ""
+        return replace(made, text=f"{got}\n{self.refusal}" if got else self.refusal)
+
+
+class _Ends(StoppingCriteria):
+    """A caller's criteria, and at what length each row was first ended by them."""
+
+    def __init__(self, criteria: StoppingCriteriaList) -> None:
+        self.criteria = criteria
+        self._ends: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        over: Any = self.criteria(input_ids, scores, **kwargs)
+        never = torch.full_like(over, 0, dtype=torch.long) if self._ends is None else self._ends
+        self._ends = torch.where((never == 0) & over, input_ids.shape[1], never)
+        return over
+
+    def lengths(self, rows: int, prompt: int) -> list[int | None]:
+        """Tokens of each row behind a prompt of so many when it ended; None where it did not."""
+        ends = [0] * rows if self._ends is None else self._ends.tolist()
+        return [end - prompt if end else None for end in ends]
+
+
+def _reach(kwargs: dict[str, Any], config: Any) -> int:
+    """How many of a text's last tokens processors and criteria may read; 0 where none does."""
+
+    def given(name: str) -> Any:
+        return _first(kwargs.get(name), getattr(config, name, None))
+
+    if any(given(name) not in (None, neutral) for name, neutral in READERS.items()):
+        return 1 << 62
+    sequences = [*(given("bad_words_ids") or []), *(words for words, *_ in given("sequence_bias") or [])]
+    if isinstance(bias := given("sequence_bias"), dict):
+        sequences = [*(given("bad_words_ids") or []), *bias]
+    strings = given("stop_strings") or []
+    strings = [strings] if isinstance(strings, str) else strings
+    return max(0, 0, *(len(words) - 1 for words in sequences), *(len(text.encode()) for text in strings))
+
+
+def _batches(lengths: Sequence[int], batch_size: int, reach: int) -> Iterator[list[int]]:
+    """Prompts in batches; those shorter than `reach` only with others of their length."""
+    for batch in length_batches(lengths, batch_size, 1 << 62):
+        if lengths[batch[-1]] >= reach or lengths[batch[0]] == lengths[batch[-1]]:
+            yield batch
+        else:
+            for length in dict.fromkeys(lengths[i] for i in batch):
+                yield [i for i in batch if lengths[i] == length]
 
 
 def _truncation(limits: Limits, do_sample: bool, by_decoder: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -382,7 +489,10 @@ def encode_prompts(
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"prompt {number} is empty: a completion needs something to complete")
-        ids = tokenize_prompt(tokenizer, prompt, spec)
+        try:
+            ids = tokenize_prompt(tokenizer, prompt, spec)
+        except ValueError as error:
+            raise ValueError(f"prompt {number}: {error}") from None
         if window is not None and len(ids) + room > window:
             raise ValueError(
                 f"prompt {number} has {len(ids)} tokens: with max_new_tokens={room} that is beyond the model's context "
@@ -402,22 +512,10 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], row: 
     return str(tokenizer.decode(row, skip_special_tokens=True))
 
 
-def _cut(row: list[int], eos: list[int], fill: int | None) -> list[int]:
-    """A row of tokens without what stands behind its end; `fill` where a criterion may have ended
-    it without an EOS.
-    """
-    for place, token in enumerate(row):
-        if token in eos:
-            return row[: place + 1]
-    end = len(row)
-    while end and row[end - 1] == fill:
-        end -= 1
-    return row[:end]
-
-
-def _reason(row: list[int], eos: list[int], max_new_tokens: int) -> str:
-    """Why a completion ended: `stop` or `length`."""
-    return "length" if len(row) == max_new_tokens and row[-1] not in eos else "stop"
+def _cut(row: list[int], eos: list[int], stop: int | None) -> list[int]:
+    """A row of tokens up to its end: an EOS, or where a criterion stopped it."""
+    row = row[:stop]
+    return next((row[: place + 1] for place, token in enumerate(row) if token in eos), row)
 
 
 def _first(*values: Any) -> Any:

@@ -16,10 +16,22 @@ except ImportError:  # Windows
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Lines of a store's file that are whole."""
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in whole_lines(file)]
+    """Records of a store's file, as far as its lines are whole. Raises ValueError where one is damaged."""
+    return parse(file, whole_lines(file)) if file.is_file() else []
+
+
+def parse(file: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    """The records of some of a file's first lines. Raises ValueError where one is damaged."""
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}, line {number} is damaged: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{file}, line {number} is damaged: it holds a {type(record).__name__}, not an object")
+        found.append(record)
+    return found
 
 
 def whole_lines(file: Path) -> list[bytes]:
@@ -83,6 +95,6 @@ def alone(folder: Path) -> Iterator[None]:
 def _is_record(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

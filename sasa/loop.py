@@ -155,8 +155,7 @@ class Decoding:
         self.top_k, self.top_p = own_top_k or None, None if decoder.top_p == 1 else decoder.top_p
         self.everything = bool(config.output_scores) or self.steering.bound is None
         self.pad = cast(Any, config)._pad_token_tensor
-        self.fill = 0 if self.pad is None else int(self.pad)  # of places where nothing is written
-        self.pads = self.pad is not None and any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+        self.fill = 0 if self.pad is None else int(self.pad)  # behind the end of a text
         self.streamer = streamer
 
         eos = token_ids(model, "eos_token_id", config.eos_token_id)
@@ -234,7 +233,37 @@ class Decoding:
         """Scores, float (B, V), of the next token."""
         self.logits = self._whole(self.logits, self.look.logits())
         logits = self.observer.logits(self.logits)
-        return self.processors(cast(torch.LongTensor, self.ids), cast(torch.FloatTensor, logits))
+        scores: Any = None
+        for rows, ids in self._delivered_texts():
+            # Processors may write into what they are given.
+            found = self.processors(cast(torch.LongTensor, ids), cast(torch.FloatTensor, logits.clone()))
+            scores = found if rows is None else torch.where(rows[:, None], found, logits if scores is None else scores)
+        return scores
+
+    def _delivered_texts(self, last: Tensor | None = None) -> list[tuple[Tensor | None, Tensor]]:
+        """The texts as processors and stopping criteria are to see them: prompts and what is
+        delivered of the responses, and nothing that was thrown away.
+
+        Args:
+            last: int64 (B,), tokens that no observer knows yet.
+
+        Returns:
+            for each length that responses have, which rows are of it, bool (B,), and ids, int64
+            (B, T), to be read of these rows alone; None for all rows at once.
+        """
+        histories = self.observer.histories
+        if histories is None or not any(row.attempts for row in histories):
+            return [(None, self.ids)]
+        responses = [row.tokens for row in histories]
+        if last is not None:
+            responses = [[*tokens, token] for tokens, token in zip(responses, last.tolist(), strict=True)]
+        going = self.unfinished.tolist()
+        lengths = torch.tensor(list(map(len, responses)), device=self.ids.device)
+        found: list[tuple[Tensor | None, Tensor]] = []
+        for length in sorted({len(tokens) for tokens, goes in zip(responses, going, strict=True) if goes}):
+            padded = [tokens[:length] + [self.fill] * (length - len(tokens)) for tokens in responses]
+            found.append((lengths == length, torch.cat([self.prompts, self.prompts.new_tensor(padded)], 1)))
+        return found
 
     def order(self, scores: Tensor) -> Step:
         """Orders the candidates of the followed rows as they can win, from scores (B, V)."""
@@ -325,8 +354,7 @@ class Decoding:
         tokens = step.race.winner
         if len(tokens) < len(self.ids):
             tokens = self.ids.new_full((len(self.ids),), self.fill).index_copy(0, step.rows, tokens)
-        if self.pads:
-            tokens = tokens * self.unfinished + self.pad * (1 - self.unfinished)
+        tokens = tokens * self.unfinished + self.fill * (1 - self.unfinished)
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         if self.config.return_dict_in_generate and self.observer.histories is None:
             logits = self.logits if self.config.output_logits else None
@@ -336,7 +364,10 @@ class Decoding:
     def stop(self, step: Step) -> None:
         """Finds out which rows have ended, or go back."""
         so_far = tuple(record.scores for record in self.records) if self.config.output_scores else None
-        over: Any = self.criteria(cast(torch.LongTensor, self.ids), cast(Any, so_far))
+        over = torch.zeros_like(self.unfinished, dtype=torch.bool)
+        for rows, ids in self._delivered_texts(self.ids[:, -1]):
+            found: Any = self.criteria(cast(torch.LongTensor, ids), cast(Any, so_far))
+            over = found if rows is None else torch.where(rows, found, over)
         verdict = self.observer.record(step.rows, self.ids[:, -1], step.margins, self.unfinished, over)
         if verdict.restart is not None:
             self.look.restart(verdict.restart)
@@ -404,4 +435,5 @@ def _observer(
     boundaries = [boundary.to("cpu") for boundary, _ in decoder.steering.terms]
     window = context_window(model)
     beyond = None if window is None else window - config.max_length
-    return Watch(decoder.backtrack, boundaries, len(ids), config.max_length - ids.shape[1], eos, beyond)
+    room = config.max_length - ids.shape[1]
+    return Watch(decoder.backtrack, boundaries, len(ids), room, eos, beyond, decoder.refusal)

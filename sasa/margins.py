@@ -40,10 +40,13 @@ def score(
 def trace(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Text, boundary: Boundary
 ) -> tuple[list[str], Tensor]:
-    """The margin of a text as it grows: its T tokens as strings, and float32 (T,)."""
+    """The margin of a text as it grows: its T tokens as strings, and float32 (T,).
+
+    Joined, the strings are the text: of the tokens of one character the last has it, the others are
+    empty.
+    """
     boundary.check(model)
-    ids, states = embed_prefixes(model, tokenizer, text, _whole(model, boundary.embedding))
-    tokens = [str(tokenizer.decode([i])) for i in ids]
+    tokens, states = embed_prefixes(model, tokenizer, text, _whole(model, boundary.embedding))
     return tokens, boundary.margin(states.to(boundary.weight.device))
 
 

@@ -18,7 +18,11 @@ from sasa.boundary import layers_of
 from sasa.candidates import DEFAULT_TOP_K, check_truncation, select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
 from sasa.models.heads import token_ids
+from sasa.models.inputs import check_placement, is_filled
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
+
+BESIDE = ("inputs_embeds", "pixel_values", "pixel_values_videos", "image_embeds", "input_features", "token_type_ids")
+"""Inputs that change what a text means to a model, and that its token ids do not tell of."""
 
 
 class SASALogitsProcessor(LogitsProcessor):
@@ -59,7 +63,8 @@ class SASALogitsProcessor(LogitsProcessor):
         eos_token_id, pad_token_id: where they are not those of the model's generation config.
 
     Raises:
-        ValueError: an argument outside its range, or a boundary that was not fitted for the model.
+        ValueError: an argument outside its range, a boundary that was not fitted for the model, or a
+            model that is not on one device; in a call, inputs other than token ids.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class SASALogitsProcessor(LogitsProcessor):
         pad_token_id: int | None = None,
     ) -> None:
         check_truncation(top_k, top_p)
+        check_placement(model)
         steering = Steering.of(boundary, beta, value, prior)
         steering.check(model)
         self.model = model
@@ -91,6 +97,7 @@ class SASALogitsProcessor(LogitsProcessor):
         self._look: Lookahead | None = None
         self._shared: Lookahead | None = None  # over the texts that generate() reads, from its own cache
         self._owner: weakref.ref[Any] | None = None  # that cache
+        self._beside: list[str] = []  # inputs of the last prefill that the look-ahead cannot follow
         if beta:
             watch_passes(self)
 
@@ -107,9 +114,15 @@ class SASALogitsProcessor(LogitsProcessor):
 
         Of an EOS it is the text's own.
         """
+        if self._beside:
+            raise ValueError(
+                f"SASALogitsProcessor reads token ids, and the model was given {', '.join(self._beside)} beside them"
+            )
+        given, device = candidates.device, self.model.device
+        input_ids, candidates = input_ids.to(device), candidates.to(device)
         look = self._follow(input_ids)
         extended = look.peek(candidates)
-        return self.steering.margins(look.embeddings(), extended, torch.isin(candidates, self.eos))
+        return self.steering.margins(look.embeddings(), extended, torch.isin(candidates, self.eos)).to(given)
 
     def _follow(self, input_ids: Tensor) -> Lookahead:
         """The look-ahead over these texts.
@@ -136,6 +149,11 @@ class SASALogitsProcessor(LogitsProcessor):
         self._look = Lookahead(self.model, self.steering.specs, prompt_mask, margins_only=True)
         self._look.append(input_ids)
         return self._look
+
+    def on_inputs(self, inputs: dict[str, Any]) -> None:
+        """Takes down what a pass of the model is given, where a text begins."""
+        if not is_filled(inputs.get("past_key_values")):
+            self._beside = [name for name, value in inputs.items() if name in BESIDE and value is not None]
 
     def on_forward(self, ids: Tensor, cache: Any, mask: Tensor | None, states: Tensor) -> None:
         """Follows a pass of the model.
@@ -198,6 +216,8 @@ def watch_passes(processor: SASALogitsProcessor) -> None:
 
     def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         cached = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
+        if (follower := living()) is not None:
+            follower.on_inputs(kwargs)
         if cached and not kwargs.get("output_hidden_states") and not torch.compiler.is_compiling():
             kwargs = kwargs | {"output_hidden_states": layers}
         return args, kwargs

@@ -1,5 +1,6 @@
 """Going back: against the definition, and what a user gets of it."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import tiny
 import torch
 from test_decoding import ALL_FAMILIES, generate
 from test_lookahead import PROMPTS
+from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 import sasa
@@ -162,6 +164,110 @@ def test_a_stream_gets_what_is_never_taken_back(model, tokenizer):
     assert went_back
 
 
+def test_a_refusal_is_streamed_behind_what_is_safe(model, tokenizer):
+    behind = alone = 0
+    for seed in range(30):
+        streamer, boundary = Streamer(), tiny.boundary(model, seed=seed % 6)
+        watch = replace(SETTINGS, max_resets=1)
+        (found,) = sasa.generate(
+            model, tokenizer, "abcd", boundary, 0.0, max_new_tokens=NEW, seed=seed, backtrack=watch, refusal="I stop.",
+            streamer=streamer,
+        )  # fmt: skip
+        got = tokenizer.decode([token for part in streamer.parts[1:] for token in part], skip_special_tokens=True)
+        assert streamer.ended
+        assert got == found.text
+        if found.finish_reason == "unsafe":
+            assert found.text == "I stop." or found.text.endswith("\nI stop.")
+            behind, alone = behind + (found.text != "I stop."), alone + (found.text == "I stop.")
+    assert behind
+    assert alone
+
+
+class Seen(LogitsProcessor):
+    """Takes down the texts that it is given; a token that stands in the text already becomes impossible."""
+
+    def __init__(self):
+        self.texts = []
+
+    def __call__(self, ids, scores):
+        self.texts.append(ids.tolist())
+        return scores.scatter(1, ids, -torch.inf)
+
+
+def test_processors_see_the_prompt_and_what_is_delivered(model):
+    """In a batch as alone, though rows have gone back by different lengths; nothing that was thrown away is among it."""
+    went_back = 0
+    for seed in range(6):
+        boundary = tiny.boundary(model, seed=seed)
+        decoder = SASADecoder(boundary, 0.0, top_k=8, backtrack=SETTINGS)
+        options = dict(new=NEW, return_dict_in_generate=True, do_sample=False)
+        prompts = [prompt[:4] for prompt in (PROMPTS[0], PROMPTS[1][::-1], PROMPTS[0][1:])]
+        prompts = [prompt for prompt in prompts if len(prompt) == 4]
+        together = generate(model, prompts, decoder, logits_processor=[Seen()], **options).histories
+        for prompt, history in zip(prompts, together, strict=True):
+            seen = Seen()
+            (alone,) = generate(model, [prompt], decoder, logits_processor=[seen], **options).histories
+            assert (alone.tokens, [a.tokens for a in alone.attempts]) == (
+                history.tokens,
+                [a.tokens for a in history.attempts],
+            )
+            assert all(text[0][:4] == prompt for text in seen.texts)
+            assert len(set(history.tokens) - {tiny.EOS}) == len([t for t in history.tokens if t != tiny.EOS])
+            lengths = [len(text[0]) for text in seen.texts]
+            kept = [len(prompt) + attempt.kept for attempt in history.attempts]
+            backs = [b for a, b in itertools.pairwise(lengths) if b <= a]
+            assert backs == kept
+            went_back += len(kept)
+    assert went_back
+
+
+def test_a_grammar_holds_when_a_response_goes_back(model, tokenizer):
+    """Which token may come depends on how many there are: even and odd ones take turns, by another rule for each prompt."""
+
+    def allowed(number, ids):
+        turn = (len(ids) + number) % 2
+        return list(range(turn, 256, 2))
+
+    prompts, attempts = ["abcd", "bcde", "ab"], 0
+    for seed in range(4):
+        found = sasa.generate(
+            model, tokenizer, prompts, tiny.boundary(model, seed=seed), 0.0, max_new_tokens=NEW, seed=seed, backtrack=SETTINGS,
+            prefix_allowed_tokens_fn=allowed, min_new_tokens=NEW,
+        )  # fmt: skip
+        for number, (prompt, (one,)) in enumerate(zip(prompts, found, strict=True)):
+            assert [t % 2 for t in one.tokens] == [(len(prompt) + i + number) % 2 for i in range(len(one.tokens))]
+            attempts += len(one.attempts)
+            assert one.finish_reason == "unsafe" or len(one.tokens) == NEW
+    assert attempts
+
+
+def test_a_criterion_ends_what_is_delivered(model, tokenizer):
+    """A stop string in a part that was thrown away stops nothing; one on the last token is a stop."""
+    for seed in range(6):
+        settings = dict(beta=0.0, max_new_tokens=NEW, seed=seed, backtrack=SETTINGS)
+        boundary = tiny.boundary(model, seed=seed)
+        (free,) = sasa.generate(model, tokenizer, "abcd", boundary, **settings)
+        kept = len(free.tokens) - (free.tokens[-1] == tiny.EOS)
+        (stopped,) = sasa.generate(
+            model,
+            tokenizer,
+            "abcd",
+            boundary,
+            **settings,
+            stopping_criteria=[Reached(["abcd", free.tokens[:kept]], tokenizer)],
+        )
+        assert (stopped.tokens, stopped.attempts) == (free.tokens[:kept], free.attempts)
+        assert stopped.finish_reason == ("unsafe" if free.finish_reason == "unsafe" else "stop")
+
+
+class Reached(StoppingCriteria):
+    def __init__(self, text, tokenizer):
+        self.text = [*tokenizer(text[0]).input_ids, *text[1]]
+
+    def __call__(self, ids, scores, **_):
+        return torch.tensor([row == self.text for row in ids.tolist()])
+
+
 def test_a_models_own_reset(model, tokenizer):
     """A token that the bias makes likely stands in for [RESET]: what is before it is thrown away, and stays in the context."""
     boundary = tiny.boundary(model)
@@ -271,11 +377,8 @@ def test_what_backtracking_cannot_be_used_with(model, tokenizer):
     own = Backtracking(threshold=None, reset_token_id=77)
     with pytest.raises(ValueError, match="backtracking by a threshold says"):
         sasa.generate(model, tokenizer, "abcd", None, backtrack=own, refusal="no")
-    with pytest.raises(ValueError, match="refusal cannot be used with a streamer"):
-        sasa.generate(model, tokenizer, "abcd", boundary, backtrack=SETTINGS, refusal="no", streamer=Streamer())
     decoder = SASADecoder(boundary, backtrack=SETTINGS)
-    counting = {"min_new_tokens": 3}, {"begin_suppress_tokens": [3]}, {"guidance_scale": 1.5}
-    for option in (*counting, {"return_dict_in_generate": True, "output_scores": True}):
+    for option in ({"guidance_scale": 1.5}, {"return_dict_in_generate": True, "output_scores": True}):
         with pytest.raises(ValueError, match="cannot be used with backtracking and"):
             generate(model, PROMPTS, decoder, **option)
     with pytest.raises(ValueError, match="compiled"):

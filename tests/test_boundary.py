@@ -188,6 +188,30 @@ def test_a_text_is_judged_to_its_end(model, tokenizer):
     assert len(short.trace(model, tokenizer, text)[0]) == len(text)
 
 
+@pytest.mark.parametrize("name", ["me/toxicity-qwen2.5-0.5b", "me.too/v1.0"])
+def test_names_with_dots_are_looked_up_on_the_hub(monkeypatch, tmp_path, name):
+    """Against a stand-in for the Hub's client."""
+    import huggingface_hub
+
+    file = make().save(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, _: {name: str(file)}[repo])
+    assert torch.equal(Boundary.load(name).weight, make().weight)
+    with pytest.raises(FileNotFoundError, match="not a file"):
+        Boundary.load("me/lost.safetensors")
+
+
+def test_the_pieces_of_a_text_are_the_text(model, tokenizer):
+    """Of a character that is several tokens, the last one has it."""
+    boundary = tiny.boundary(model, span="response", pooling="mean")
+    for text in ("I love you \U0001f600 so", "\U0001f600", "caf\u00e9 \ufffd!", "\ufffd"):
+        tokens, margins = boundary.trace(model, tokenizer, text)
+        assert "".join(tokens) == text
+        assert len(tokens) == len(margins) == len(text.encode())
+        assert "".join(boundary.trace(model, tokenizer, ("\u00e9", text))[0]) == text
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        boundary.score(model, tokenizer, ["fine", "\ud83d"])
+
+
 def test_the_hub_gets_file_and_card(monkeypatch):
     """Against a stand-in for the Hub's client: nothing else here can take an upload."""
     import huggingface_hub

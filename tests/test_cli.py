@@ -1,6 +1,7 @@
 """The command line, as a process."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -211,6 +212,52 @@ def test_a_renamed_model_needs_no_strict(fitted, tiny_folder, tmp_path):
     command = ("inspect", "calm", "--model", tmp_path / "renamed", "-b", fitted[0], "--json")
     assert "strict=False" in sasa(*command, status=1).stderr
     sasa(*command, "--no-strict")
+
+
+def in_encoding(encoding, *arguments):
+    """The command with a terminal of that encoding, as bytes: a process of its own, which starts anew."""
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    return subprocess.run([sys.executable, "-m", "sasa", *map(str, arguments)], capture_output=True, env=environment)
+
+
+def test_what_a_terminal_cannot_show_costs_no_results(fitted, tiny_folder):
+    command = ("generate", "h\u00e9 \U0001f600", "--model", tiny_folder, "-b", fitted[0], "-n", 4, "--seed", 1)
+    shown = in_encoding("cp1252", *command)
+    assert shown.returncode == 0, shown.stderr
+    assert "h\u00e9 \\U0001f600" in shown.stdout.decode("cp1252")
+    assert "P(safe)" in shown.stdout.decode("cp1252")
+    lines = [in_encoding(encoding, *command, "--json").stdout for encoding in ("cp1252", "utf-8")]
+    assert json.loads(lines[0].decode("cp1252")) == json.loads(lines[1])
+    assert b"\\u" in lines[0]
+    assert "\U0001f600" in lines[1].decode()
+
+
+def test_greedy(fitted, tiny_folder):
+    command = ("generate", "calm", "--model", tiny_folder, "-b", fitted[0], "-n", 4, "--json", "--greedy")
+    (one,), (other,) = (json.loads(sasa(*command, *more).stdout)["completions"] for more in ([], ["--temperature", 0]))
+    assert one["tokens"] == other["tokens"]
+    assert "--greedy has one completion" in sasa(*command, "--num-return-sequences", 2, status=1).stderr
+
+
+def test_text_that_is_none_is_refused_in_a_line(fitted, tiny_folder, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "\\ud83d"}\n')
+    for command in (
+        ("generate", "-p", tmp_path / "p.jsonl"),
+        ("generate", "a\udcff"),
+        ("inspect", "a\udcff"),
+    ):
+        done = sasa(*command, "--model", tiny_folder, "-b", fitted[0], status=1)
+        assert "half of a surrogate pair" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_what_a_fit_left_out_is_said(corpus_file, tiny_folder, tmp_path):
+    rows = corpus_file.read_text().splitlines(keepends=True)
+    (tmp_path / "c.csv").write_text("".join([*rows[:100], ",False,0.1\n", *rows[100:], "a,b,c,d\n"]))
+    source = f"{tmp_path / 'c.csv'}::text=comment,label=toxic"
+    assert "it has 4 cells, and there are 3 columns" in sasa("fit", source, "-o", tmp_path / "fit", status=1).stderr
+    done = sasa("fit", f"{source},bad_rows=skip", "--model", tiny_folder, "-o", tmp_path / "fit")
+    assert "left out: 1 cannot be read, 1 empty text" in done.stdout
 
 
 def test_version():

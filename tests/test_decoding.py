@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+import sasa
 from sasa import Boundary, SASADecoder, SASALogitsProcessor, loop
 from sasa.lookahead import replay
 
@@ -366,7 +367,7 @@ def test_streamers_get_every_token(model):
             self.ended = True
 
     streamer = Gather()
-    decoder = SASADecoder(tiny.boundary(model), top_k=5, streamer=streamer)
+    decoder = SASADecoder(tiny.boundary(model), top_k=5)
     out = generate(model, PROMPTS[:1], decoder, streamer=streamer)[0]
     assert streamer.got == PROMPTS[0] + out.tolist()
     assert streamer.ended
@@ -429,7 +430,81 @@ def test_what_it_does_not_do_is_refused(model, kwargs, message):
         generate(model, PROMPTS, SASADecoder(tiny.boundary(model)), **kwargs)
 
 
+def test_inputs_beside_token_ids_are_refused_by_name(model):
+    """By the decoder and by the processor: neither sees them."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    ids = torch.tensor([PROMPTS[0]])
+    gpt2 = tiny.model("gpt2")
+    settings = dict(max_new_tokens=2, do_sample=False)
+    kinds = dict(input_ids=ids, token_type_ids=torch.ones_like(ids))
+    with pytest.raises(ValueError, match="cannot be used with the input token_type_ids"):
+        gpt2.generate(**kinds, **settings, custom_generate=SASADecoder(tiny.boundary(gpt2)))
+    with pytest.raises(ValueError, match="the model was given token_type_ids beside them"):
+        gpt2.generate(**kinds, **settings, logits_processor=[SASALogitsProcessor(gpt2, tiny.boundary(gpt2))])
+    places = torch.arange(ids.shape[1])[None] + 5
+    with pytest.raises(ValueError, match="position_ids of one's own"):
+        model.generate(ids, position_ids=places, **settings, custom_generate=SASADecoder(tiny.boundary(model)))
+    embeds = model.get_input_embeddings()(ids)
+    processor = SASALogitsProcessor(model, tiny.boundary(model))
+    with pytest.raises(ValueError, match="the model was given inputs_embeds"):
+        model.generate(inputs_embeds=embeds, **settings, logits_processor=[processor])
+    model.generate(ids, **settings, logits_processor=[processor])  # the next text has none
+    base = tiny.model("llama")
+    boundary = tiny.boundary(base)
+    tuned = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    with pytest.raises(ValueError, match="PeftModelForCausalLM makes, such as the virtual tokens of prompt tuning"):
+        tuned.generate(input_ids=ids, **settings, custom_generate=SASADecoder(boundary))
+    with pytest.raises(ValueError, match="the model was given inputs_embeds"):
+        tuned.generate(input_ids=ids, **settings, logits_processor=[SASALogitsProcessor(base, boundary)])
+
+
+def test_an_adapter_that_is_not_merged_is_followed():
+    """peft's own generate(), of layers that it has changed: what the reference writes with them."""
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny.model("llama")
+    boundary = tiny.boundary(base)
+    tuned = get_peft_model(
+        base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+    )
+    ids = torch.tensor([PROMPTS[0]])
+    out = tuned.eval().generate(
+        input_ids=ids, max_new_tokens=6, do_sample=False, custom_generate=SASADecoder(boundary, 2.0, top_k=10)
+    )
+    want = reference.decode(base, boundary, 2.0, PROMPTS[0], 6, [tiny.EOS], top_k=10)
+    assert out[0, ids.shape[1] :].tolist()[: len(want)] == want
+
+
+def test_a_model_that_is_not_on_one_device_is_refused(tokenizer):
+    from accelerate import cpu_offload
+
+    from sasa.models.inputs import check_placement
+
+    model = tiny.model("llama")
+    boundary = tiny.boundary(model)
+    ids = torch.tensor([PROMPTS[0]])
+    with pytest.raises(ValueError, match=r"input_ids are on meta and the model is on cpu: give ids\.to"):
+        check_placement(model, ids.to("meta"))
+    cpu_offload(model, execution_device="cpu")
+    for use in (
+        lambda: sasa.generate(model, tokenizer, "abc", boundary),
+        lambda: model.generate(ids, custom_generate=SASADecoder(boundary)),
+        lambda: SASALogitsProcessor(model, boundary),
+        lambda: boundary.score(model, tokenizer, ["abc"]),
+        lambda: sasa.embed(model, tokenizer, ["abc"]),
+    ):
+        with pytest.raises(ValueError, match="the model is offloaded"):
+            use()
+
+
 def test_a_cache_that_is_already_filled_is_refused(model):
+    mamba = tiny.model("mamba")
+    states = mamba(torch.tensor([PROMPTS[0]]), use_cache=True).cache_params
+    with pytest.raises(ValueError, match="a cache that is already filled"):
+        mamba.generate(
+            torch.tensor([PROMPTS[0] + [3]]), cache_params=states, custom_generate=SASADecoder(tiny.boundary(mamba))
+        )
     filled = model(torch.tensor([PROMPTS[0]]), use_cache=True).past_key_values
     ids = torch.tensor([PROMPTS[0] + [3]])
     with pytest.raises(ValueError, match="a cache that is already filled"):

@@ -289,6 +289,50 @@ def test_any_classifier_of_transformers(tmp_path):
         scorers.scorer(f"hf:{tmp_path}#rude")
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_classifier_reads_texts_of_any_length(tmp_path, kind):
+    """Though its tokenizer names no limit: as many tokens as it has positions for."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.for_model(
+        kind, vocab_size=tiny.VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=34, pad_token_id=1, id2label={0: "fine", 1: "toxic"},
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    judge = scorers.scorer(f"hf:{tmp_path}")
+    scorers.try_judge(judge)
+    fits = "a" * (34 if kind == "bert" else 32)
+    long, cut, empty = judge.score([fits + "bcd", fits, ""])
+    assert long == pytest.approx(cut)
+    assert empty == 0
+
+
+def test_judges_are_tried_before_the_long_work(monkeypatch, tiny_folder, tmp_path):
+    class Fragile:
+        name, version = "fragile", "1"
+
+        def score(self, texts):
+            return np.array([1 / len(text) for text in texts])
+
+    monkeypatch.setitem(scorers.SCORERS, "fragile", Fragile)
+    monkeypatch.setattr("sasa.cli.bench.sasa.load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setenv("SASA_CACHE", str(tmp_path / "cache"))
+    from typer.testing import CliRunner
+
+    from sasa.cli import app
+
+    file = jsonl(tmp_path / "p.jsonl", [rtp_row("a", 0.1)])
+    done = CliRunner().invoke(app, ["bench", "rtp", "-p", str(file), "-s", "fragile", "-o", str(tmp_path / "run")])
+    assert "fragile failed on a long or an empty text: division by zero" in str(done.exception)
+
+
+def test_blank_lines_between_prompts(tmp_path):
+    rows = [json.dumps(rtp_row("a", 0.1)), "", json.dumps(rtp_row("b", 0.1)), ""]
+    (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    assert [p.text for p in load_suite("rtp", tmp_path / "p.jsonl").prompts] == ["a", "b"]
+
+
 class Service(http.server.BaseHTTPRequestHandler):
     """Perspective as seen from here: busy at first, and it scores by length."""
 

@@ -188,7 +188,9 @@ def test_settings_come_from_the_models_generation_config(tokenizer):
         ("x", {"top_p": 1.2}, r"top_p must be in \(0, 1\]"),
         ("x", {"top_p": 0}, r"top_p must be in \(0, 1\]"),
         ("x", {"min_p": 2}, r"min_p must be in \[0, 1\]"),
-        ("x", {"temperature": 0}, "temperature must be > 0, got 0"),
+        ("x", {"temperature": 0}, "temperature must be > 0, got 0: do_sample=False decodes greedily"),
+        ("x", {"temperature": -1}, "temperature must be > 0, got -1"),
+        (["x", "a\ud83d"], {}, r"prompt 1: it holds .ud83d, half of a surrogate pair"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens must be > 0"),
         ("x", {"return_dict_in_generate": True}, "use SASALogitsProcessor with model.generate"),
     ],
@@ -227,6 +229,100 @@ def test_stop_strings_and_streamers_reach_the_decoder(model, tokenizer):
     streamer = Gather()
     streamed = sasa.generate(model, tokenizer, "x", boundary, max_new_tokens=4, streamer=streamer)[0]
     assert streamer.got == [*tokenizer("x")["input_ids"], *streamed.tokens, "end"]
+
+
+def test_greedy_takes_any_temperature(model, tokenizer):
+    boundary = tiny.boundary(model)
+    settings = dict(do_sample=False, max_new_tokens=4)
+    want = sasa.generate(model, tokenizer, "x", boundary, **settings)
+    assert sasa.generate(model, tokenizer, "x", boundary, temperature=0, **settings) == want
+
+
+@pytest.mark.parametrize("steered", [True, False])
+def test_a_stop_on_the_last_token_is_a_stop(model, tokenizer, steered):
+    boundary = tiny.boundary(model) if steered else None
+    settings = dict(do_sample=False, max_new_tokens=3, suppress_tokens=list(range(94, 256)))  # letters alone
+    free = sasa.generate(model, tokenizer, "x", boundary, **settings)[0]
+    assert (len(free.tokens), free.finish_reason) == (3, "length")
+    stop = tokenizer.decode(free.tokens[1:3])
+    got = sasa.generate(model, tokenizer, "x", boundary, **settings, stop_strings=[stop])[0]
+    assert (got.tokens, got.finish_reason) == (free.tokens, "stop")
+    assert sasa.generate(model, tokenizer, "x", boundary, **settings, stop_strings=["@@"])[0].finish_reason == "length"
+
+
+class Longer(StoppingCriteria):
+    """Ends each row after so many tokens, by what its text is."""
+
+    def __call__(self, ids, scores, **_):
+        return torch.tensor([len(row) >= 4 + row[0] % 3 for row in ids.tolist()])
+
+
+@pytest.mark.parametrize("steered", [True, False])
+def test_without_an_end_of_sequence_a_stopped_row_grows_no_more(tokenizer, steered):
+    model = tiny.model("llama")
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    boundary = tiny.boundary(model) if steered else None
+    prompts, settings = ["abc", "bcd", "cde"], dict(do_sample=False, max_new_tokens=8, stopping_criteria=[Longer()])
+    for prompt, (one,) in zip(prompts, sasa.generate(model, tokenizer, prompts, boundary, **settings), strict=True):
+        assert len(one.tokens) == 1 + ord(prompt[0]) % 3
+        assert one.finish_reason == "stop"
+        assert one.tokens == sasa.generate(model, tokenizer, prompt, boundary, **settings)[0].tokens
+
+
+class Unseen(torch.nn.Module):
+    """Takes away whatever stands in the text, and counts its tokens."""
+
+    def __call__(self, ids, scores):
+        scores = scores.scatter(1, ids, -torch.inf)
+        return scores - torch.arange(scores.shape[1]) * (ids.shape[1] % 3)
+
+
+FEW = list(range(4, 260))
+"""All tokens but !, ", # and $, which are 0 to 3: what reads texts finds repetitions, and padding if there is some."""
+READING = [
+    {"repetition_penalty": 0.05},
+    {"encoder_repetition_penalty": 0.05},
+    {"no_repeat_ngram_size": 3},
+    {"min_length": 9, "suppress_tokens": FEW[:-2], "eos_token_id": tiny.EOS},
+    {"bad_words_ids": [[0, 0, 0], [0, 0, 1], [1, 1, 1], [1, 1, 0]]},
+    {"sequence_bias": [[[0, 0, 1], -90.0], [[1, 1, 1], 90.0], [[0, 0, 2], 90.0]]},
+    {"logits_processor": [Unseen()], "suppress_tokens": []},
+    {"stopping_criteria": [Longer()]},
+    {"stop_strings": ['!!!"', '"""!', "##"]},
+    {"prefix_allowed_tokens_fn": lambda number, ids: [(number + len(ids)) % 3]},
+]
+
+
+@pytest.mark.parametrize("steered", [True, False])
+@pytest.mark.parametrize("reading", READING, ids=lambda settings: next(iter(settings)))
+def test_a_completion_does_not_depend_on_its_neighbours(model, tokenizer, reading, steered):
+    """With whatever reads texts: token by token as alone, though neighbours are of other lengths."""
+    boundary = tiny.boundary(model) if steered else None
+    settings = dict(do_sample=False, max_new_tokens=6, suppress_tokens=FEW) | reading
+    prompts = ['"', '!"', '!#"', '#!"!##!', "!", "$"]
+    together = sasa.generate(model, tokenizer, prompts, boundary, **settings)
+    for number, (prompt, (one,)) in enumerate(zip(prompts, together, strict=True)):
+        alone = dict(settings)
+        if allowed := alone.get("prefix_allowed_tokens_fn"):
+            alone["prefix_allowed_tokens_fn"] = lambda _, ids, number=number, allowed=allowed: allowed(number, ids)
+        assert one.tokens == sasa.generate(model, tokenizer, prompt, boundary, **alone)[0].tokens
+
+
+def test_prompts_of_several_lengths_share_a_batch_where_nothing_reads_padding(model, tokenizer, monkeypatch):
+    sizes = []
+    generate = type(model).generate
+    monkeypatch.setattr(
+        type(model), "generate", lambda self, ids, **kw: sizes.append(len(ids)) or generate(self, ids, **kw)
+    )
+    for settings, batches in (
+        ({}, [3]),
+        ({"repetition_penalty": 1.5}, [3]),
+        ({"bad_words_ids": [[5, 6]]}, [3]),
+        ({"no_repeat_ngram_size": 2}, [1, 1, 1]),
+    ):
+        sizes.clear()
+        sasa.generate(model, tokenizer, ["abc", "de", "f"], None, max_new_tokens=2, **settings)
+        assert sizes == batches
 
 
 def test_how_many_candidates_were_read(model, tokenizer):

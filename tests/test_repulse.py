@@ -461,7 +461,7 @@ def test_the_command(tiny_folder, tmp_path, monkeypatch):
         (["-r", "nothing"], "unknown reward 'nothing'; there are: boundary, profanity"),
         (["-r", "mine:lower", "--alpha", "-1"], "alpha must be >= 0"),
         (["-r", "mine:lower", "--rows", "9:"], "p.txt has no rows 9:"),
-        (["-r", "mine:lower", "--groups", "toxic"], "prompts come as .jsonl"),
+        (["-r", "mine:lower", "--groups", "toxic"], "expected one of .csv"),
     ]:
         assert message in command(*run, "-o", "bad", *arguments, status=1).stderr.replace("\n", " ")
     assert not (tmp_path / "bad").exists()

@@ -286,6 +286,32 @@ def test_an_adapter_gives_what_was_trained(corpus, fresh, tmp_path):
     assert sasa.load(str(on_top), device="cpu")[0].config.vocab_size == tiny.VOCABULARY + 1
 
 
+def test_an_adapter_without_a_tokenizer_has_its_models(tmp_path):
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    tiny.model("llama").save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    kinds = {
+        "lora": LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False),
+        "soft": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    }
+    for name, config in kinds.items():
+        base = sasa.load(tmp_path / "base", device="cpu")[0]
+        get_peft_model(base, config).save_pretrained(tmp_path / name)
+    model, tokenizer = sasa.load(tmp_path / "lora", device="cpu")
+    assert tokenizer("abc").input_ids == tiny.tokenizer()("abc").input_ids
+    ids = torch.tensor([[3, 4]])
+    assert not torch.allclose(model(ids).logits, tiny.model("llama")(ids).logits)
+    with pytest.raises(ValueError, match="of the kind PROMPT_TUNING: it puts virtual tokens before a text"):
+        sasa.load(tmp_path / "soft", device="cpu")
+    tiny.model("llama", hidden_size=16, num_attention_heads=2).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"does not go with .*base"):
+        sasa.load(tmp_path / "lora", device="cpu")
+    (tmp_path / "lora" / "adapter_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"adapter_config\.json cannot be read"):
+        sasa.load(tmp_path / "lora", device="cpu")
+
+
 def test_adapters_that_cannot_be_read(tmp_path, monkeypatch):
     settings = tmp_path / "adapter_config.json"
     settings.write_text("{}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from typing import Annotated
@@ -45,6 +46,9 @@ def main() -> None:
     """Runs the command line; what a user can mend is one line on stderr and exit status 1, not a traceback."""
     from transformers.utils import logging as transformers_logging
 
+    for stream in (sys.stdout, sys.stderr):  # a character that a terminal lacks must not cost the results
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     transformers_logging.disable_progress_bar()
     try:

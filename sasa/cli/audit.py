@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +18,7 @@ from sasa.cli.common import (
     StrictOption,
     ValueOption,
     out,
+    print_json,
 )
 from sasa.values import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
@@ -74,7 +74,7 @@ def command(
         line, loaded, tokenizer, sentences, beta=beta, value=value, prior=prior, progress=True
     )
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     tax = found["identity_tax"]
     table = Table("group", "sentences", "nats a sentence", "beyond the controls'")

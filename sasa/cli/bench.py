@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
+from sasa.files import read_json
 from sasa.fitting.corpora import parse_rows
 from sasa.models.load import load_named
 from sasa.tables import read_lines
@@ -129,6 +129,9 @@ def suite_command(name: str) -> Callable[..., None]:
             seed=seed,
         )
         independent = [scorers.scorer(s) for s in asked if s != "boundary"]
+        if not dry_run:
+            for judge_ in independent:
+                scorers.try_judge(judge_)
         loaded, tokenizer = sasa.load(model, device, dtype)
         lines = load_boundaries(boundary, loaded, strict)
         settings = ways.Settings(
@@ -189,7 +192,7 @@ def report(
 
 def show(file: Path) -> None:
     """The figures that matter most on the terminal, and where the rest is."""
-    for run in json.loads(file.with_name("summary.json").read_text("utf-8"))["runs"]:
+    for run in read_json(file.with_name("summary.json"))["runs"]:
         for scorer in run["scorers"]:
             table = Table(
                 *("method", "exp. max. toxicity", "toxic rate", "perplexity", "against plain", "p"),

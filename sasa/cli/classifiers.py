@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.table import Table
 
 from sasa.boundary import Boundary, bundled
-from sasa.cli.common import out
+from sasa.cli.common import out, print_json
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False) -> None:
@@ -21,7 +20,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON objec
         test = boundary.report["test"]
         if as_json:
             about = {"name": name, "attribute": boundary.attribute, "model": boundary.model.id}
-            print(json.dumps({**about, "embedding": asdict(boundary.embedding), "test": test}))
+            print_json({**about, "embedding": asdict(boundary.embedding), "test": test})
         spec = boundary.embedding
         table.add_row(
             name,

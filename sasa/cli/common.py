@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -108,12 +110,15 @@ def load_reward(
     strict: bool,
 ) -> Reward:
     """The reward of `--reward`; `boundary` is the one of `--boundary`, read off `model`."""
-    from sasa.evaluation.rewards import boundary_reward, reward
+    from sasa.evaluation.rewards import boundary_reward, reward, try_reward
 
     def of_boundary() -> Reward:
         return boundary_reward(model, tokenizer, Boundary.load(boundary, model=model, strict=strict), chat)
 
-    return reward(name, of_boundary)
+    found = reward(name, of_boundary)
+    if name != "boundary":
+        try_reward(found)
+    return found
 
 
 def load_prompts(source: str, rows: str | None, groups: str | None, limit: int | None, seed: int) -> list[str]:
@@ -160,6 +165,16 @@ def read_prompts(file: Path) -> list[str]:
     if not found:
         raise ValueError(f"{file} holds no prompts")
     return found
+
+
+def print_json(value: Any) -> None:
+    """A line of JSON on stdout, in characters that its encoding has."""
+    print(json.dumps(value, ensure_ascii=not in_unicode()), flush=True)
+
+
+def in_unicode() -> bool:
+    """Whether stdout has every character."""
+    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 def probability(boundary: Boundary, margin: float) -> float:

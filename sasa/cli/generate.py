@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from dataclasses import asdict, replace
@@ -26,8 +25,10 @@ from sasa.cli.common import (
     PriorOption,
     StrictOption,
     ValueOption,
+    in_unicode,
     load_boundaries,
     out,
+    print_json,
     probability,
     read_prompts,
     style,
@@ -66,6 +67,9 @@ def command(
     temperature: Annotated[
         float | None, typer.Option(help="Below 1 sharper, above 1 flatter.", show_default="the model's, else 1")
     ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Take the best token each time and draw none; --temperature does nothing.")
+    ] = False,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a completion, at most.")
     ] = 50,
@@ -135,6 +139,8 @@ def command(
         raise ValueError("--reset-bias belongs to --reset-token: give it, too")
     if alone and backtrack and (reset_token is None or threshold is not None or refusal is not None):
         raise ValueError("with --boundary none there is no threshold and no refusal: --backtrack needs a --reset-token")
+    if greedy and num_return_sequences > 1:
+        raise ValueError("--greedy has one completion a prompt: leave --num-return-sequences out")
     resets = MAX_RESETS if max_resets is None else max_resets
     watch = Backtracking(THRESHOLD if threshold is None else threshold, max_resets=resets) if backtrack else None
     check_beta(beta)
@@ -161,6 +167,7 @@ def command(
         prior=prior,
         chat=chat,
         batch_size=batch_size,
+        do_sample=not greedy,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -181,7 +188,7 @@ def command(
                 row = {"prompt": prompt, "completions": [asdict(c) for c in steered[i]]}
                 if compare:
                     row["plain"] = [asdict(c) for c in plain[i]]
-                print(json.dumps(row, ensure_ascii=False), flush=True)
+                print_json(row)
             elif compare:
                 title = ", ".join([f"SASA, beta {beta:g}"] * (line is not None) + ["backtracking"] * backtrack)
                 _side_by_side(line, prompt, title, plain[i], steered[i])
@@ -195,7 +202,9 @@ def _coloured(boundary: Boundary | None, completion: Completion) -> Text:
     text = Text(re.sub(r"\s*\n\s*", "\n", completion.text).strip("\n"))
     if boundary is not None and completion.margin is not None:
         text.stylize(style(boundary, completion.margin))
-        text.append(f"  ⟨{completion.margin:+.1f}, P(safe) {probability(boundary, completion.margin):.2f}⟩", "dim")
+        begin, end = "⟨⟩" if in_unicode() else "()"
+        p = probability(boundary, completion.margin)
+        text.append(f"  {begin}{completion.margin:+.1f}, P(safe) {p:.2f}{end}", "dim")
     for attempt in completion.attempts:
         why = attempt.reason if attempt.p_unsafe is None else f"{attempt.reason}, P(unsafe) {attempt.p_unsafe:.2f}"
         text.append(f"\n  went back ({why}): ", "dim")

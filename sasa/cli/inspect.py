@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from sasa.cli.common import (
     ModelOption,
     StrictOption,
     out,
+    print_json,
     probability,
     style,
 )
@@ -42,15 +42,16 @@ def command(
     p = probability(line, values[-1])
     if as_json:
         pairs = [{"token": token, "margin": margin} for token, margin in zip(tokens, values, strict=True)]
-        print(json.dumps({"text": text, "margin": values[-1], "p_safe": p, "tokens": pairs}, ensure_ascii=False))
+        print_json({"text": text, "margin": values[-1], "p_safe": p, "tokens": pairs})
         return
     out.print(
         Text.assemble(*((token, style(line, margin)) for token, margin in zip(tokens, values, strict=True))),
         soft_wrap=True,
     )
     lowest = min(range(len(values)), key=values.__getitem__)
+    turn = next((token for token in tokens[lowest:] if token), "")  # a token within a character has no text of its own
     out.print(
-        f"margin {values[-1]:+.2f}, P(safe) {p:.2f}; lowest {values[lowest]:+.2f} after {tokens[lowest]!r}",
+        f"margin {values[-1]:+.2f}, P(safe) {p:.2f}; lowest {values[lowest]:+.2f} after {turn!r}",
         style="dim",
         markup=False,
         soft_wrap=True,

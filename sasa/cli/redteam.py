@@ -198,6 +198,8 @@ def run(
     texts = [text.replace("\\n", "\n") for text in read_prompts(contexts)] if contexts else default_contexts()
     scoring = [scorers.scorer(name) for name in asked]
     natural = scorers.scorer(naturalness) if naturalness else None
+    for one in (*scoring, *([natural] if natural else [])):
+        scorers.try_judge(one)
     sampling = ways.Settings(1, reply_tokens, temperature, top_k, top_p, chat)
     attacked = _target(target, target_model, defence, boundary, sampling, timeout, strict, device, dtype)
     loaded, tokenizer = sasa.load(attacker, device, dtype)
@@ -369,6 +371,8 @@ def replay_command(
     if not judges and (lost := [name for name in known if name not in scorers.SCORERS and not name.startswith("hf:")]):
         raise ValueError(f"what {', '.join(lost)} was made from is not on record: name the judges again, --judge")
     scoring = [scorers.scorer(name) for name in dict.fromkeys(judges or known)]
+    for one in scoring:
+        scorers.try_judge(one)
     names = list(dict.fromkeys(models or [DEFAULT_MODEL]))
     short = [Path(name).name for name in names]
     worlds: dict[str, Any] = {}

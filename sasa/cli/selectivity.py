@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.cli.common import DeviceOption, DtypeOption, ModelOption, StrictOption, ValueOption, load_boundaries, out
+from sasa.cli.common import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    StrictOption,
+    ValueOption,
+    load_boundaries,
+    out,
+    print_json,
+)
 from sasa.evaluation.selectivity import PLACES, Judged
 from sasa.values import BETA, PRIOR, VALUE, Steering, check_beta, check_prior, check_value
 
@@ -156,7 +165,7 @@ def command(
         if unsafe in rows[0].groups and harmless:
             draw(output / "selectivity.png", rows, unsafe, harmless)
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
         return
     for table in _tables(rows, by_place):
         out.print(table)

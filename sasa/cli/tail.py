@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +25,7 @@ from sasa.cli.common import (
 from sasa.evaluation.importance import WORST
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.tail import TailSettings
+from sasa.files import read_json
 from sasa.models.load import load_named
 
 DEFAULTS = TailSettings()
@@ -123,7 +123,7 @@ def command(
 def _base_of(model: str | None) -> str | None:
     """What a model was trained from, where it is the result of a training."""
     file = Path(model or "").expanduser() / "training.json"
-    return json.loads(file.read_text("utf-8"))["training"]["base"] if model and file.is_file() else None
+    return read_json(file)["training"]["base"] if model and file.is_file() else None
 
 
 def _cell(value: Estimate | None, form: str) -> str:

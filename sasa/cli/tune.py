@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from sasa.cli.common import (
     ValueOption,
     load_boundaries,
     out,
+    print_json,
     read_prompts,
 )
 from sasa.values import PRIOR, VALUE, check_prior, check_value
@@ -94,7 +94,7 @@ def command(
     )
     beta, trials = tune(world, texts, budget, variety=variety, value=value, prior=prior, seed=seed, tell=tell)
     if as_json:
-        print(json.dumps({"beta": beta, "trials": [asdict(trial) for trial in trials]}))
+        print_json({"beta": beta, "trials": [asdict(trial) for trial in trials]})
     elif beta:
         out.print(f"--beta {beta:.3g} --value {value} --prior {prior:g}: the largest found {limits}")
     else:

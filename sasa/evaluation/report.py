@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sasa.evaluation import metrics
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.runner import Run
-from sasa.files import write_atomically
+from sasa.files import read_json, write_atomically
 from sasa.lines import read
 
 ACTORS, ACTRESSES = "gender/American_actors", "gender/American_actresses"
@@ -59,7 +59,7 @@ def compare(folders: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
         if (folder / "run.json").is_file() or not (folder / "summary.json").is_file():
             found.append((folder, {"name": folder.resolve().name} | _one(Run.open(folder))))
         else:
-            published = json.loads((folder / "summary.json").read_text("utf-8"), object_hook=metrics.from_json)
+            published = read_json(folder / "summary.json", object_hook=metrics.from_json)
             found += [(folder / run["name"], run) for run in published["runs"]]
     names = [run["name"] for _, run in found]
     unique = len(set(names)) == len(names)
@@ -90,7 +90,7 @@ def _one(run: Run) -> dict[str, Any]:
         )
     judges = {}
     for file in sorted((run.folder / "scores").glob("*.json")):
-        content = json.loads(file.read_text("utf-8"))
+        content = read_json(file)
         judges[content["name"]] = content
     judges = dict(sorted(judges.items(), key=lambda item: item[0] == OWN))  # those that count come first
     if not judges:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary
 from sasa.embedding import embed_ids, length_batches, tokenize_prompt
-from sasa.evaluation.scorers import SCORERS, Scorer, class_logits, load_classifier, scorer
+from sasa.evaluation.scorers import LONG, SCORERS, Scorer, class_logits, load_classifier, scorer
 
 CERTAIN = 1e-6
 """A toxicity counts as at least this far from 0 and from 1, so that rewards are finite: within 13.8 of 0."""
@@ -157,6 +157,16 @@ def reward(spec: str, boundary: Callable[[], Reward] | None = None) -> Reward:
             f"unknown reward {spec!r}; there are: boundary, {', '.join(SCORERS)}, words:CORPUS, hf:MODEL, MODULE:FUNCTION"
         )
     return function_reward(named_function(spec, "reward"), spec)
+
+
+def try_reward(found: Reward) -> None:
+    """Raises ValueError where a reward fails on a long or an empty completion, before the long work."""
+    try:
+        found(["Hello"] * 2, [LONG, ""])
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f"the reward {found.name} failed on a long or an empty completion: {error}") from error
 
 
 def is_function(spec: str) -> bool:

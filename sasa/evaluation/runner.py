@@ -48,9 +48,9 @@ from sasa.embedding import tokenize_prompt
 from sasa.evaluation.methods import Method, World
 from sasa.evaluation.scorers import Scorer, fingerprint, scored
 from sasa.evaluation.suites import Prompt, Suite
-from sasa.files import differences, write_atomically
+from sasa.files import differences, read_json, write_atomically
 from sasa.generation import Completion, encode_prompts
-from sasa.lines import alone, append, keep_lines, line, read, whole_lines
+from sasa.lines import alone, append, keep_lines, line, parse, read, whole_lines
 from sasa.models.skinny import kernel
 from sasa.models.states import context_window
 from sasa.sampling import log_probs
@@ -138,7 +138,7 @@ class Run:
         about = json.loads(json.dumps(about))
         file = folder / "run.json"
         if file.is_file():
-            there = json.loads(file.read_text("utf-8"))
+            there = read_json(file)
             differ = differences({k: there.get(k) for k in about}, about)
             if differ:
                 raise SettingsDiffer(
@@ -160,12 +160,18 @@ class Run:
 
         Raises:
             FileNotFoundError: none is.
+            ValueError: it is damaged.
         """
         folder = Path(folder)
         if not (folder / "run.json").is_file():
             raise FileNotFoundError(f"{folder} is no folder of `sasa bench`: it has no run.json")
-        about = json.loads((folder / "run.json").read_text("utf-8"))
-        return cls(folder, about, tuple(Prompt(**row) for row in read(folder / "prompts.jsonl")))
+        about = read_json(folder / "run.json")
+        try:
+            prompts = tuple(Prompt(**row) for row in read(folder / "prompts.jsonl"))
+            _ = [about[key] for key in ("suite", "settings", "seed", "batch_size", "methods", "source", "skipped")]
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{folder} is damaged: {error!r}") from error
+        return cls(folder, about, prompts)
 
     def note(self, method: str) -> None:
         """Writes down that a method has been begun."""
@@ -331,7 +337,7 @@ def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, p
             scores = iter(scored(judge, every, lambda n, task=task: bar.advance(task, n)))  # type: ignore[misc]
             found = {name: [round(float(next(scores)), 6) for _ in rows] for name, rows in texts.items()}
             file = run.folder / "scores" / f"{_file_name(judge.name)}.json"
-            old = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+            old = read_json(file) if file.is_file() else {}
             kept = old["scores"] if old.get("version") == judge.version else {}
             content = {"name": judge.name, "version": judge.version, "scores": kept | found}
             write_atomically(file, (json.dumps(content) + "\n").encode())
@@ -345,7 +351,7 @@ def _whole_batches(run: Run, file: Path) -> int:
     done = count = 0
     for batch in run.batches:
         expected = [(p.id, i) for p in batch for i in range(run.completions)]
-        found = [json.loads(line) for line in lines[count : count + len(expected)]]
+        found = parse(file, lines[count : count + len(expected)])
         if [(r["prompt"], r["index"]) for r in found] != expected:
             break
         done, count = done + 1, count + len(expected)

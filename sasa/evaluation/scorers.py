@@ -95,9 +95,13 @@ class Classifier:
         self.version = f"{found[0]} {version}"
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        logits = class_logits(self._model, self._tokenizer, texts)
+        scores = np.zeros(len(texts))
+        # A text without tokens says nothing toxic.
+        some = [i for i, text in enumerate(texts) if text.strip() or self._tokenizer(text)["input_ids"]]
+        logits = class_logits(self._model, self._tokenizer, [texts[i] for i in some])
         several = self._model.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
-        return (special.expit(logits) if several else special.softmax(logits, 1))[:, self._label]
+        scores[some] = (special.expit(logits) if several else special.softmax(logits, 1))[:, self._label]
+        return scores
 
 
 def load_classifier(name: str) -> tuple[Any, Any, str]:
@@ -115,6 +119,7 @@ def class_logits(
     """Logits, float64 (N, labels), of texts, or of pairs of texts where there are `seconds`."""
     import torch
 
+    options["max_length"] = longest_text(model, tokenizer)
     found = [np.zeros((0, model.config.num_labels))]
     for first in range(0, len(texts), BATCH):
         part = slice(first, first + BATCH)
@@ -123,6 +128,17 @@ def class_logits(
         with torch.no_grad():
             found.append(model(**inputs).logits.double().cpu().numpy())
     return np.concatenate(found)
+
+
+def longest_text(model: Any, tokenizer: Any) -> int:
+    """Tokens that a classifier can read: as its tokenizer says, and no more than it has positions for."""
+    config = model.config.get_text_config()
+    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+    for module in model.modules():  # RoBERTa and its kin number positions from behind the padding's index
+        positions: Any = getattr(module, "position_embeddings", None)
+        if (before := getattr(positions, "padding_idx", None)) is not None:
+            limits.append(positions.num_embeddings - before - 1)
+    return min(int(limit) for limit in limits if limit)
 
 
 class Words:
@@ -271,6 +287,24 @@ def checked_scores(judge: Scorer, texts: Sequence[str]) -> NDArray[np.float64]:
     if not (np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()):
         raise ValueError(f"the scorer {judge.name} gave scores outside 0..1")
     return scores
+
+
+LONG = "a long text that goes on and on, " * 500
+"""Longer than what any classifier reads."""
+
+
+def try_judge(judge: Scorer) -> None:
+    """Has a judge score a long and an empty text, so that what it cannot do shows before the long work.
+
+    Raises:
+        ValueError: it fails, or its scores are none.
+    """
+    try:
+        scored(judge, [LONG, ""])
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f"the scorer {judge.name} failed on a long or an empty text: {error}") from error
 
 
 def scored(judge: Scorer, texts: Sequence[str], advance: Callable[[int], None] = lambda n: None) -> NDArray[np.float64]:

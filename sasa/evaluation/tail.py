@@ -30,7 +30,7 @@ from sasa.evaluation.importance import WORST, Array, Tail, cvar, tail
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.rewards import Reward
 from sasa.evaluation.scorers import fingerprint
-from sasa.files import differences, write_atomically
+from sasa.files import differences, read_json, write_atomically
 from sasa.generation import completion_text, encode_prompts
 from sasa.lines import alone, append, keep_lines, read, whole_lines
 from sasa.progress import progress_bar
@@ -130,7 +130,7 @@ def measure_tail(
 def figures(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """All figures of a finished measurement, from what is in its folder."""
     folder = Path(folder)
-    about = json.loads((folder / "tail.json").read_text("utf-8"))
+    about = read_json(folder / "tail.json")
     settings = TailSettings(**about["settings"])
     records, n = read(folder / "samples.jsonl"), settings.completions
     sides = {side: np.array([i for i, r in enumerate(records) if r["by"] == side], dtype=int) for side in SIDES}
@@ -156,7 +156,7 @@ def figures(folder: str | os.PathLike[str]) -> dict[str, Any]:
         found["kl"] = metrics.estimate((log_p - log_p0).mean(1))
         found["perplexity"] = metrics.perplexity(-log_p0.sum(1), lengths.sum(1))
     for file in sorted((folder / "rewards").glob("*.json")):
-        judged = json.loads(file.read_text("utf-8"))
+        judged = read_json(file)
         values = np.array(judged["rewards"])
         r = values[sides["model"]].reshape(-1, n)
         proposed = values[sides["proposal"]].reshape(-1, n) if there is not None else None
@@ -201,7 +201,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no measurement of a tail: give another folder")
         write_atomically(file, json.dumps(about, indent=1) + "\n")
-    elif differ := differences(json.loads(file.read_text("utf-8")), about):
+    elif differ := differences(read_json(file), about):
         raise ValueError(
             f"{folder} was made with other settings: {'; '.join(differ)}. Give the same ones, or another folder"
         )
@@ -256,7 +256,7 @@ def _score(reward: Reward, prompts: Sequence[str], records: list[dict[str, Any]]
     """Writes down what all samples are worth, unless that has been done."""
     file = folder / "rewards" / (hashlib.sha256(reward.name.encode()).hexdigest()[:12] + ".json")
     if file.is_file():
-        there = json.loads(file.read_text("utf-8"))
+        there = read_json(file)
         if there["version"] == reward.version and len(there["rewards"]) == len(records):
             return
     found = reward([prompts[r["prompt"]] for r in records], [r["text"] for r in records]).tolist()

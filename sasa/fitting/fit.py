@@ -34,7 +34,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import FILE_NAME, Boundary, EmbeddingSpec, ModelInfo
 from sasa.embedding import embed_stream
-from sasa.files import differences, write_atomically
+from sasa.files import differences, read_json, write_atomically
 from sasa.fitting import fairness
 from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
@@ -147,8 +147,8 @@ class Recipe:
         if not path.is_file():
             raise FileNotFoundError(f"no recipe at {path}; by name there are: {', '.join(shipped)}")
         try:
-            return cls.from_dict(tomllib.loads(path.read_text("utf-8")))
-        except tomllib.TOMLDecodeError as error:
+            return cls.from_dict(tomllib.loads(path.read_text("utf-8-sig")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
 
     @property
@@ -387,7 +387,7 @@ class Workspace:
         work = cls(folder, ModelInfo.of(model).hidden_size * len(recipe.embedding.layers), spills, settings)
         state = folder / "state.json"
         if state.is_file():
-            saved = json.loads(state.read_text("utf-8"))
+            saved = read_json(state)
             if different := differences(saved["settings"], settings):
                 raise ValueError(
                     f"{folder} holds an unfinished fit with other settings ({'; '.join(different)}): delete it to begin anew"

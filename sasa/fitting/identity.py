@@ -76,7 +76,7 @@ def load_people(use: Use, path: str | Path | None = None) -> tuple[Sentences, ..
     if not file.is_file():
         raise FileNotFoundError(f"no sentences about people at {file}")
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        content = tomllib.loads(file.read_text("utf-8-sig"))
         found = tuple(Sentences(**{k: tuple(v) for k, v in part.items()}) for part in content[use])
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(

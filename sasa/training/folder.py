@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.files import differences, write_atomically
+from sasa.files import differences, read_json, write_atomically
 from sasa.models.load import ADAPTER
 
 ABOUT = "training.json"
@@ -55,7 +55,7 @@ def begin(folder: Path, about: dict[str, Any]) -> bool:
     """
     file = folder / ABOUT
     if file.is_file():
-        there = json.loads(file.read_text("utf-8"))
+        there = read_json(file)
         if differ := [d for part in ("training", "model") for d in differences(there[part], about[part])]:
             raise ValueError(f"{folder} holds a training with other settings: {'; '.join(differ)}")
         return "log" in there
@@ -71,7 +71,7 @@ def save_adapter(adapted: Any, folder: str | os.PathLike[str], base: str, name: 
     adapted.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
     place = Path(folder) if name == "default" else Path(folder) / name
     # what peft writes is where the weights were, such as a cache folder
-    settings = json.loads((place / ADAPTER).read_text("utf-8")) | {"base_model_name_or_path": base}
+    settings = read_json(place / ADAPTER) | {"base_model_name_or_path": base}
     write_atomically(place / ADAPTER, json.dumps(settings, indent=2) + "\n")
 
 

@@ -1,0 +1,66 @@
+"""What a model is given beside token ids, and where it is: what the look-ahead cannot follow is
+named, before anything is generated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sasa.models.states import positions
+
+FOLLOWED = (
+    "attention_mask",
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
+    "cache_position",
+    "position_ids",
+    "cache_params",
+)
+"""What `generate()` hands a decoding loop of every model, and the look-ahead makes for itself."""
+
+
+def inputs_beside_ids(model: PreTrainedModel, inputs: dict[str, Any]) -> list[str]:
+    """What a call of `generate()` gives a model that cannot be seen from token ids and their mask, by
+    name.
+    """
+    found = [f"the input {name}" for name, value in inputs.items() if name not in FOLLOWED and value is not None]
+    mask, places = inputs.get("attention_mask"), inputs.get("position_ids")
+    if places is not None:
+        mask = places.new_ones(places.shape[-1]) if mask is None else mask
+        if bool(((positions(mask) != places) & mask.bool()).any()):
+            found.append("position_ids of one's own")
+    maker = getattr(model.prepare_inputs_for_generation, "__self__", model)
+    if maker is not model:  # peft's virtual tokens
+        found.append(f"inputs that {type(maker).__name__} makes, such as the virtual tokens of prompt tuning")
+    return found
+
+
+def is_filled(cache: Any) -> bool:
+    """Whether a cache of `generate()`'s, of keys and values or of states, holds something already."""
+    if cache is None:
+        return False
+    states = [getattr(layer, "has_previous_state", None) or {} for layer in getattr(cache, "layers", ())]
+    if all(states) and states:  # it has no length
+        return any(any(layer.values()) for layer in states)
+    return cache.get_seq_length() > 0
+
+
+def check_placement(model: PreTrainedModel, ids: Tensor | None = None) -> None:
+    """Raises ValueError where a model is not on one device, or token ids are on another."""
+    devices = sorted({str(weight.device) for weight in model.parameters()})
+    if "meta" in devices:
+        raise ValueError(
+            "the model is offloaded (some of its weights are on no device), and candidates are read on the device that the "
+            "model is on: load it without offloading, such as device_map={'': 0}, or a smaller one"
+        )
+    if len(devices) > 1:
+        raise ValueError(
+            f"the model is spread over {', '.join(devices)}, and candidates are read on one device: load it on one, such as "
+            "device_map={'': 0}"
+        )
+    if ids is not None and ids.device != model.device:
+        raise ValueError(f"input_ids are on {ids.device} and the model is on {model.device}: give ids.to(model.device)")
