@@ -18,7 +18,7 @@ from sasa.backtracking import Backtracking
 from sasa.candidates import check_truncation
 from sasa.lookahead import packs
 from sasa.loop import Decoding, SASAOutput
-from sasa.models.inputs import check_placement, inputs_beside_ids, is_filled
+from sasa.models.inputs import check_model, inputs_beside_ids, is_filled
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 
 __all__ = ["SASADecoder", "SASAOutput"]
@@ -104,7 +104,7 @@ class SASADecoder:
         **model_kwargs: Any,
     ) -> Tensor | SASAOutput:
         """The loop; `generate()` calls it."""
-        check_placement(model, input_ids)
+        check_model(model, input_ids)
         self._refuse(model, generation_config, synced_gpus, model_kwargs)
         streamer = streamer or self._streamer()
         batch = Decoding(self, model, input_ids, logits_processor, stopping_criteria, generation_config, streamer)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, Text, layers_of
-from sasa.models.inputs import check_placement
+from sasa.models.inputs import check_model
 from sasa.models.parts import first_layers
 from sasa.models.states import check_ready, hidden_states, numbered
 from sasa.progress import progress_bar
@@ -227,7 +227,7 @@ def embed_stream(
         (indices into the stream, embeddings float32 (len(indices), d) on the model's device).
         Within a window the order is by length; windows follow one another.
     """
-    check_placement(model)
+    check_model(model)
     check_ready(model, *spec.layers)
     first, stream = 0, iter(texts)
     while chunk := list(islice(stream, window)):
@@ -291,7 +291,7 @@ def embed_prefixes(
     """A text's span token by token, as `pieces`, and the embedding of the text up to each of them,
     float32 (T, d) on the CPU.
     """
-    check_placement(model)
+    check_model(model)
     ids, start = tokenize(tokenizer, text, spec)
     ((_, vectors),) = embed_each_prefix(model, [ids], [[start]], [spec], [start])
     return pieces(tokenizer, ids[:start], ids[start:]), vectors.cpu()

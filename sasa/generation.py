@@ -24,7 +24,7 @@ from sasa.candidates import DEFAULT_TOP_K, check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import length_batches, pad, tokenize_prompt
 from sasa.models.heads import token_ids
-from sasa.models.inputs import check_placement
+from sasa.models.inputs import check_model
 from sasa.models.states import context_window
 from sasa.progress import progress_bar
 from sasa.sampling import random_state
@@ -175,7 +175,7 @@ def generate(
             range, or a boundary for another model; all before anything is generated.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    check_placement(model)
+    check_model(model)
     if isinstance(boundary, str):
         boundary = Boundary.load(boundary, model=model)
     config = model.generation_config

@@ -235,8 +235,8 @@ class Decoding:
         logits = self.observer.logits(self.logits)
         scores: Any = None
         for rows, ids in self._delivered_texts():
-            # Processors may write into what they are given.
-            found = self.processors(cast(torch.LongTensor, ids), cast(torch.FloatTensor, logits.clone()))
+            given = logits if rows is None else logits.clone()  # processors may write into it
+            found = self.processors(cast(torch.LongTensor, ids), cast(torch.FloatTensor, given))
             scores = found if rows is None else torch.where(rows[:, None], found, logits if scores is None else scores)
         return scores
 

@@ -18,7 +18,7 @@ from sasa.boundary import layers_of
 from sasa.candidates import DEFAULT_TOP_K, check_truncation, select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
 from sasa.models.heads import token_ids
-from sasa.models.inputs import check_placement, is_filled
+from sasa.models.inputs import check_model, is_filled
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 
 BESIDE = ("inputs_embeds", "pixel_values", "pixel_values_videos", "image_embeds", "input_features", "token_type_ids")
@@ -82,7 +82,7 @@ class SASALogitsProcessor(LogitsProcessor):
         pad_token_id: int | None = None,
     ) -> None:
         check_truncation(top_k, top_p)
-        check_placement(model)
+        check_model(model)
         steering = Steering.of(boundary, beta, value, prior)
         steering.check(model)
         self.model = model

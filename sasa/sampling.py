@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from sasa.embedding import pad
 from sasa.lookahead import packs
 from sasa.models.heads import has_plain_head, head, next_logits, reread_logits, token_ids
-from sasa.models.inputs import check_placement
+from sasa.models.inputs import check_model
 from sasa.models.skinny import skinny_linears
 from sasa.models.states import hidden_states, positions
 
@@ -56,7 +56,7 @@ def sample(
     Returns:
         token ids of `len(prompts) * count` completions, one prompt's after the other's.
     """
-    check_placement(model)
+    check_model(model)
     eos = torch.tensor([*token_ids(model, "eos_token_id", None), *stop], dtype=torch.long, device=model.device)
     # MPS has no float64; elsewhere the rounding of a sum over the vocabulary must not cost rare
     # tokens their probability.

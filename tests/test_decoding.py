@@ -430,7 +430,7 @@ def test_what_it_does_not_do_is_refused(model, kwargs, message):
         generate(model, PROMPTS, SASADecoder(tiny.boundary(model)), **kwargs)
 
 
-def test_inputs_beside_token_ids_are_refused_by_name(model):
+def test_inputs_beside_token_ids_are_refused_by_name(model, tokenizer):
     """By the decoder and by the processor: neither sees them."""
     from peft import PromptTuningConfig, get_peft_model
 
@@ -453,6 +453,13 @@ def test_inputs_beside_token_ids_are_refused_by_name(model):
     base = tiny.model("llama")
     boundary = tiny.boundary(base)
     tuned = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    for use in (
+        lambda: sasa.generate(tuned, tokenizer, "abc", boundary),
+        lambda: boundary.score(tuned, tokenizer, ["abc"]),
+        lambda: SASALogitsProcessor(tuned, boundary),
+    ):
+        with pytest.raises(ValueError, match="the model puts virtual tokens before a text"):
+            use()
     with pytest.raises(ValueError, match="PeftModelForCausalLM makes, such as the virtual tokens of prompt tuning"):
         tuned.generate(input_ids=ids, **settings, custom_generate=SASADecoder(boundary))
     with pytest.raises(ValueError, match="the model was given inputs_embeds"):
@@ -479,13 +486,13 @@ def test_an_adapter_that_is_not_merged_is_followed():
 def test_a_model_that_is_not_on_one_device_is_refused(tokenizer):
     from accelerate import cpu_offload
 
-    from sasa.models.inputs import check_placement
+    from sasa.models.inputs import check_model
 
     model = tiny.model("llama")
     boundary = tiny.boundary(model)
     ids = torch.tensor([PROMPTS[0]])
     with pytest.raises(ValueError, match=r"input_ids are on meta and the model is on cpu: give ids\.to"):
-        check_placement(model, ids.to("meta"))
+        check_model(model, ids.to("meta"))
     cpu_offload(model, execution_device="cpu")
     for use in (
         lambda: sasa.generate(model, tokenizer, "abc", boundary),

@@ -49,8 +49,17 @@ def is_filled(cache: Any) -> bool:
     return cache.get_seq_length() > 0
 
 
-def check_placement(model: PreTrainedModel, ids: Tensor | None = None) -> None:
-    """Raises ValueError where a model is not on one device, or token ids are on another."""
+def check_model(model: PreTrainedModel, ids: Tensor | None = None) -> None:
+    """Raises ValueError where a model reads more than token ids, is not on one device, or token ids
+    are on another.
+    """
+    if any(
+        getattr(config, "is_prompt_learning", False) for config in (getattr(model, "peft_config", None) or {}).values()
+    ):
+        raise ValueError(
+            "the model puts virtual tokens before a text (peft's prompt tuning and its kin), which the look-ahead does not "
+            "read: an adapter of weights, such as LoRA, can be used"
+        )
     devices = sorted({str(weight.device) for weight in model.parameters()})
     if "meta" in devices:
         raise ValueError(
