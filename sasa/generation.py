@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -192,6 +193,10 @@ def generate(
     if boundary is not None:
         spec = _check_boundaries(model, Steering.of(boundary, beta, value, prior), chat)
     encoded = encode_prompts(model, tokenizer, texts, spec, chat, max_new_tokens)
+    if len(texts) > 1 and generate_kwargs.get("negative_prompt_ids") is not None:
+        raise ValueError(
+            "negative_prompt_ids are for one batch of model.generate: give prompts one at a time with them"
+        )
 
     decoding: dict[str, Any] | None = None
     if boundary is not None or backtrack is not None:
@@ -290,6 +295,7 @@ class _Request:
         self.max_new_tokens, self.num_return_sequences, self.refusal = max_new_tokens, num_return_sequences, refusal
         kwargs = dict(generate_kwargs)
         self.reach = _reach(kwargs, model.generation_config)
+        self.beams = int(_first(kwargs.get("num_beams"), model.generation_config.num_beams, 1))
         self.streams = kwargs.get("streamer") is not None
         self.allowed = kwargs.pop("prefix_allowed_tokens_fn", None)
         self.ours = decoding is not None
@@ -328,13 +334,15 @@ class _Request:
             pad_token_id=self.pad_id,
             output_scores=False,
             output_logits=False,
-            stopping_criteria=[ends] if self.criteria else [],
+            stopping_criteria=[ends] if self.criteria and self.beams == 1 else self.criteria,
             prefix_allowed_tokens_fn=self._allowed(numbers),
             **self.kwargs,
         )
         sequences = written.sequences if self.ours else written
         written_rows = sequences[:, ids.shape[1] :].tolist()
         stops = ends.lengths(len(written_rows), ids.shape[1])
+        if self.beams > 1:  # beams take each other's places: what stands behind one's end is padding
+            stops = [_without(row, self.pad_id) for row in written_rows]
         histories = getattr(written, "histories", None) or [None] * len(written_rows)
         rows = [
             _cut(row, self.eos, stop) if history is None else history.tokens
@@ -358,7 +366,7 @@ class _Request:
         """The caller's `prefix_allowed_tokens_fn`, of the rows of a batch."""
         if self.allowed is None:
             return None
-        allowed, each = self.allowed, self.num_return_sequences
+        allowed, each = self.allowed, self.num_return_sequences if self.beams == 1 else 1
         return lambda row, ids: allowed(numbers[row // each], ids)
 
     def _completion(
@@ -425,7 +433,8 @@ def _reach(kwargs: dict[str, Any], config: Any) -> int:
         sequences = [*(given("bad_words_ids") or []), *bias]
     strings = given("stop_strings") or []
     strings = [strings] if isinstance(strings, str) else strings
-    return max(0, 0, *(len(words) - 1 for words in sequences), *(len(text.encode()) for text in strings))
+    first = 2 * (given("forced_bos_token_id") is not None)  # where the text has one token
+    return max(0, first, *(len(words) - 1 for words in sequences), *(len(text.encode()) for text in strings))
 
 
 def _batches(lengths: Sequence[int], batch_size: int, reach: int) -> Iterator[list[int]]:
@@ -510,6 +519,11 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], row: 
     if whole.startswith(before):
         return whole[len(before) :]
     return str(tokenizer.decode(row, skip_special_tokens=True))
+
+
+def _without(row: list[int], pad: int) -> int:
+    """The length of a row without padding behind it."""
+    return len(row) - len(list(itertools.takewhile(pad.__eq__, reversed(row))))
 
 
 def _cut(row: list[int], eos: list[int], stop: int | None) -> list[int]:

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
+    PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
     StoppingCriteriaList,
 )
@@ -146,6 +148,7 @@ class Decoding:
         streamer: BaseStreamer | None,
     ) -> None:
         self.model, self.config, self.processors = model, config, processors
+        self.constraints: list[_Constraint] = []
         self.compiled = decoder.compiled
         self.steering = decoder.steering.to(model.device)
         self.sampling = bool(config.do_sample)
@@ -163,6 +166,9 @@ class Decoding:
         if self.observer.goes_back:  # in `ids`, what was thrown away leaves padding
             others = [criterion for criterion in criteria if not isinstance(criterion, MaxLengthCriteria)]
             criteria = StoppingCriteriaList(others)
+            wrapped = [_Constraint(p) if isinstance(p, PrefixConstrainedLogitsProcessor) else p for p in processors]
+            self.constraints = [p for p in wrapped if isinstance(p, _Constraint)]
+            self.processors = LogitsProcessorList(wrapped)
         self.criteria = criteria
         self.ends = torch.tensor([*eos, *self.observer.no_text], dtype=torch.long, device=model.device)
 
@@ -236,6 +242,8 @@ class Decoding:
         scores: Any = None
         for rows, ids in self._delivered_texts():
             given = logits if rows is None else logits.clone()  # processors may write into it
+            for constraint in self.constraints:
+                constraint.rows = rows
             found = self.processors(cast(torch.LongTensor, ids), cast(torch.FloatTensor, given))
             scores = found if rows is None else torch.where(rows[:, None], found, logits if scores is None else scores)
         return scores
@@ -249,7 +257,8 @@ class Decoding:
 
         Returns:
             for each length that responses have, which rows are of it, bool (B,), and ids, int64
-            (B, T), to be read of these rows alone; None for all rows at once.
+            (B, T), to be read of these rows alone; None for all rows at once. The others hold texts
+            of that length, too: the beginning of their own, or another row's.
         """
         histories = self.observer.histories
         if histories is None or not any(row.attempts for row in histories):
@@ -261,8 +270,11 @@ class Decoding:
         lengths = torch.tensor(list(map(len, responses)), device=self.ids.device)
         found: list[tuple[Tensor | None, Tensor]] = []
         for length in sorted({len(tokens) for tokens, goes in zip(responses, going, strict=True) if goes}):
-            padded = [tokens[:length] + [self.fill] * (length - len(tokens)) for tokens in responses]
-            found.append((lengths == length, torch.cat([self.prompts, self.prompts.new_tensor(padded)], 1)))
+            whose = lengths == length
+            one = int(whose.nonzero()[0])
+            cut = [(tokens if len(tokens) >= length else responses[one])[:length] for tokens in responses]
+            prompts = torch.where((lengths >= length)[:, None], self.prompts, self.prompts[one])
+            found.append((whose, torch.cat([prompts, self.prompts.new_tensor(cut)], 1)))
         return found
 
     def order(self, scores: Tensor) -> Step:
@@ -424,6 +436,26 @@ class Decoding:
             out.candidates = tuple(whole(record, record.ids, 0) for record in records)
             out.candidate_margins = tuple(whole(record, record.all_margins, torch.nan) for record in records)
         return out
+
+
+class _Constraint(LogitsProcessor):
+    """A `prefix_allowed_tokens_fn`, asked about some of the rows.
+
+    Attributes:
+        rows: bool (B,), which ones; None for all.
+    """
+
+    def __init__(self, whole: PrefixConstrainedLogitsProcessor) -> None:
+        self.allowed = whole._prefix_allowed_tokens_fn
+        self.rows: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        asked = range(len(input_ids)) if self.rows is None else self.rows.nonzero()[:, 0].tolist()
+        one = PrefixConstrainedLogitsProcessor(lambda _, ids: self.allowed(row, ids), 1)
+        scores = scores.clone()
+        for row in asked:
+            scores[row] = one(input_ids[row : row + 1], scores[row : row + 1])[0]
+        return scores
 
 
 def _observer(

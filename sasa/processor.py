@@ -18,11 +18,8 @@ from sasa.boundary import layers_of
 from sasa.candidates import DEFAULT_TOP_K, check_truncation, select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
 from sasa.models.heads import token_ids
-from sasa.models.inputs import check_model, is_filled
+from sasa.models.inputs import check_model, inputs_beside_ids, is_filled
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
-
-BESIDE = ("inputs_embeds", "pixel_values", "pixel_values_videos", "image_embeds", "input_features", "token_type_ids")
-"""Inputs that change what a text means to a model, and that its token ids do not tell of."""
 
 
 class SASALogitsProcessor(LogitsProcessor):
@@ -97,7 +94,8 @@ class SASALogitsProcessor(LogitsProcessor):
         self._look: Lookahead | None = None
         self._shared: Lookahead | None = None  # over the texts that generate() reads, from its own cache
         self._owner: weakref.ref[Any] | None = None  # that cache
-        self._beside: list[str] = []  # inputs of the last prefill that the look-ahead cannot follow
+        # Inputs of a text's first pass that the look-ahead cannot follow, and the cache that they are in.
+        self._beside: tuple[list[str], weakref.ref[Any] | None] = [], None
         if beta:
             watch_passes(self)
 
@@ -114,9 +112,10 @@ class SASALogitsProcessor(LogitsProcessor):
 
         Of an EOS it is the text's own.
         """
-        if self._beside:
+        beside, cache = self._beside
+        if beside and cache is not None and cache() is not None:
             raise ValueError(
-                f"SASALogitsProcessor reads token ids, and the model was given {', '.join(self._beside)} beside them"
+                f"SASALogitsProcessor reads token ids, and the model was given {', '.join(beside)} beside them"
             )
         given, device = candidates.device, self.model.device
         input_ids, candidates = input_ids.to(device), candidates.to(device)
@@ -151,9 +150,12 @@ class SASALogitsProcessor(LogitsProcessor):
         return self._look
 
     def on_inputs(self, inputs: dict[str, Any]) -> None:
-        """Takes down what a pass of the model is given, where a text begins."""
-        if not is_filled(inputs.get("past_key_values")):
-            self._beside = [name for name, value in inputs.items() if name in BESIDE and value is not None]
+        """Takes down what a pass of `generate()` gives the model, where a text begins."""
+        cache = inputs.get("past_key_values")
+        names = inputs_beside_ids(self.model, {k: v for k, v in inputs.items() if not k.startswith("output_")})
+        if cache is None or (is_filled(cache) and not any(" makes" in name for name in names)):
+            return
+        self._beside = names, weakref.ref(cache)
 
     def on_forward(self, ids: Tensor, cache: Any, mask: Tensor | None, states: Tensor) -> None:
         """Follows a pass of the model.
@@ -216,7 +218,7 @@ def watch_passes(processor: SASALogitsProcessor) -> None:
 
     def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         cached = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
-        if (follower := living()) is not None:
+        if (follower := living()) is not None and not torch.compiler.is_compiling():
             follower.on_inputs(kwargs)
         if cached and not kwargs.get("output_hidden_states") and not torch.compiler.is_compiling():
             kwargs = kwargs | {"output_hidden_states": layers}

@@ -241,6 +241,27 @@ def test_a_grammar_holds_when_a_response_goes_back(model, tokenizer):
     assert attempts
 
 
+def test_a_constraint_is_asked_about_delivered_texts_alone(model, tokenizer):
+    """Rows that have gone back are shorter than others: what fills them up is nothing to ask about."""
+    asked = []
+
+    def allowed(number, ids):
+        asked.append((number, ids.tolist()))
+        return list(range(97, 123))
+
+    prompts, went_back = ["abcd", "bcde", "cdef"], 0
+    for seed in range(4):
+        found = sasa.generate(
+            model, tokenizer, prompts, tiny.boundary(model, seed=seed), 0.0, max_new_tokens=NEW, seed=seed, backtrack=SETTINGS,
+            prefix_allowed_tokens_fn=allowed,
+        )  # fmt: skip
+        went_back += sum(len(one.attempts) for (one,) in found)
+    assert went_back
+    for number, ids in asked:
+        assert ids[:4] == tokenizer(prompts[number]).input_ids
+        assert all(97 <= token < 123 for token in ids[4:])
+
+
 def test_a_criterion_ends_what_is_delivered(model, tokenizer):
     """A stop string in a part that was thrown away stops nothing; one on the last token is a stop."""
     for seed in range(6):

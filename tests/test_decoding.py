@@ -432,7 +432,7 @@ def test_what_it_does_not_do_is_refused(model, kwargs, message):
 
 def test_inputs_beside_token_ids_are_refused_by_name(model, tokenizer):
     """By the decoder and by the processor: neither sees them."""
-    from peft import PromptTuningConfig, get_peft_model
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
     ids = torch.tensor([PROMPTS[0]])
     gpt2 = tiny.model("gpt2")
@@ -440,14 +440,18 @@ def test_inputs_beside_token_ids_are_refused_by_name(model, tokenizer):
     kinds = dict(input_ids=ids, token_type_ids=torch.ones_like(ids))
     with pytest.raises(ValueError, match="cannot be used with the input token_type_ids"):
         gpt2.generate(**kinds, **settings, custom_generate=SASADecoder(tiny.boundary(gpt2)))
-    with pytest.raises(ValueError, match="the model was given token_type_ids beside them"):
+    with pytest.raises(ValueError, match="the model was given the input token_type_ids beside them"):
         gpt2.generate(**kinds, **settings, logits_processor=[SASALogitsProcessor(gpt2, tiny.boundary(gpt2))])
     places = torch.arange(ids.shape[1])[None] + 5
     with pytest.raises(ValueError, match="position_ids of one's own"):
         model.generate(ids, position_ids=places, **settings, custom_generate=SASADecoder(tiny.boundary(model)))
+    with pytest.raises(ValueError, match="position_ids of one's own"):
+        model.generate(
+            ids, position_ids=places, **settings, logits_processor=[SASALogitsProcessor(model, tiny.boundary(model))]
+        )
     embeds = model.get_input_embeddings()(ids)
     processor = SASALogitsProcessor(model, tiny.boundary(model))
-    with pytest.raises(ValueError, match="the model was given inputs_embeds"):
+    with pytest.raises(ValueError, match="the model was given the input inputs_embeds"):
         model.generate(inputs_embeds=embeds, **settings, logits_processor=[processor])
     model.generate(ids, **settings, logits_processor=[processor])  # the next text has none
     base = tiny.model("llama")
@@ -462,8 +466,65 @@ def test_inputs_beside_token_ids_are_refused_by_name(model, tokenizer):
             use()
     with pytest.raises(ValueError, match="PeftModelForCausalLM makes, such as the virtual tokens of prompt tuning"):
         tuned.generate(input_ids=ids, **settings, custom_generate=SASADecoder(boundary))
-    with pytest.raises(ValueError, match="the model was given inputs_embeds"):
+    with pytest.raises(ValueError, match="the model was given the input inputs_embeds"):
         tuned.generate(input_ids=ids, **settings, logits_processor=[SASALogitsProcessor(base, boundary)])
+    base = tiny.model("llama")
+    prefixed = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    with pytest.raises(ValueError, match="inputs that PeftModelForCausalLM makes"):
+        prefixed.generate(input_ids=ids, **settings, logits_processor=[SASALogitsProcessor(base, boundary)])
+
+
+def pictures():
+    """A tiny model that takes pictures, too."""
+    from transformers import AutoConfig, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=tiny.FAMILIES["gemma3"] | dict(model_type="gemma3_text", vocab_size=tiny.VOCABULARY),
+        vision_config=dict(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+        ),
+        mm_tokens_per_image=4, image_token_index=250, boi_token_index=251, eoi_token_index=252,
+        pad_token_id=tiny.PAD, bos_token_id=tiny.BOS, eos_token_id=tiny.EOS,
+    )  # fmt: skip
+    return Gemma3ForConditionalGeneration(config).eval()
+
+
+def test_a_model_that_takes_pictures_is_followed_where_it_is_given_none():
+    model = pictures()
+    boundary = tiny.boundary(model)
+    ids = torch.tensor([PROMPTS[0]])
+    settings = dict(max_new_tokens=4, do_sample=False, top_k=5)
+    plain = model.generate(ids, **settings)
+    for kinds in ({}, {"token_type_ids": torch.zeros_like(ids)}):
+        found = model.generate(ids, **kinds, **settings, custom_generate=SASADecoder(boundary, 0.0))
+        assert found.tolist() == plain.tolist()
+        steered = [
+            model.generate(ids, **kinds, **settings, **way).tolist()
+            for way in (
+                {"custom_generate": SASADecoder(boundary, 2.0, top_k=5)},
+                {"logits_processor": [SASALogitsProcessor(model, boundary, 2.0, top_k=5)]},
+            )
+        ]
+        assert steered[0] == steered[1]
+    shown = torch.cat([torch.tensor([[251, 250, 250, 250, 250, 252]]), ids], 1)
+    picture = dict(pixel_values=torch.randn(1, 3, 16, 16), token_type_ids=(shown == 250).long())
+    for kinds in (picture, {"pixel_values": picture["pixel_values"]}):
+        with pytest.raises(ValueError, match="cannot be used with the input"):
+            model.generate(shown, **kinds, **settings, custom_generate=SASADecoder(boundary))
+        with pytest.raises(ValueError, match="reads token ids, and the model was given the input"):
+            model.generate(shown, **kinds, **settings, logits_processor=[SASALogitsProcessor(model, boundary)])
+
+
+def test_what_others_give_the_model_is_not_held_against_a_text(model):
+    boundary = tiny.boundary(model)
+    processor = SASALogitsProcessor(model, boundary)
+    ids = torch.tensor([PROMPTS[0]])
+    model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=True)
+    assert processor.margins(ids, torch.tensor([[3, 4]])).shape == (1, 2, 1)
+    olmoe = tiny.model("olmoe")
+    olmoe.generate(ids, output_router_logits=False, max_new_tokens=2, custom_generate=SASADecoder(tiny.boundary(olmoe)))
 
 
 def test_an_adapter_that_is_not_merged_is_followed():

@@ -289,6 +289,17 @@ def test_any_classifier_of_transformers(tmp_path):
         scorers.scorer(f"hf:{tmp_path}#rude")
 
 
+def test_a_classifier_without_positions_reads_texts_of_any_length(tmp_path):
+    from transformers import XLNetConfig, XLNetForSequenceClassification
+
+    config = XLNetConfig(
+        vocab_size=tiny.VOCABULARY, d_model=16, n_layer=1, n_head=2, d_inner=16, id2label={0: "fine", 1: "toxic"}
+    )
+    XLNetForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    assert scorers.scorer(f"hf:{tmp_path}").score(["a" * 600]).shape == (1,)
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_a_classifier_reads_texts_of_any_length(tmp_path, kind):
     """Though its tokenizer names no limit: as many tokens as it has positions for."""

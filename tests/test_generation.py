@@ -289,6 +289,7 @@ READING = [
     {"logits_processor": [Unseen()], "suppress_tokens": []},
     {"stopping_criteria": [Longer()]},
     {"stop_strings": ['!!!"', '"""!', "##"]},
+    {"forced_bos_token_id": 2},
     {"prefix_allowed_tokens_fn": lambda number, ids: [(number + len(ids)) % 3]},
 ]
 
@@ -306,6 +307,29 @@ def test_a_completion_does_not_depend_on_its_neighbours(model, tokenizer, readin
         if allowed := alone.get("prefix_allowed_tokens_fn"):
             alone["prefix_allowed_tokens_fn"] = lambda _, ids, number=number, allowed=allowed: allowed(number, ids)
         assert one.tokens == sasa.generate(model, tokenizer, prompt, boundary, **alone)[0].tokens
+
+
+@pytest.mark.parametrize(
+    "more", [{"stop_strings": ['"!']}, {"num_return_sequences": 2}, {"num_return_sequences": 2, "stop_strings": ["!!"]}]
+)
+def test_beams_without_a_boundary_are_transformers_own(model, tokenizer, more):
+    seen = set()
+    settings = dict(do_sample=False, num_beams=3, max_new_tokens=5, suppress_tokens=FEW) | more
+
+    def allowed(number, ids):
+        seen.add(number)
+        return [0, 1, 2]
+
+    found = sasa.generate(model, tokenizer, ["!#", '"#'], None, **settings, prefix_allowed_tokens_fn=allowed)
+    assert seen == {0, 1}
+    strings = {"tokenizer": tokenizer} if "stop_strings" in more else {}
+    for prompt, row in zip(["!#", '"#'], found, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        out = model.generate(
+            ids, pad_token_id=tiny.PAD, **settings, **strings, prefix_allowed_tokens_fn=lambda *_: [0, 1, 2]
+        )
+        want = [[t for t in tokens if t != tiny.PAD] for tokens in out[:, ids.shape[1] :].tolist()]
+        assert [one.tokens for one in row] == want
 
 
 def test_prompts_of_several_lengths_share_a_batch_where_nothing_reads_padding(model, tokenizer, monkeypatch):

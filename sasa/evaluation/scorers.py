@@ -119,7 +119,8 @@ def class_logits(
     """Logits, float64 (N, labels), of texts, or of pairs of texts where there are `seconds`."""
     import torch
 
-    options["max_length"] = longest_text(model, tokenizer)
+    if (longest := longest_text(model, tokenizer)) is not None:
+        options["max_length"] = longest
     found = [np.zeros((0, model.config.num_labels))]
     for first in range(0, len(texts), BATCH):
         part = slice(first, first + BATCH)
@@ -130,15 +131,16 @@ def class_logits(
     return np.concatenate(found)
 
 
-def longest_text(model: Any, tokenizer: Any) -> int:
-    """Tokens that a classifier can read: as its tokenizer says, and no more than it has positions for."""
+def longest_text(model: Any, tokenizer: Any) -> int | None:
+    """Tokens that a classifier can read: as its tokenizer says, and no more than it has positions for; None for any number."""
     config = model.config.get_text_config()
     limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
     for module in model.modules():  # RoBERTa and its kin number positions from behind the padding's index
         positions: Any = getattr(module, "position_embeddings", None)
         if (before := getattr(positions, "padding_idx", None)) is not None:
             limits.append(positions.num_embeddings - before - 1)
-    return min(int(limit) for limit in limits if limit)
+    # Tokenizers without a limit have one of 1e30, models without positions (XLNet) have -1 of them.
+    return min((int(limit) for limit in limits if limit and 0 < limit < 1e9), default=None)
 
 
 class Words:

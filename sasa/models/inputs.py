@@ -12,31 +12,38 @@ from transformers import PreTrainedModel
 from sasa.models.states import positions
 
 FOLLOWED = (
-    "attention_mask",
-    "past_key_values",
-    "use_cache",
-    "logits_to_keep",
-    "cache_position",
-    "position_ids",
-    "cache_params",
+    *("input_ids", "attention_mask", "position_ids", "past_key_values", "cache_params", "cache_position"),
+    *("use_cache", "logits_to_keep", "return_dict"),
 )
-"""What `generate()` hands a decoding loop of every model, and the look-ahead makes for itself."""
+"""What `generate()` hands every model, and the look-ahead makes for itself."""
+KINDS = ("token_type_ids", "mm_token_type_ids")
+"""Which tokens are of a picture: zeros where there is none, to a model that has pictures."""
 
 
 def inputs_beside_ids(model: PreTrainedModel, inputs: dict[str, Any]) -> list[str]:
-    """What a call of `generate()` gives a model that cannot be seen from token ids and their mask, by
-    name.
+    """What a call of `generate()`, or a pass of it, gives a model that cannot be seen from token ids
+    and their mask, by name.
     """
-    found = [f"the input {name}" for name, value in inputs.items() if name not in FOLLOWED and value is not None]
+    found = [
+        f"the input {name}" for name, value in inputs.items() if name not in FOLLOWED and _says(model, name, value)
+    ]
     mask, places = inputs.get("attention_mask"), inputs.get("position_ids")
-    if places is not None:
+    if places is not None and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
         mask = places.new_ones(places.shape[-1]) if mask is None else mask
-        if bool(((positions(mask) != places) & mask.bool()).any()):
+        if mask.shape[-1] == places.shape[-1] and bool(((positions(mask) != places) & mask.bool()).any()):
             found.append("position_ids of one's own")
     maker = getattr(model.prepare_inputs_for_generation, "__self__", model)
     if maker is not model:  # peft's virtual tokens
         found.append(f"inputs that {type(maker).__name__} makes, such as the virtual tokens of prompt tuning")
     return found
+
+
+def _says(model: PreTrainedModel, name: str, value: Any) -> bool:
+    """Whether an input says anything."""
+    if not isinstance(value, Tensor):
+        return bool(value)
+    has_pictures = model.config.get_text_config() is not model.config
+    return not (name in KINDS and has_pictures and not bool(value.any()))
 
 
 def is_filled(cache: Any) -> bool:
