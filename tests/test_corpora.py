@@ -65,6 +65,19 @@ def test_dialogues(tmp_path):
         list(Corpus("hh-rlhf", path=str(tmp_path / "no.jsonl")).examples())
 
 
+@pytest.mark.parametrize("text", [5, ["a"], {"b": 1}])
+def test_texts_that_are_none_in_real_toxicity_prompts(tmp_path, text):
+    row = {"prompt": {"text": text, "toxicity": 0.1}, "continuation": {"text": "x", "toxicity": 0.1}}
+    (tmp_path / "r.jsonl").write_text(json.dumps(row))
+    for segment in ("prompt", "continuation", "pair"):
+        corpus = Corpus("rtp", path=str(tmp_path / "r.jsonl"), segments=(segment,))
+        if text == 5:
+            assert all("5" in str(e.text) or e.text == "x" for e in corpus.examples())
+        else:
+            with pytest.raises(ValueError, match=r"row 0: the column 'prompt\.text' holds a"):
+                list(corpus.examples())
+
+
 def test_scores_out_of_range_in_real_toxicity_prompts(tmp_path):
     part = {"text": "x", "toxicity": 73.0}
     (tmp_path / "r.jsonl").write_text(json.dumps({"prompt": part, "continuation": part}))

@@ -338,6 +338,55 @@ def test_judges_are_tried_before_the_long_work(monkeypatch, tiny_folder, tmp_pat
     assert "fragile failed on a long or an empty text: division by zero" in str(done.exception)
 
 
+def test_stores_that_are_damaged(tmp_path):
+    about = {
+        "suite": "rtp",
+        "settings": {"completions": 1},
+        "seed": 0,
+        "batch_size": 1,
+        "methods": [],
+        "source": "",
+        "skipped": {},
+    }
+    (tmp_path / "prompts.jsonl").write_text('{"id": "a", "text": "b", "group": "c"}\n')
+    (tmp_path / "run.json").write_text(json.dumps(about | {"prompt_count": 1}))
+    assert len(runner.Run.open(tmp_path).prompts) == 1
+    for change in ({"prompt_count": 2}, {"settings": {}}, {"settings": []}, {"batch_size": 0}, {"methods": None}):
+        (tmp_path / "run.json").write_text(json.dumps(about | change))
+        with pytest.raises(ValueError, match=f"{tmp_path} is damaged"):
+            runner.Run.open(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        runner.Run.open(tmp_path)
+
+
+def test_attaq_of_other_forms(tmp_path):
+    (tmp_path / "a.csv").write_text("label,input\npii,fine?\n,why?\n")
+    suite = load_suite("attaq", tmp_path / "a.csv")
+    assert [p.text for p in suite.prompts] == ["fine?"]
+    assert suite.skipped == {"without a label": 1}
+    rows = [{"chosen": [{"role": "user", "content": "How?"}]}, {"chosen": "\r\n\r\nHuman: yes\r\n\r\nAssistant: b"}]
+    assert [p.text for p in load_suite("attaq", jsonl(tmp_path / "d.jsonl", rows)).prompts] == ["How?", "yes"]
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "abc", "inf"])
+def test_a_rate_that_is_none(monkeypatch, rate):
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", "key")
+    monkeypatch.setenv("PERSPECTIVE_RATE", rate)
+    with pytest.raises(ValueError, match=f"PERSPECTIVE_RATE must be .* got '{rate}'"):
+        scorers.scorer("perspective")
+
+
+def test_a_cache_of_scores_that_is_damaged(monkeypatch, tmp_path):
+    monkeypatch.setenv("SASA_CACHE", str(tmp_path))
+    judge = scorers.scorer("profanity")
+    scorers.scored(judge, ["a"])
+    (file,) = (tmp_path / "scores").iterdir()
+    file.write_bytes(b"no database" * 100)
+    with pytest.raises(ValueError, match=f"the cache of scores {file} is damaged"):
+        scorers.scored(judge, ["a"])
+
+
 def test_blank_lines_between_prompts(tmp_path):
     rows = [json.dumps(rtp_row("a", 0.1)), "", json.dumps(rtp_row("b", 0.1)), ""]
     (tmp_path / "p.jsonl").write_text("\n".join(rows))

@@ -5,6 +5,8 @@ import gzip
 import json
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sasa.cli.common import read_prompts
@@ -55,6 +57,42 @@ def test_what_could_be_read_both_ways_is_refused(tmp_path):
     assert texts(path, quotes="none")[-2:] == [('"no', 0.0), ('he said yes"', 1.0)]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text\tlabel\nfine\t0.1\nyou\t0.2\n"hate\t0.9\nbye"\t0.3\n',  # numbers that come once
+        'label\ttext\nok\ta\nbad\tb\nok\t"x\nthreat\ty\nbad\tz"\n',  # a class that comes nowhere else
+        'label\ttext\n1\ta\n0\tb\n1\t"x\n\n0\tz"\n',  # a blank line between
+    ],
+)
+def test_no_rows_are_merged_without_a_word(tmp_path, content):
+    path = write(tmp_path, "m.tsv", content)
+    with pytest.raises(ValueError, match=r"row 2: \d lines that look like rows"):
+        texts(path, positive=("bad",) if "bad" in content else ())
+    assert len(list(open_table(path, Format(quotes="none")).rows())) == content.replace("\n\n", "\n").count("\n") - 1
+
+
+def test_many_rows_of_several_lines_are_all_looked_at(tmp_path, monkeypatch):
+    from sasa.tables import delimited
+
+    monkeypatch.setattr(delimited._Scan, "MOST_SPANS", 1)
+    harmless = '"a, b\nc, d",0\n' * 3
+    path = write(tmp_path, "s.csv", "text,label\n" + "x,0\ny,1\n" * 3 + harmless + '"no,1\nyes",0\n')
+    with pytest.raises(ValueError, match="row 9: 2 lines"):
+        texts(path)
+
+
+def test_the_rest_of_a_bad_row_is_no_row(tmp_path):
+    path = write(tmp_path, "r.csv", 'text,label\n"He said "no" to me\nand left",1\nfine,0\n"a, b",1\n')
+    skipped = Counter()
+    assert texts(path, bad_rows="skip", skipped=skipped) == [("fine", 0.0), ("a, b", 1.0)]
+    assert skipped == {"cannot be read": 2}
+
+
+def test_the_first_line_that_excel_writes(tmp_path):
+    assert texts(write(tmp_path, "e.csv", "sep=;\r\ntext;label\r\na, b;1\r\n")) == [("a, b", 1.0)]
+
+
 def test_one_badly_quoted_row_does_not_unquote_the_others(tmp_path, caplog):
     good = "".join(f'"text {i}",{i % 2}\n' for i in range(6))
     path = write(tmp_path, "b.csv", f'text,label\n{good}"He said "no" to me",1\n')
@@ -69,6 +107,11 @@ def test_one_badly_quoted_row_does_not_unquote_the_others(tmp_path, caplog):
 def test_quotes_behind_backslashes(tmp_path):
     path = write(tmp_path, "s.csv", 'text,label\n"he said \\"no\\", ok",1\n')
     assert texts(path, quotes="backslash") == [('he said "no", ok', 1.0)]
+    path = write(tmp_path, "p.csv", 'text,label\n"C:\\new \\"x\\"",1\nC:\\temp,0\n\\N,1\n"a\\\\",0\n')
+    skipped = Counter()
+    found = [('C:\\new "x"', 1.0), ("C:\\temp", 0.0), ("a\\", 0.0)]
+    assert texts(path, quotes="backslash", skipped=skipped) == found
+    assert skipped == {"empty text": 1}
 
 
 def test_a_quote_that_is_never_closed(tmp_path):
@@ -112,7 +155,7 @@ def test_encodings_by_name(tmp_path):
     with pytest.raises(ValueError, match="encoding must be one that Python knows"):
         Corpus(path, encoding="base64")
     path = write(tmp_path, "w.csv", "text,label\nschön,1\n".encode("utf-16-le"))
-    with pytest.raises(ValueError, match="NUL byte; if the file is in another encoding"):
+    with pytest.raises(ValueError, match=r"NUL byte, .*if the file is in another encoding.*utf-16-le"):
         texts(path)
     assert texts(path, encoding="utf-16-le") == [("schön", 1.0)]
 
@@ -162,15 +205,22 @@ def test_a_columns_own_name_goes_before_a_nested_one(tmp_path):
     assert texts(write(tmp_path, "d.jsonl", json.dumps(row)), text="a.b.c", label="a.b.d") == [("exact", 1.0)]
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lambda data: data])
+def zstd(data):
+    target = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(target, "zstd") as packed:
+        packed.write(data)
+    return target.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, zstd, lambda data: data])
 def test_endings_in_capitals_and_packed(tmp_path, pack):
-    ending = {gzip.compress: ".GZ", bz2.compress: ".bz2"}.get(pack, "")
+    ending = {gzip.compress: ".GZ", bz2.compress: ".bz2", zstd: ".zst"}.get(pack, "")
     path = write(tmp_path, f"DATA.CSV{ending}", pack(b"text,label\nfine,0\nvile,1\n"))
     assert texts(path) == [("fine", 0.0), ("vile", 1.0)]
     if ending:
-        (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"text,label\n" + b"fine,0\n" * 9999)[:-20])
-        with pytest.raises(ValueError, match=r"cut.csv.gz is damaged"):
-            texts(str(tmp_path / "cut.csv.gz"))
+        path = write(tmp_path, f"cut.csv{ending}", pack(b"text,label\n" + b"fine,0\n" * 9999)[:-20])
+        with pytest.raises(ValueError, match="is damaged"):
+            texts(path)
 
 
 def test_commas_in_values_of_the_command_line(tmp_path):
@@ -201,7 +251,7 @@ def test_rows_of_too_many_or_too_few_cells(tmp_path):
     path = write(tmp_path, "f.csv", "label,text,note\n1,a,x\n0\n0,b\n")
     assert texts(path, bad_rows="skip", skipped=skipped) == [("a", 1.0), ("b", 0.0)]
     assert skipped == {"cannot be read": 1}
-    with pytest.raises(ValueError, match="has 2 columns called 'text'"):
+    with pytest.raises(ValueError, match="has several columns called 'text'"):
         texts(write(tmp_path, "d.csv", "text,text,label\na,b,1\n"))
 
 
@@ -209,6 +259,58 @@ def test_a_column_of_something_else(tmp_path):
     path = write(tmp_path, "o.jsonl", json.dumps({"text": {"en": "a"}, "label": 1}))
     with pytest.raises(ValueError, match=r"the column 'text' holds a dict, not text; .* text\.en"):
         texts(path)
+
+
+def test_parquet_as_other_programs_write_it(tmp_path):
+    """Text as bytes; columns that Python cannot read, which nobody asked for; a name that is another one's path."""
+    far = pa.array([2**60, 0], pa.int64()).cast(pa.timestamp("us"), safe=False)
+    columns = {"text": pa.array([b"hello", "wö".encode()], pa.binary()), "label": [1, 0], "far": far}
+    columns |= {"a.b": ["exact", "x"], "a": [{"b": "nested"}, {"b": "y"}]}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    path = str(tmp_path / "p.parquet")
+    assert texts(path) == [("hello", 1.0), ("wö", 0.0)]
+    assert texts(path, text="a.b") == [("exact", 1.0), ("x", 0.0)]
+    with pytest.raises(ValueError, match="a column cannot be read"):
+        texts(path, text="far")
+    pq.write_table(pa.table({"text": pa.array([b"\xff"], pa.binary()), "label": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="row 0: the column 'text' is no UTF-8"):
+        texts(str(tmp_path / "b.parquet"))
+
+
+def test_missing_texts_and_labels_of_several_parts(tmp_path):
+    rows = [{"text": float("nan"), "label": 1}, {"text": None, "label": 1}, {"text": "a", "label": 1}]
+    skipped = Counter()
+    assert texts(write(tmp_path, "n.jsonl", "\n".join(map(json.dumps, rows))), skipped=skipped) == [("a", 1.0)]
+    assert skipped == {"empty text": 2}
+    for label in ({"choices": ["Toxic"]}, ["Toxic", "Insult"], []):
+        rows = [{"text": "a", "label": "Toxic"}, {"text": "b", "label": label}]
+        with pytest.raises(ValueError, match=r"row 1: the label is a (dict|list), not one name"):
+            texts(write(tmp_path, "l.jsonl", "\n".join(map(json.dumps, rows))), positive=("Toxic",))
+
+
+def test_what_is_left_out_is_said_where_nobody_counts(tmp_path, caplog):
+    texts(write(tmp_path, "e.csv", "text,label\n,1\na,0\n"))
+    assert "left out: 1 empty text" in caplog.text
+
+
+def test_paths_that_look_like_a_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "~$tweets.csv", "text,label\na,1\n")
+    assert texts("~$tweets.csv") == [("a", 1.0)]
+    with pytest.raises(FileNotFoundError, match="no file at ~nobody"):
+        texts("~nobody/x.csv")
+    (tmp_path / "spark.csv").mkdir()
+    with pytest.raises(ValueError, match=r"spark.csv is a folder"):
+        texts("spark.csv")
+
+
+def test_prompts_have_no_settings_to_advise(tmp_path):
+    write(tmp_path, "p.csv", 'prompt,x\n"He said "no" ok",1\n"a, b",2\n"c",3\n')
+    with pytest.raises(ValueError, match=r"row 0: .* write it as JSON lines, or with its quotes doubled$"):
+        read_prompts(tmp_path / "p.csv")
+    write(tmp_path, "d.csv", "prompt,prompt\na,b\n")
+    with pytest.raises(ValueError, match="several columns called 'prompt'"):
+        read_prompts(tmp_path / "d.csv")
 
 
 def test_json_as_one_list(tmp_path):
@@ -258,6 +360,7 @@ def test_a_typo_among_the_unsafe_labels(tmp_path):
         (["0", "1.0"], ("1",)),
         ([False, True], ("true",)),
         (["FALSE", "TRUE"], ("True",)),
+        (["12345678901234567891", "12345678901234567890"], ("12345678901234567890",)),
     ],
 )
 def test_labels_are_equal_however_they_are_written(tmp_path, labels, positive):

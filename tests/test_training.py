@@ -87,9 +87,16 @@ HI = message("user", "hi")
     "row",
     [
         {"prompt": "hi", "chosen": "Hello", "rejected": "Go"},
-        {"prompt": "hi", "chosen": "hiHello", "rejected": "hiGo"},
         {"prompt": "hi", "chosen": [HI, HELLO], "rejected": [HI, GO]},
         {"prompt": [HI], "chosen": [HELLO], "rejected": [GO]},
+        {"prompt": [HI], "chosen": [message("user", "hi "), HELLO], "rejected": [HI, GO]},
+        {
+            "prompt": "\n\nHuman: hi\n\nAssistant:",
+            "chosen": "\n\nHuman: hi\n\nAssistant: Hello",
+            "rejected": "\n\nHuman: hi\n\nAssistant: Go",
+        },
+        {"chosen": "\r\n\r\nHuman: hi\r\n\r\nAssistant: Hello", "rejected": "\r\n\r\nHuman: hi\r\n\r\nAssistant: Go"},
+        {"chosen": [message("Human", "hi"), message("Assistant", "Hello")], "rejected": [HI, GO]},
         {"prompt": [HI], "chosen": "Hello", "rejected": "Go"},
         {"chosen": [HI, HELLO], "rejected": [HI, GO]},
         {"prompt": "\n\nHuman: hi\n\nAssistant:", "chosen": " Hello", "rejected": " Go"},
@@ -117,6 +124,34 @@ def test_pairs_in_every_form_that_people_have_them_in(tmp_path, row):
     ]
 
 
+def test_a_reply_that_begins_as_the_prompt_does_keeps_its_letters(tmp_path):
+    rows = [
+        {"prompt": "Hi", "chosen": "Hi! How are you?", "rejected": "Hi there"},
+        {"prompt": "No", "chosen": "Now", "rejected": "Not"},
+    ]
+    long = "Please tell me how I can whittle a spoon."
+    rows.append({"prompt": long, "chosen": f"{long} Slowly.", "rejected": f"{long} Stab."})
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = [(pair.safe, pair.unsafe) for pair in Corpus(str(file)).pairs(Counter())]
+    assert found == [("Hi! How are you?", "Hi there"), ("Now", "Not"), (" Slowly.", " Stab.")]
+
+
+def test_replies_without_a_prompt_are_counted_and_its_column_can_be_named(tmp_path):
+    rows = [
+        {"question": "hi", "chosen": "Hello", "rejected": "Go"},
+        {"question": "hi", "chosen": [HELLO], "rejected": [GO]},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    skipped: Counter[str] = Counter()
+    assert not list(Corpus(str(file)).pairs(skipped))
+    assert skipped == {"without a prompt": 2}
+    assert [list(pair.turns) for pair in Corpus(str(file), prompt="question").pairs(skipped)] == [[HI], [HI]]
+    with pytest.raises(ValueError, match="no column 'asked'"):
+        list(Corpus(str(file), prompt="asked").pairs(skipped))
+
+
 def test_a_system_message_and_earlier_turns_stay(tmp_path):
     turns = [message("system", "Be kind."), HI, message("assistant", "Yes?"), message("user", "Why?")]
     file = tmp_path / "pairs.jsonl"
@@ -131,6 +166,7 @@ def test_a_system_message_and_earlier_turns_stay(tmp_path):
     [
         ({"chosen": 1, "rejected": "a"}, "row 0: .*chosen must be text or a list of messages, got int"),
         ({"chosen": [{"text": "a"}], "rejected": "a"}, "chosen is a list, and not each .*it has text"),
+        ({"chosen": [HI, message("narrator", "So")], "rejected": "a"}, "a message's role is 'narrator'"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "the prompt must be text or a list of messages, got int"),
     ],
 )
@@ -309,6 +345,39 @@ def test_an_adapter_without_a_tokenizer_has_its_models(tmp_path):
         sasa.load(tmp_path / "lora", device="cpu")
     (tmp_path / "lora" / "adapter_config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"adapter_config\.json cannot be read"):
+        sasa.load(tmp_path / "lora", device="cpu")
+    for change in ({"peft_type": ["LORA"]}, {"base_model_name_or_path": 5}, {"r": "x"}):
+        tiny.model("llama").save_pretrained(tmp_path / "base")
+        settings = {
+            "peft_type": "LORA",
+            "base_model_name_or_path": str(tmp_path / "base"),
+            "task_type": "CAUSAL_LM",
+        } | change
+        (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(settings))
+        with pytest.raises(ValueError, match="adapter"):
+            sasa.load(tmp_path / "lora", device="cpu")
+
+
+def test_weights_that_are_damaged(tmp_path):
+    tiny.model("llama").save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="is damaged, or no model that can be read"):
+        sasa.load(tmp_path, device="cpu")
+
+
+def test_an_adapter_of_other_layers_is_no_adapter(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    tiny.model("llama").save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    base = sasa.load(tmp_path / "base", device="cpu")[0]
+    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "lora"
+    )
+    file = tmp_path / "lora" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["k_proj"]}))
+    with pytest.raises(ValueError, match="missing adapter keys"):
         sasa.load(tmp_path / "lora", device="cpu")
 
 

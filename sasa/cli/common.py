@@ -16,7 +16,7 @@ from rich.style import Style
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import Boundary
-from sasa.tables import KINDS, kind_of, open_table, read_lines
+from sasa.tables import KINDS, kind_of, local, open_table, read_lines, warn_once
 from sasa.values import check_beta
 
 if TYPE_CHECKING:
@@ -129,9 +129,11 @@ def load_prompts(source: str, rows: str | None, groups: str | None, limit: int |
     part = parse_rows(rows) if rows else None
     if source == "rtp" or groups:
         path = None if source == "rtp" else source
-        found = [
-            p.text for p in load_suite("rtp", path, rows=part, groups=groups.split(",") if groups else None).prompts
-        ]
+        suite = load_suite("rtp", path, rows=part, groups=groups.split(",") if groups else None)
+        found = [p.text for p in suite.prompts]
+        if suite.skipped:
+            told = ", ".join(f"{count:,} rows {reason}" for reason, count in suite.skipped.items())
+            warn_once(f"{suite.source}: left out: {told}")
     else:
         found = read_prompts(Path(source))
         found = found[slice(*part)] if part else found
@@ -144,15 +146,17 @@ def load_prompts(source: str, rows: str | None, groups: str | None, limit: int |
 
 def read_prompts(file: Path) -> list[str]:
     """Prompts of a text file, a line each, or of a table's column `prompt`; blank lines are left out, errors name the row."""
-    if not file.expanduser().is_file():
+    if not local(file).is_file():
         raise FileNotFoundError(f"no prompts file at {file}")
     if kind_of(file) is None:
         if file.suffix.lower() not in (".txt", ""):
             raise ValueError(f"{file}: prompts come as .txt or {', '.join(KINDS)}")
         found = [line for _, line in read_lines(file) if line.strip()]
     else:
-        found = []
-        for number, row in open_table(file).rows():
+        found, table = [], open_table(file)
+        if "prompt" in table.columns:
+            table.require(["prompt"])
+        for number, row in table.rows():
             prompt = row.get("prompt")
             prompt = prompt.get("text") if isinstance(prompt, dict) else prompt
             if not isinstance(prompt, str):
@@ -194,4 +198,4 @@ def named_base(model: str | None) -> str:
     from sasa.models.load import DEFAULT_MODEL
 
     name = model or DEFAULT_MODEL
-    return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+    return str(local(name).resolve()) if local(name).exists() else name

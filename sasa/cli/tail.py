@@ -27,6 +27,7 @@ from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.tail import TailSettings
 from sasa.files import read_json
 from sasa.models.load import load_named
+from sasa.tables import local
 
 DEFAULTS = TailSettings()
 NONE = "none"
@@ -122,7 +123,7 @@ def command(
 
 def _base_of(model: str | None) -> str | None:
     """What a model was trained from, where it is the result of a training."""
-    file = Path(model or "").expanduser() / "training.json"
+    file = local(model or "") / "training.json"
     return read_json(file)["training"]["base"] if model and file.is_file() else None
 
 

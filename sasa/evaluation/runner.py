@@ -168,9 +168,19 @@ class Run:
         about = read_json(folder / "run.json")
         try:
             prompts = tuple(Prompt(**row) for row in read(folder / "prompts.jsonl"))
-            _ = [about[key] for key in ("suite", "settings", "seed", "batch_size", "methods", "source", "skipped")]
+            _ = [about[key] for key in ("suite", "seed", "source", "skipped")]
+            if not (
+                isinstance(about["methods"], list)
+                and about["batch_size"] >= 1
+                and about["settings"]["completions"] >= 1
+            ):
+                raise TypeError("methods, batch_size or settings are not what they were")
+            if not all(isinstance(prompt.text, str) for prompt in prompts):
+                raise TypeError("a prompt is no text")
+            if len(prompts) != about.get("prompt_count", len(prompts)):
+                raise TypeError(f"prompts.jsonl has {len(prompts)} prompts of {about['prompt_count']}")
         except (TypeError, KeyError) as error:
-            raise ValueError(f"{folder} is damaged: {error!r}") from error
+            raise ValueError(f"{folder} is damaged: {error}") from error
         return cls(folder, about, prompts)
 
     def note(self, method: str) -> None:

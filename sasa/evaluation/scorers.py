@@ -25,7 +25,7 @@ from scipy import special
 
 from sasa.boundary import Boundary
 from sasa.evaluation.jigsaw import WHEELS, Jigsaw
-from sasa.models.load import best_device, cache_dir
+from sasa.models.load import DAMAGED, best_device, cache_dir
 
 BATCH = 32
 
@@ -108,9 +108,12 @@ def load_classifier(name: str) -> tuple[Any, Any, str]:
     """A sequence classifier of the Hub or a folder, its tokenizer, and what tells it from others of that name."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(name).eval().to(best_device())
-    version = getattr(model.config, "_commit_hash", None) or _fingerprint(Path(name))
-    return model, AutoTokenizer.from_pretrained(name), version
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(name).eval().to(best_device())
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except DAMAGED as error:
+        raise ValueError(f"{name} is damaged, or no classifier that can be read: {error!r}") from error
+    return model, tokenizer, getattr(model.config, "_commit_hash", None) or _fingerprint(Path(name))
 
 
 def class_logits(
@@ -191,7 +194,13 @@ class Perspective:
         if not key:
             raise ValueError("the scorer perspective needs a key in the environment's PERSPECTIVE_API_KEY")
         self._url = f"{url or self.URL}?key={key}"
-        self._pause = 1.0 / float(os.environ.get("PERSPECTIVE_RATE", "1"))
+        rate = os.environ.get("PERSPECTIVE_RATE", "1")
+        try:
+            self._pause = 1.0 / float(rate)
+        except (ValueError, ZeroDivisionError):
+            self._pause = -1.0
+        if not 0 < self._pause < 1e6:
+            raise ValueError(f"PERSPECTIVE_RATE must be a number of requests a second, > 0, got {rate!r}")
         self._next = 0.0
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -342,8 +351,12 @@ def _cache(judge: Scorer) -> Iterator[sqlite3.Connection]:
     folder = cache_dir() / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(f"{judge.name} {judge.version}".encode()).hexdigest()[:12]
-    with closing(sqlite3.connect(folder / f"{judge.name.split(':')[0]}-{name}.sqlite", timeout=60)) as cache:
-        cache.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, score REAL)")
+    file = folder / f"{judge.name.split(':')[0]}-{name}.sqlite"
+    with closing(sqlite3.connect(file, timeout=60)) as cache:
+        try:
+            cache.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, score REAL)")
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"the cache of scores {file} is damaged ({error}): delete it") from error
         yield cache
 
 

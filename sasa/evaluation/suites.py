@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sasa.tables import open_table, read_lines
+from sasa.tables import local, open_table, read_lines
 
 HUB = {"rtp": "allenai/real-toxicity-prompts", "bold": "AlexaAI/bold", "attaq": "ibm-research/AttaQ"}
 TOXIC = 0.5
@@ -81,7 +81,11 @@ def load_suite(
     if rows is not None:
         table = itertools.islice(table, *rows)
     read = {"rtp": _rtp, "bold": _bold, "attaq": _attaq}[name]
-    prompts = [p for place, row in table for p in read(place, row, skipped)]
+    source = str(path) if path else HUB[name]
+    try:
+        prompts = [p for place, row in table for p in read(place, row, skipped)]
+    except ValueError as error:
+        raise ValueError(str(error) if source in str(error) else f"{source}, {error}") from None
     known = sorted({p.group for p in prompts})
     if groups:
         if unknown := [g for g in groups if not any(k == g or k.startswith(f"{g}/") for k in known)]:
@@ -90,7 +94,6 @@ def load_suite(
     if not prompts:
         reasons = ", ".join(f"{count} rows {reason}" for reason, count in skipped.items())
         raise ValueError(f"no prompts in {path or HUB[name]}{': ' if reasons else ''}{reasons}")
-    source = str(path) if path else HUB[name]
     if rows is not None:
         source += f", rows from {rows[0]}" if rows[1] is None else f", rows {rows[0]} to {rows[1] - 1}"
     if any(p.group == FIRST_TURNS for p in prompts):
@@ -129,7 +132,7 @@ def _rows(name: str, path: str | Path | None) -> Iterator[tuple[int, dict[str, A
         data = data if split else next(iter(data.values()))
         yield from enumerate(data)
         return
-    path = Path(path).expanduser()
+    path = local(path)
     if not path.exists():
         raise FileNotFoundError(f"no prompts at {path}")
     if name == "bold":
@@ -137,7 +140,11 @@ def _rows(name: str, path: str | Path | None) -> Iterator[tuple[int, dict[str, A
         return
     if path.is_dir():
         raise ValueError(f"{path} is a folder: the suite {name} takes one file")
-    yield from open_table(path).rows()
+    table = open_table(path)
+    wanted = ("chosen",) if "chosen" in table.columns else ("input", "label")
+    if name == "attaq" and set(wanted) <= set(table.columns):
+        table.require(wanted)
+    yield from table.rows()
 
 
 def _bold_files(path: Path) -> Iterator[dict[str, Any]]:
@@ -192,14 +199,25 @@ FIRST_TURNS = "first human turn"
 
 def _attaq(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
     if "chosen" in row:
-        turns = re.match(r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", str(row["chosen"]), re.DOTALL)
-        text, group = (turns.group(1) if turns else ""), FIRST_TURNS
+        text, group = _first_turn(row["chosen"]), FIRST_TURNS
     else:
         text, group = _field(row, "input", place), _field(row, "label", place)
     if not isinstance(text, str) or not text.strip():
         skipped["with an empty prompt"] += 1
         return
+    if group is None:
+        skipped["without a label"] += 1
+        return
     yield Prompt(f"attaq-{place}", text.strip(), str(group))
+
+
+def _first_turn(dialogue: Any) -> str:
+    """What the user says first, of a dialogue of hh-rlhf or of messages."""
+    if isinstance(dialogue, list):
+        said = (m.get("content") for m in dialogue if isinstance(m, dict) and m.get("role") == "user")
+        return str(next(said, ""))
+    found = re.match(r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", str(dialogue).replace("\r\n", "\n"), re.DOTALL)
+    return found.group(1) if found else ""
 
 
 def _field(row: Any, name: str, place: int) -> Any:

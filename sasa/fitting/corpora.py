@@ -11,14 +11,27 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import datasets
 
 from sasa.boundary import Text
 from sasa.fitting.dialogues import SIDES, Message, Reply, replies
-from sasa.tables import BAD_ROWS, KINDS, QUOTES, Format, Row, Table, column_names, kind_of, open_table, value_of
+from sasa.tables import (
+    BAD_ROWS,
+    KINDS,
+    QUOTES,
+    Format,
+    Row,
+    Table,
+    column_names,
+    kind_of,
+    local,
+    open_table,
+    outer,
+    value_of,
+    warn_once,
+)
 
 UNREAD = "cannot be read"
 """Why rows are left out that a file with `bad_rows=skip` has."""
@@ -161,7 +174,9 @@ class Corpus:
         source, _, settings = text.partition("::")
         values: dict[str, Any] = {}
         kinds = {f.name: str(f.type) for f in fields(cls)}
-        for setting in filter(None, re.split(r",(?=[a-z_]+=)", settings.rstrip(","))):
+        for setting in filter(
+            None, re.split(r",(?=[a-z_]+=)", settings if settings.endswith("=,") else settings.rstrip(","))
+        ):
             name, equals, value = setting.partition("=")
             if not equals or name not in kinds or name == "source":
                 allowed = ", ".join(n for n in kinds if n != "source")
@@ -194,16 +209,19 @@ class Corpus:
         return 1 if score < (self.unsafe_from if self.safe_below is None else self.safe_below) else None
 
     def examples(self, seed: int = 0, skipped: Counter[str] | None = None) -> Iterator[Example]:
-        """The examples in a fixed order; `skipped` counts, by reason, the rows that a source is known to leave empty.
+        """The examples in a fixed order; `skipped` counts, by reason, the rows that are left out. Where it is None, a warning has
+        them.
 
         Raises:
             FileNotFoundError, ValueError: no such file, a missing column, or a label that is missing, NaN or out of range;
                 the message names the source, the row and what is allowed.
         """
-        skipped = Counter() if skipped is None else skipped
+        said, skipped = skipped is not None, Counter() if skipped is None else skipped
         table, numbers = self._open(seed)
         readers = {"rtp": self._rtp, "hh-rlhf": self._dialogues}
         read = readers[self.source] if self.source in readers else self._plain(table)
+        if self.source == "hh-rlhf":
+            self._require_sides(table)
         if lost := table.lost(numbers):
             skipped[UNREAD] += lost
         for number, row in table.rows(numbers):
@@ -212,6 +230,9 @@ class Corpus:
                     yield example
                 else:
                     skipped[example] += 1
+        if skipped and not said:
+            told = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+            warn_once(f"corpus {self.source}: left out: {told}")
 
     def pairs(self, skipped: Counter[str], seed: int = 0) -> Iterator[Pair]:
         """Pairs of replies to the same prompt, of a source with columns chosen and rejected; `skipped` counts others by reason.
@@ -229,12 +250,14 @@ class Corpus:
                 f"corpus {self.source} has no pairs: it has no column {' and no '.join(missing)}, but "
                 f"{', '.join(table.columns)}; give hh-rlhf, or another source with a preferred and a rejected reply"
             )
-        table.say_what_is_bad()
+        self._require_sides(table)
         if lost := table.lost(numbers):
             skipped[UNREAD] += lost
         for number, row in table.rows(numbers):
             safe, unsafe = self._replies(row, number)
-            if not safe.text or not unsafe.text:
+            if not safe.prompt or not unsafe.prompt:
+                skipped["without a prompt"] += 1
+            elif not safe.text or not unsafe.text:
                 skipped["with an empty reply"] += 1
             elif (safe.prompt, safe.turns) != (unsafe.prompt, unsafe.turns):
                 skipped["with two prompts"] += 1
@@ -249,8 +272,8 @@ class Corpus:
         """The source's table, and the numbers of the rows to read."""
         file = self.path if self.source in HUB else self.source
         table: Table
-        if file is not None and (kind_of(file) or Path(file).expanduser().exists()):
-            if not Path(file).expanduser().is_file():
+        if file is not None and (kind_of(file) or local(file).exists()):
+            if not local(file).exists():
                 raise FileNotFoundError(f"corpus {self.source}: no file at {file}")
             if kind_of(file) is None:
                 raise ValueError(f"corpus {file}: expected one of {', '.join(KINDS)}")
@@ -303,13 +326,22 @@ class Corpus:
                 yield "empty text"
                 return
             prompt = self._text(value_of(row, self.prompt), self.prompt, number) if self.prompt else ""
-            part = None if not self.by or (value := value_of(row, self.by)) is None else _name(value)
+            part = (_name(self._text(value_of(row, self.by), self.by, number)) or None) if self.by else None
             yield Example((prompt, content) if self.prompt else content, score, prompt or content, by=part)
 
         return read
 
     def _text(self, value: Any, column: str, number: int) -> str:
         """A text of a row; "" for a missing one."""
+        if isinstance(value, bytes):  # what older writers of Parquet make of strings
+            try:
+                return value.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"corpus {self.source}, row {number}: the column {column!r} is no UTF-8: {error}"
+                ) from None
+        if isinstance(value, float) and math.isnan(value):
+            return ""
         if isinstance(value, (dict, list)):
             inside = (
                 f"; name one inside it, such as {column}.{next(iter(value))}"
@@ -348,10 +380,14 @@ class Corpus:
         where = f"corpus {self.source}, row {number}"
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise ValueError(f"{where}: the label is missing or NaN")
+        if isinstance(value, (dict, list)):
+            raise ValueError(f"{where}: the label is a {type(value).__name__}, not one name or number: {value!r}"[:300])
+        if isinstance(value, bytes):
+            value = self._text(value, "label", number)
         if unsafe:
             return float(_class(value) in unsafe)
-        if isinstance(value, str) and value.strip().lower() in TRUE | FALSE:
-            return float(value.strip().lower() in TRUE)
+        if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in TRUE | FALSE):
+            return float(str(value).strip().lower() in TRUE)
         try:
             score = (float(value) - low) / (high - low)
         except (TypeError, ValueError, OverflowError):
@@ -380,25 +416,38 @@ class Corpus:
                     f"corpus rtp, row {number}: expected prompt and continuation with text and {attribute}, got "
                     f"{list(part) if isinstance(part, dict) else list(row)}"
                 )
-            if part[attribute] is None or not (part["text"] or "").strip():
+            before = self._text(opening.get("text"), "prompt.text", number)
+            text = self._text(part.get("text"), f"{side}.text", number)
+            if part[attribute] is None or not text.strip():
                 yield "no score or text"
                 continue
-            score, group = self._score(part[attribute], 0.0, 1.0, number), opening["text"] or part["text"]
+            score, group = self._score(part[attribute], 0.0, 1.0, number), before or text
             if segment != "pair":
-                yield Example(part["text"], score, group)
+                yield Example(text, score, group)
                 continue
-            before = opening.get(attribute)
-            prompt_score = None if before is None else self._score(before, 0.0, 1.0, number)
-            yield Example((opening["text"] or "", part["text"]), score, group, prompt_score)
+            scored = opening.get(attribute)
+            prompt_score = None if scored is None else self._score(scored, 0.0, 1.0, number)
+            yield Example((before, text), score, group, prompt_score)
 
     def _dialogues(self, row: dict[str, Any], number: int) -> Iterator[Example | str]:
         """A pair of dialogues that differ in their last reply (Bai et al. 2022): the preferred one, and the other."""
         for reply, score in zip(self._replies(row, number), (0.0, 1.0), strict=True):
-            yield Example((reply.prompt, reply.text), score, reply.group) if reply.text else "no reply"
+            if not reply.prompt:
+                yield "no prompt"
+            else:
+                yield Example((reply.prompt, reply.text), score, reply.group) if reply.text else "no reply"
+
+    def _require_sides(self, table: Table) -> None:
+        """Makes sure of the columns of a preference corpus."""
+        prompt = self.prompt or ("prompt" if "prompt" in table.columns else None)
+        if not (missing := [side for side in SIDES if side not in table.columns]):
+            table.require([*SIDES, *([prompt] if prompt else [])])
+        elif missing and self.prompt:
+            table.require([self.prompt])
 
     def _replies(self, row: Row, number: int) -> tuple[Reply, Reply]:
         try:
-            return replies(row)
+            return replies(row, value_of(row, self.prompt or "prompt"))
         except ValueError as error:
             raise ValueError(
                 f"corpus {self.source}, row {number}: expected the dialogues chosen and rejected, or a prompt and two replies, "
@@ -410,30 +459,39 @@ class _HubTable(Table):
     """A data set of the Hub, as it lies in the cache of `datasets`."""
 
     def __init__(self, data: datasets.Dataset, name: str) -> None:
-        super().__init__(name, tuple(column_names(data.features)), len(data), lambda: (r for _, r in self.rows()))
+        super().__init__(
+            name, tuple(dict.fromkeys(column_names(data.features))), len(data), lambda: (r for _, r in self.rows())
+        )
         self.data = data
 
     def rows(self, numbers: Sequence[int] | None = None) -> Iterator[tuple[int, Row]]:
         numbers = range(len(self.data)) if numbers is None else numbers
         data = self.data.select(numbers)
+        if self.needed is not None:
+            own = data.column_names
+            data = data.select_columns(list(dict.fromkeys(outer(column, own) for column in self.needed)))
         found = (dict(zip(b, values, strict=True)) for b in data.iter(1000) for values in zip(*b.values(), strict=True))
         yield from zip(numbers, found, strict=True)
 
     def values(self, column: str) -> Iterator[Any]:
-        top = column if column in self.data.column_names else column.partition(".")[0]
-        for row in self.data.select_columns([top]):
+        for row in self.data.select_columns([outer(column, self.data.column_names)]):
             yield value_of(row, column)
 
 
 def _name(value: Any) -> str:
     """A label as a person would write it: 1.0 as 1."""
+    value = value.decode(errors="replace") if isinstance(value, bytes) else value
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def _class(value: Any) -> str:
     """What equal labels have in common, however they are written: 1.0 and 1, True and true, "hate " and "Hate"."""
     name = _name(value).casefold()
+    if isinstance(value, bool):
+        return name
+    if name.isdecimal():  # a float holds no more than 16 digits
+        return name.lstrip("0") or "0"
     try:
-        return name if isinstance(value, bool) else _name(float(name))
+        return _name(float(name))
     except (ValueError, OverflowError):
         return name

@@ -17,7 +17,12 @@ from typing import Any
 SIDES = ("chosen", "rejected")
 ANSWER = "\n\nAssistant:"
 ROLES = {"Human": "user", "Assistant": "assistant"}
-OTHER_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+OTHER_ROLES = {"human": "user", "prompter": "user"} | dict.fromkeys(
+    ("gpt", "chatgpt", "model", "bot", "ai"), "assistant"
+)
+"""What others call them, in small letters."""
+WHOLE = 40
+"""A prompt of so many letters that both replies begin with stands in them once more; a shorter one may be chance."""
 
 Message = dict[str, str]
 
@@ -28,7 +33,7 @@ class Reply:
 
     Attributes:
         prompt: as text, for models without a chat template; a dialogue in the form of hh-rlhf where
-            it has turns.
+            it has turns; empty where there is none.
         turns: the same as chat messages; none where nobody asks anything.
         text: the reply, as it follows the prompt's text.
     """
@@ -43,14 +48,28 @@ class Reply:
         return self.prompt.partition(ANSWER)[0]
 
 
-def replies(row: dict[str, Any]) -> tuple[Reply, Reply]:
+def replies(row: dict[str, Any], prompt: Any) -> tuple[Reply, Reply]:
     """The preferred and the rejected reply of a row; the text is empty where there is none.
+
+    Args:
+        prompt: what the row has as one; None where it stands in the replies.
 
     Raises:
         ValueError: the row is in none of the forms.
     """
-    first, second = (_reply(row.get("prompt"), row.get(side), side) for side in SIDES)
+    given = [_unix(row.get(side)) for side in SIDES]
+    prompt = _unix(prompt)
+    if isinstance(prompt, str) and prompt.strip() and all(isinstance(g, str) and g.startswith(prompt) for g in given):
+        rest = [g[len(prompt) :] for g in given]
+        apart = all(not r or r[0].isspace() for r in rest) and len(prompt) >= WHOLE
+        if apart or prompt.rstrip().endswith(ANSWER.strip()):  # both are whole texts, prompt included
+            given = rest
+    first, second = (_reply(prompt, each, side) for each, side in zip(given, SIDES, strict=True))
     return first, second
+
+
+def _unix(text: Any) -> Any:
+    return text.replace("\r\n", "\n") if isinstance(text, str) else text
 
 
 def turns(dialogue: str) -> list[Message]:
@@ -89,10 +108,10 @@ def _reply(prompt: Any, given: Any, side: str) -> Reply:
         return Reply(as_dialogue(prompt), tuple(prompt), _behind(given))
     if prompt is None or not prompt.strip():
         before, turn, reply = given.strip().rpartition(ANSWER)
+        if not turn:
+            return Reply("", (), given)
         dialogue = (before + turn).strip()
-        return Reply(dialogue, tuple(turns(dialogue)), reply if turn and reply.strip() else "")
-    if len(given) > len(prompt) and given.startswith(prompt):  # the whole text, prompt included
-        given = given[len(prompt) :]
+        return Reply(dialogue, tuple(turns(dialogue)), reply if reply.strip() and "\n\nHuman:" not in reply else "")
     if re.search(r"(^|\n\n)(Human|Assistant):", prompt.lstrip()):
         dialogue = prompt.strip()
         if not dialogue.endswith(ANSWER.strip()):
@@ -104,13 +123,21 @@ def _reply(prompt: Any, given: Any, side: str) -> Reply:
 def _of_messages(prompt: str | list[Message] | None, given: list[Message]) -> Reply:
     """The reply that messages end with; the prompt may stand before them, among them, or both."""
     *before, last = given or [{"role": "", "content": ""}]
-    if isinstance(prompt, list) and given[: len(prompt)] != prompt:
-        before = [*prompt, *before]
+    if last["role"] not in ("", *OTHER_ROLES.values(), "system", "tool"):
+        raise ValueError(f"a message's role is {last['role']!r}; it must be user, assistant, system or tool")
+    if isinstance(prompt, list):
+        shared = next((n for n in range(min(len(prompt), len(before)), 0, -1) if _same(prompt[-n:], before[:n])), 0)
+        before = [*prompt, *before[shared:]]
     elif isinstance(prompt, str) and prompt.strip() and not any(message["role"] == "user" for message in before):
         before = [*before, {"role": "user", "content": prompt}]
     reply = last["content"] if last["role"] == "assistant" else ""
     asked = any(message["role"] == "user" for message in before)
-    return Reply(as_dialogue(before), tuple(before) if asked else (), _behind(reply))
+    return Reply(as_dialogue(before) if before else "", tuple(before) if asked else (), _behind(reply))
+
+
+def _same(some: Sequence[Message], others: Sequence[Message]) -> bool:
+    """Whether messages are equal but for the space around them."""
+    return [(m["role"], m["content"].strip()) for m in some] == [(m["role"], m["content"].strip()) for m in others]
 
 
 def _behind(reply: str) -> str:
@@ -134,5 +161,6 @@ def _messages(given: list[Any], name: str) -> list[Message]:
                 f"{name} is a list, and not each of it is a message with the texts role and content; it has "
                 + (", ".join(map(str, message)) if isinstance(message, dict) else type(message).__name__)
             )
-        found.append({"role": OTHER_ROLES.get(role, role), "content": content})
+        role = role.strip().lower()
+        found.append({"role": OTHER_ROLES.get(role, role), "content": _unix(content)})
     return found

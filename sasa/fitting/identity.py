@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sasa.boundary import Boundary, EmbeddingSpec, Text
 from sasa.embedding import embed_each_prefix, length_batches, tokenize
 from sasa.progress import progress_bar
+from sasa.tables import local
 from sasa.tax import Reading, read, taxes
 from sasa.values import BETA, PRIOR, VALUE, Steering
 
@@ -72,7 +73,7 @@ def load_people(use: Use, path: str | Path | None = None) -> tuple[Sentences, ..
     Raises:
         FileNotFoundError, ValueError: no such file, or it has another form; the message says which.
     """
-    file = Path(path or PEOPLE).expanduser()
+    file = local(path or PEOPLE)
     if not file.is_file():
         raise FileNotFoundError(f"no sentences about people at {file}")
     try:

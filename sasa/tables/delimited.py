@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sasa.tables.table import Bad, Format, Row, Table
+from sasa.tables.table import EITHER, NONE, Bad, Format, Row, Table, repeated
 from sasa.tables.text import bare, broken, guarded, opened
 
 logger = logging.getLogger(__name__)
@@ -18,21 +18,34 @@ logger = logging.getLogger(__name__)
 csv.field_size_limit(2**31 - 1)  # its own limit, 131,072 letters, is for no reason that matters here
 
 
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?')
+"""What Excel may write before the header."""
+UNESCAPE = re.compile(r'\\(["\\])')
+"""A quote or a backslash behind a backslash; any other backslash is text."""
+
+
+def _named_separator(path: Path, form: Format) -> str | None:
+    """The character that a first line such as `sep=;` names."""
+    with opened(path, form.encoding, "") as content:
+        found = SEPARATOR_LINE.fullmatch(next(iter(content), ""))
+    return found[1] if found else None
+
+
 def csv_table(path: Path, asked: Format | None, name: str) -> Table:
     form = asked or Format()
-    separator = form.separator or ("\t" if bare(path).suffix.lower() == ".tsv" else ",")
+    separator = form.separator or _named_separator(path, form) or ("\t" if bare(path).suffix.lower() == ".tsv" else ",")
     scan = _Scan(path, form.encoding, separator, "double" if form.quotes == "auto" else form.quotes)
     scan.run()
     if not scan.header:
         raise ValueError(f"{name} is empty or cannot be read as csv: it has no header")
-    if len(scan.header) == 1 and asked and not asked.separator and (other := re.search("[;|\t,]", scan.header[0])):
+    if len(scan.header) == 1 and not form.separator and (other := re.search("[;|\t,]", scan.header[0])):
+        remedy = f"say separator={'tab' if other[0] == chr(9) else other[0]}" if asked else "write it with commas"
         raise ValueError(
-            f"{name} has one column, {scan.header[0]!r}: if another character stands between cells, say separator="
-            + {"\t": "tab"}.get(other[0], other[0])
+            f"{name} has one column, {scan.header[0]!r}: if another character stands between cells, {remedy}"
         )
     if form.quotes == "auto" and scan.quoted:
         scan = _settled(scan, name)
-    table = Table(name, tuple(scan.header), scan.length, guarded(name, "csv", scan.rows), asked)
+    table = Table(name, tuple(scan.header), scan.length, guarded(name, "csv", scan.rows), asked, repeated(scan.header))
     for number, bad in sorted(scan.bad.items()):
         table.note(number, bad)
     table.short = scan.short
@@ -52,12 +65,7 @@ def _settled(scan: _Scan, name: str) -> _Scan:
             logger.warning("%s: quotes do not pair up in it, and are read as text (quotes=none)", name)
             return plain
     for number, lines in scan.spans:
-        if all(map(scan.looks_like_a_row, lines)):
-            reason = (
-                f"{len(lines)} lines that look like rows stand between two quotes, and may be one cell with line breaks, or as "
-                "many rows with a quote in their text. Say which: quotes=double or quotes=none"
-            )
-            scan.bad[number] = Bad(reason, len(lines))
+        scan.judge(number, lines)
     return scan
 
 
@@ -71,8 +79,8 @@ class _Scan:
             counted where quotes are text.
         values, numbers: of each column, in rows of one line: its values, None where there are many;
             and whether all of them are numbers.
-        spans: rows of several lines, each with as many cells as there are columns if quotes were
-            text: their numbers, and these lines' cells.
+        spans: rows of several lines, two or more of which would have as many cells as there are
+            columns if quotes were text: their numbers, and their lines' cells.
     """
 
     MOST_SPANS, MOST_VALUES = 1000, 64
@@ -104,19 +112,37 @@ class _Scan:
             self.wrapped += any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
             if len(lines) == 1:
                 self._learn(cells)
-            elif len(self.spans) < self.MOST_SPANS:
-                apart = list(csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE))
-                if all(len(row) == len(self.header) for row in apart):
+            else:
+                apart = [row for row in csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE) if row]
+                if sum(len(row) == len(self.header) for row in apart) < 2:
+                    continue
+                if len(self.spans) < self.MOST_SPANS:
                     self.spans.append((number, apart))
+                else:  # what columns hold is known by now
+                    self.judge(number, apart)
 
     def rows(self) -> Iterator[Row | Bad]:
         for cells, _ in self._cells():
-            yield cells if isinstance(cells, Bad) else {c: v or None for c, v in zip(self.header, cells, strict=False)}
+            if isinstance(cells, Bad):
+                yield cells
+                continue
+            missing = ("", "\\N") if self.quotes == "backslash" else ("",)  # \N is MySQL's word for it
+            yield {c: None if v in missing else v for c, v in zip(self.header, cells, strict=False)}
 
-    def looks_like_a_row(self, cells: list[str]) -> bool:
+    def judge(self, number: int, lines: list[list[str]]) -> None:
+        """Takes a row of several lines for a bad one where two of them, and half of all, look like rows."""
+        rows = sum(map(self._looks_like_a_row, lines))
+        if self.quotes == "double" and rows >= max(2, len(lines) / 2):
+            reason = (
+                f"{len(lines)} lines that look like rows stand between two quotes, and may be one cell with line breaks, or as "
+                f"many rows with a quote in their text. {EITHER}"
+            )
+            self.bad[number] = Bad(reason, len(lines))
+
+    def _looks_like_a_row(self, cells: list[str]) -> bool:
         """Whether some column's cell is such as that column has in rows of one line."""
-        return any(
-            (cell != "" and cell in known) if known else number and _is_number(cell)
+        return len(cells) == len(self.header) and any(
+            cell != "" and ((known is not None and cell in known) or (number and _is_number(cell)))
             for cell, known, number in zip(cells, self.values, self.numbers, strict=False)
         )
 
@@ -136,9 +162,10 @@ class _Scan:
         """The cells of each row, and its lines; the header goes to its attribute."""
         settings: Any = {
             "double": dict(strict=True),
-            "backslash": dict(strict=True, doublequote=False, escapechar="\\"),
+            "backslash": dict(strict=True),
             "none": dict(quoting=csv.QUOTE_NONE),
         }[self.quotes]
+        escaped = self.quotes == "backslash"
         with opened(self.path, self.encoding, "") as content:
             lines, at = deque[str](), 0
 
@@ -146,11 +173,14 @@ class _Scan:
                 nonlocal at
                 for line in content:
                     at += 1
+                    if at == 1 and SEPARATOR_LINE.fullmatch(line):
+                        continue
                     lines.append(line)
-                    yield line
+                    yield UNESCAPE.sub(lambda m: {'"': '""'}.get(m[1], m[1]), line) if escaped else line
 
             reader = csv.reader(noted(), delimiter=self.separator, **settings)
             header: list[str] | None = None
+            broke_off = False  # whether what comes next may be the rest of a row that could not be read
             while True:
                 lines.clear()
                 try:
@@ -160,11 +190,16 @@ class _Scan:
                 except csv.Error as error:
                     closed = "expected after" in str(error)  # the separator, where a cell's second quote is
                     what = "a cell goes on behind the quote that ends it" if closed else "a quote is never closed"
-                    hint = "; if quotes are part of the text, say quotes=none" * (self.quotes == "double")
+                    hint = f"; if quotes are part of the text, {NONE}" * (self.quotes == "double")
                     cells = Bad(f"(line {at}) {what}{hint}", len(lines))
+                    broke_off = True
                 if cells == []:
                     continue
                 taken = list(lines)
+                if broke_off and isinstance(cells, list):
+                    broke_off = len(cells) != len(header or cells) or any(line.count('"') % 2 for line in taken)
+                    if broke_off:
+                        cells = Bad(f"(line {at}) it seems to be the rest of a row that cannot be read", len(taken))
                 for line in taken:
                     if wrong := broken(line):
                         cells = Bad(f"(line {at}) {wrong}", len(taken), isinstance(cells, list))

@@ -7,7 +7,7 @@ from pathlib import Path
 from sasa.tables.delimited import csv_table
 from sasa.tables.nested import json_table, parquet_table
 from sasa.tables.table import Format, Table
-from sasa.tables.text import bare, named
+from sasa.tables.text import bare, local, named
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 
@@ -28,8 +28,10 @@ def open_table(file: str | Path, form: Format | None = None, name: str | None = 
         FileNotFoundError: there is no such file.
         ValueError: it is of another kind, is empty, or cannot be read; the message says what to do.
     """
-    path = Path(file).expanduser()
+    path = local(file)
     name = name or str(file)
+    if path.is_dir():
+        raise ValueError(f"{file} is a folder: name a file in it")
     if not path.is_file():
         raise FileNotFoundError(f"no file at {file}")
     kind = kind_of(path)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sasa.tables.table import Bad, Format, Row, Table, column_names
+from sasa.tables.table import Bad, Format, Row, Table, column_names, outer, repeated
 from sasa.tables.text import broken, guarded, opened
 
 
@@ -32,7 +32,7 @@ def json_table(path: Path, form: Format | None, name: str) -> Table:
                         raise ValueError(f"{name}: {error}") from error
                     yield from (_checked(row, "") for row in found)
                     return
-                yield _of_line(line, f"(line {at}) ")
+                yield _of_line(line.lstrip("\ufeff"), f"(line {at}) ")
 
     read = guarded(name, "json", read)
     columns: dict[str, None] = {}
@@ -93,11 +93,21 @@ def parquet_table(path: Path, name: str) -> Table:
                 yield from names(one.type, f"{before}{one.name}.")
 
     def read() -> Iterator[Row | Bad]:
+        some = None if table.needed is None else list(dict.fromkeys(outer(column, own) for column in table.needed))
         with pq.ParquetFile(path) as content:
-            for batch in content.iter_batches(1000):
-                yield from batch.to_pylist()
+            for batch in content.iter_batches(1000, columns=some):
+                try:
+                    rows = batch.to_pylist()
+                except (
+                    OverflowError,
+                    KeyError,
+                    ValueError,
+                ) as error:  # dates beyond Python's, zones that are not known
+                    raise ValueError(f"{name}: a column cannot be read: {error!r}") from error
+                yield from rows
 
     with pq.ParquetFile(path) as content:
-        return Table(
-            name, tuple(names(content.schema_arrow)), content.metadata.num_rows, guarded(name, "parquet", read)
-        )
+        own, length = list(content.schema_arrow.names), content.metadata.num_rows
+        known = tuple(dict.fromkeys(names(content.schema_arrow)))
+    table = Table(name, known, length, guarded(name, "parquet", read), twice=repeated(own))
+    return table

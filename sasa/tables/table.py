@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 QUOTES = ("auto", "double", "backslash", "none")
 BAD_ROWS = ("refuse", "skip")
-ENCODINGS = "if the file is in another encoding, say which: encoding=cp1252, latin-1, utf-16, …"
-SAVE = "save the file as UTF-8"
+ENCODINGS = "if the file is in another encoding, say which: encoding=cp1252, latin-1, utf-16-le, …"
+NONE, EITHER = "say quotes=none", "Say which: quotes=double or quotes=none"
+SAVE, REWRITE = "save the file as UTF-8", "write it as JSON lines, or with its quotes doubled"
 REMEDY = "; bad_rows=skip leaves out what cannot be read, and counts it"
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class Table:
         length: the number of rows, bad ones included.
         read: yields all rows, each a dictionary or `Bad`.
         form: how it is read; None where nobody is asked, and there is nothing that could be set.
+        twice: columns of which there are several.
+        needed: the columns that are read, those that hold others among them; None for all.
         bad: rows that cannot be read, by their number.
         short: CSV rows with fewer cells than there are columns: row number -> cells.
     """
@@ -96,6 +99,8 @@ class Table:
     length: int
     read: Callable[[], Iterable[Row | Bad]]
     form: Format | None = None
+    twice: frozenset[str] = frozenset()
+    needed: tuple[str, ...] | None = None
     bad: dict[int, Bad] = field(default_factory=dict)
     short: dict[int, int] = field(default_factory=dict)
 
@@ -103,7 +108,7 @@ class Table:
         return self.length
 
     def require(self, columns: Sequence[str]) -> None:
-        """Makes sure that columns are there, in every row of a CSV.
+        """Makes sure that columns are there, in every row of a CSV. No others are read from now on.
 
         Raises:
             ValueError: a column is missing, or stands there twice; or a row has no cell for it.
@@ -111,8 +116,9 @@ class Table:
         for column in columns:
             if column not in self.columns:
                 raise ValueError(f"{self.name} has no column {column!r}; it has {', '.join(self.columns)}")
-            if self.columns.count(column) > 1:
-                raise ValueError(f"{self.name} has {self.columns.count(column)} columns called {column!r}")
+            if column in self.twice:
+                raise ValueError(f"{self.name} has several columns called {column!r}")
+        self.needed = tuple(columns)
         needed = max(map(self.columns.index, columns), default=-1) + 1
         for number, cells in self.short.items():
             if cells < needed:
@@ -145,7 +151,8 @@ class Table:
 
     def note(self, number: int, bad: Bad) -> None:
         if self.form is None:
-            raise ValueError(f"{self.name}, row {number}: {bad.reason.replace(ENCODINGS, SAVE)}")
+            reason = bad.reason.replace(ENCODINGS, SAVE).replace(NONE, REWRITE).replace(EITHER, REWRITE.capitalize())
+            raise ValueError(f"{self.name}, row {number}: {reason}")
         if self.form.bad_rows == "refuse":
             raise ValueError(f"{self.name}, row {number}: {bad.reason}{REMEDY}")
         self.bad[number] = bad
@@ -154,11 +161,12 @@ class Table:
         """Logs how much is left out, and an example."""
         if self.bad:
             number, bad = next(iter(self.bad.items()))
-            _warn(f"{self.name}: {self.lost():,} lines cannot be read and are left out; row {number}: {bad.reason}")
+            warn_once(f"{self.name}: {self.lost():,} lines cannot be read and are left out; row {number}: {bad.reason}")
 
 
-@functools.cache  # a corpus is read several times, and this is said once
-def _warn(message: str) -> None:
+@functools.lru_cache(1000)  # a corpus is read several times, and this is said once
+def warn_once(message: str) -> None:
+    """Logs a warning, once."""
     logger.warning(message)
 
 
@@ -175,6 +183,19 @@ def value_of(row: Row, column: str) -> Any:
         ):
             return found
     return None
+
+
+def repeated(names: Sequence[str]) -> frozenset[str]:
+    """Names that come more than once."""
+    return frozenset(name for name in names if names.count(name) > 1)
+
+
+def outer(column: str, names: Sequence[str]) -> str:
+    """Which of a table's own columns holds a column, be it nested."""
+    if column in names:
+        return column
+    dots = [place for place, letter in enumerate(column) if letter == "."]
+    return next((column[:dot] for dot in reversed(dots) if column[:dot] in names), column)
 
 
 def column_names(row: Mapping[str, Any], before: str = "", depth: int = 8) -> Iterator[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import gzip
 import io
+import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +18,14 @@ import pyarrow as pa
 
 from sasa.tables.table import ENCODINGS, SAVE, Bad, Row
 
-PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+def local(file: str | os.PathLike[str]) -> Path:
+    """A path as it stands, if there is something, or else with ~ for somebody's home."""
+    path = Path(file)
+    try:
+        return path if path.exists() else path.expanduser()
+    except RuntimeError:  # nobody of that name
+        return path
 
 
 def read_lines(file: str | Path) -> Iterator[tuple[int, str]]:
@@ -24,11 +35,12 @@ def read_lines(file: str | Path) -> Iterator[tuple[int, str]]:
         FileNotFoundError: there is no such file.
         ValueError: a line is not in that encoding.
     """
-    path = Path(file).expanduser()
+    path = local(file)
     if not path.is_file():
         raise FileNotFoundError(f"no file at {file}")
     with named(str(file), "text"), opened(path, None, None) as lines:
         for number, line in enumerate(lines, 1):
+            line = line.lstrip("\ufeff")  # the first one's, of files that were put behind each other
             if wrong := broken(line):
                 raise ValueError(f"{file}, line {number}: {wrong.replace(ENCODINGS, SAVE)}")
             yield number, line.rstrip("\n")
@@ -42,6 +54,14 @@ def check_characters(text: str) -> None:
         raise ValueError(f"it holds \\u{ord(found[0]):x}, half of a surrogate pair, which is no character")
 
 
+def _zstd(content: Any) -> Any:
+    """A file that zstd has packed, by Arrow: Python has no reader of its own before 3.14."""
+    return io.BufferedReader(_Readable(pa.CompressedInputStream(pa.PythonFile(content, "r"), "zstd")), 1 << 16)
+
+
+PACKED: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd}
+
+
 def bare(file: str | Path) -> Path:
     """A name without the ending of a compressed file."""
     path = Path(file)
@@ -51,10 +71,8 @@ def bare(file: str | Path) -> Path:
 @contextmanager
 def opened(path: Path, encoding: str | None, newline: str | None) -> Iterator[TextIO]:
     """A text file; a byte that is not in its encoding is read as a lone surrogate."""
-    packed = PACKED.get(path.suffix.lower())
     with path.open("rb") as plain:
-        content = _Readable(pa.CompressedInputStream(pa.PythonFile(plain, "r"), packed)) if packed else None
-        binary: Any = plain if content is None else io.BufferedReader(content, 1 << 16)
+        binary: Any = PACKED.get(path.suffix.lower(), lambda content: content)(plain)
         start = binary.peek(4)[:4]
         if encoding is None:
             wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -108,7 +126,7 @@ def broken(line: str) -> str | None:
             return f"byte 0x{code - 0xDC00:02x} is no text in this encoding; {ENCODINGS}"
         return f"it holds half of a surrogate pair, \\u{code:x}; {ENCODINGS}"
     if "\0" in line:
-        return f"it holds a NUL byte; {ENCODINGS}"
+        return f"it holds a NUL byte, as UTF-16 without a byte order mark does; {ENCODINGS}"
     return None
 
 
@@ -119,7 +137,7 @@ def named(name: str, kind: str) -> Iterator[None]:
         yield
     except UnicodeError as error:
         raise ValueError(f"{name} cannot be read as {kind}: {error}; {ENCODINGS}") from error
-    except (pa.ArrowException, EOFError) as error:
+    except (pa.ArrowException, EOFError, zlib.error) as error:
         raise ValueError(f"{name} is damaged, or cannot be read as {kind}: {error}") from error
     except OSError as error:
         if error.errno is not None:
