@@ -93,13 +93,15 @@ def pad(
 ) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, each int64 (B, T).
 
-    Padding is token 0: the mask is what counts.
+    Padding is the row's own first token: the mask is what counts, and a processor that asks which
+    tokens a text has finds no other.
     """
     width = max(map(len, sequences))
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         place = slice(0, len(sequence)) if side == "right" else slice(width - len(sequence), width)
+        ids[row] = sequence[0] if sequence else 0
         ids[row, place] = torch.tensor(sequence, dtype=torch.long)
         mask[row, place] = 1
     return ids.to(device), mask.to(device)

@@ -321,9 +321,6 @@ class _Request:
         own.
         """
         ids, mask = pad(prompts, "left", self.model.device)
-        # Padding is of the row's own first token: a processor that asks which tokens a text has finds
-        # no other.
-        ids = torch.where(mask.bool(), ids, torch.tensor([[row[0]] for row in prompts], device=ids.device))
         ends = _Ends(self.criteria)
         written: Any = cast(Any, self.model).generate(
             ids,
@@ -428,9 +425,8 @@ def _reach(kwargs: dict[str, Any], config: Any) -> int:
 
     if any(given(name) not in (None, neutral) for name, neutral in READERS.items()):
         return 1 << 62
-    sequences = [*(given("bad_words_ids") or []), *(words for words, *_ in given("sequence_bias") or [])]
-    if isinstance(bias := given("sequence_bias"), dict):
-        sequences = [*(given("bad_words_ids") or []), *bias]
+    bias = given("sequence_bias") or []
+    sequences = [*(given("bad_words_ids") or []), *(bias if isinstance(bias, dict) else (pair[0] for pair in bias))]
     strings = given("stop_strings") or []
     strings = [strings] if isinstance(strings, str) else strings
     first = 2 * (given("forced_bos_token_id") is not None)  # where the text has one token

@@ -18,7 +18,7 @@ from sasa.boundary import layers_of
 from sasa.candidates import DEFAULT_TOP_K, check_truncation, select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
 from sasa.models.heads import token_ids
-from sasa.models.inputs import check_model, inputs_beside_ids, is_filled
+from sasa.models.inputs import check_model, inputs_beside_ids, is_filled, other_maker
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 
 
@@ -151,10 +151,12 @@ class SASALogitsProcessor(LogitsProcessor):
 
     def on_inputs(self, inputs: dict[str, Any]) -> None:
         """Takes down what a pass of `generate()` gives the model, where a text begins."""
-        cache = inputs.get("past_key_values")
-        names = inputs_beside_ids(self.model, {k: v for k, v in inputs.items() if not k.startswith("output_")})
-        if cache is None or (is_filled(cache) and not any(" makes" in name for name in names)):
+        cache, ids = inputs.get("past_key_values"), inputs.get("input_ids")
+        # A static cache knows its length on the device alone, for which nothing waits at each token.
+        goes_on = ids is not None and ids.shape[1] == 1 and not isinstance(cache, DynamicCache)
+        if cache is None or goes_on or (is_filled(cache) and other_maker(self.model) is None):
             return
+        names = inputs_beside_ids(self.model, {k: v for k, v in inputs.items() if not k.startswith("output_")})
         self._beside = names, weakref.ref(cache)
 
     def on_forward(self, ids: Tensor, cache: Any, mask: Tensor | None, states: Tensor) -> None:

@@ -96,6 +96,11 @@ HI = message("user", "hi")
             "rejected": "\n\nHuman: hi\n\nAssistant: Go",
         },
         {"chosen": "\r\n\r\nHuman: hi\r\n\r\nAssistant: Hello", "rejected": "\r\n\r\nHuman: hi\r\n\r\nAssistant: Go"},
+        {
+            "prompt": "Human: hi\n\nAssistant:",
+            "chosen": "\n\nHuman: hi\n\nAssistant: Hello",
+            "rejected": "\n\nHuman: hi\n\nAssistant: Go",
+        },
         {"chosen": [message("Human", "hi"), message("Assistant", "Hello")], "rejected": [HI, GO]},
         {"prompt": [HI], "chosen": "Hello", "rejected": "Go"},
         {"chosen": [HI, HELLO], "rejected": [HI, GO]},

@@ -59,10 +59,11 @@ def replies(row: dict[str, Any], prompt: Any) -> tuple[Reply, Reply]:
     """
     given = [_unix(row.get(side)) for side in SIDES]
     prompt = _unix(prompt)
-    if isinstance(prompt, str) and prompt.strip() and all(isinstance(g, str) and g.startswith(prompt) for g in given):
-        rest = [g[len(prompt) :] for g in given]
-        apart = all(not r or r[0].isspace() for r in rest) and len(prompt) >= WHOLE
-        if apart or prompt.rstrip().endswith(ANSWER.strip()):  # both are whole texts, prompt included
+    before = prompt.strip() if isinstance(prompt, str) else ""
+    if before and all(isinstance(each, str) and each.lstrip().startswith(before) for each in given):
+        rest = [each.lstrip()[len(before) :] for each in given]
+        apart = all(not each or each[0].isspace() for each in rest) and len(before) >= WHOLE
+        if apart or before.endswith(ANSWER.strip()):  # both are whole texts, prompt included
             given = rest
     first, second = (_reply(prompt, each, side) for each, side in zip(given, SIDES, strict=True))
     return first, second

@@ -32,10 +32,15 @@ def inputs_beside_ids(model: PreTrainedModel, inputs: dict[str, Any]) -> list[st
         mask = places.new_ones(places.shape[-1]) if mask is None else mask
         if mask.shape[-1] == places.shape[-1] and bool(((positions(mask) != places) & mask.bool()).any()):
             found.append("position_ids of one's own")
-    maker = getattr(model.prepare_inputs_for_generation, "__self__", model)
-    if maker is not model:  # peft's virtual tokens
+    if (maker := other_maker(model)) is not None:
         found.append(f"inputs that {type(maker).__name__} makes, such as the virtual tokens of prompt tuning")
     return found
+
+
+def other_maker(model: PreTrainedModel) -> Any:
+    """What makes the model's inputs in its place, as peft does for virtual tokens; None where it does so itself."""
+    maker = getattr(model.prepare_inputs_for_generation, "__self__", model)
+    return None if maker is model else maker
 
 
 def _says(model: PreTrainedModel, name: str, value: Any) -> bool:
