@@ -454,7 +454,7 @@ def _truncation(limits: Limits, do_sample: bool, by_decoder: bool) -> tuple[dict
     """
     own = {"top_k": limits.top_k, "top_p": limits.top_p}
     if not do_sample:  # greedy decoding truncates nothing, but SASA has to look at some tokens and not at others
-        return {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None}, own
+        return {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}, own  # its defaults: of others it warns
     theirs: dict[str, Any] = {"temperature": float(limits.temperature), "min_p": limits.min_p or None}
     if by_decoder and not limits.min_p:
         return theirs | {"top_k": 0, "top_p": 1.0}, own

@@ -236,6 +236,8 @@ def test_greedy(fitted, tiny_folder):
     command = ("generate", "calm", "--model", tiny_folder, "-b", fitted[0], "-n", 4, "--json", "--greedy")
     (one,), (other,) = (json.loads(sasa(*command, *more).stdout)["completions"] for more in ([], ["--temperature", 0]))
     assert one["tokens"] == other["tokens"]
+    assert "not valid" not in in_encoding("utf-8", *command).stderr.decode()
+    assert "the best token each time is --greedy" in sasa("generate", "calm", "--temperature", 0, status=1).stderr
     assert "--greedy has one completion" in sasa(*command, "--num-return-sequences", 2, status=1).stderr
 
 

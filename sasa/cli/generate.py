@@ -150,6 +150,8 @@ def command(
     if not texts:
         raise ValueError("no prompts: give them as arguments, or a file with --prompts")
     check_truncation(top_k, top_p)
+    if temperature is not None and temperature <= 0 and not greedy:
+        raise ValueError(f"--temperature must be > 0, got {temperature:g}; the best token each time is --greedy")
     loaded, tokenizer = sasa.load(model, device, dtype)
     if watch is not None and reset_token is not None:
         watch = replace(
