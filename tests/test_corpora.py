@@ -65,6 +65,27 @@ def test_dialogues(tmp_path):
         list(Corpus("hh-rlhf", path=str(tmp_path / "no.jsonl")).examples())
 
 
+def test_data_sets_of_the_hub(monkeypatch):
+    """A real data set, in the place of one that the Hub would give."""
+    import datasets
+
+    rows = {
+        "text": [f"t{i}" for i in range(30)],
+        "about": [{"kind": "ok" if i % 3 else "Bad"} for i in range(30)],
+        "a.b": [1] * 30,
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split, **_: datasets.Dataset.from_dict(rows))
+    corpus = Corpus("me/data-v1.5", text="text", label="about.kind", positive=("bad",), rows="3:20", limit=9)
+    found = [(e.text, e.score) for e in corpus.examples()]
+    assert len(found) == 9
+    assert all(3 <= int(text[1:]) < 20 and score == (int(text[1:]) % 3 == 0) for text, score in found)
+    assert {e.score for e in Corpus("me/data", text="text", label="a.b").examples()} == {1.0}
+    with pytest.raises(ValueError, match=r"positive has 'worse', .*'ok' \(20\), 'Bad' \(10\)"):
+        list(Corpus("me/data", text="text", label="about.kind", positive=("bad", "worse")).examples())
+    with pytest.raises(ValueError, match=r"has no column 'tekst'; it has text, about, about\.kind, a\.b"):
+        list(Corpus("me/data", text="tekst", label="a.b").examples())
+
+
 @pytest.mark.parametrize("text", [5, ["a"], {"b": 1}])
 def test_texts_that_are_none_in_real_toxicity_prompts(tmp_path, text):
     row = {"prompt": {"text": text, "toxicity": 0.1}, "continuation": {"text": "x", "toxicity": 0.1}}
