@@ -32,7 +32,8 @@ FOLDER = Path(tempfile.mkdtemp())
 BUNDLED = next(iter(bundled().values())).read_bytes()
 STORES = {
     "redteam.json": b'{"rows": 1, "encoder": {"size": 1}, "judges": [{"name": "a"}]}',
-    "run.json": b'{"suite": "rtp", "settings": {}, "seed": 0, "batch_size": 1, "methods": [], "source": "", "skipped": {}}',
+    "run.json": b'{"suite": "rtp", "settings": {"completions": 1}, "prompt_count": 1, "seed": 0, "batch_size": 1, '
+    b'"methods": [], "source": "", "skipped": {}}',
     "attempts.jsonl": json.dumps(dict.fromkeys(RECORD)).encode() + b"\n",
     "prompts.jsonl": b'{"id": "a", "text": "b", "group": "c"}\n',
     "vectors.f32": b"\0\0\0\0",

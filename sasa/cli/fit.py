@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from sasa.cli.common import DeviceOption, DtypeOption, ModelOption, out
+from sasa.tables import left_out
 
 
 def command(
@@ -160,8 +161,8 @@ def command(
         figures = (f"{m[k]:.3f}" if k in m else "–" for k in ("auc", "average_precision", "accuracy", "ece"))
         table.add_row(name, str(m["safe"]), str(m["unsafe"]), *figures)
     out.print(table)
-    if left_out := boundary.report["skipped"]:
-        out.print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()), soft_wrap=True)
+    if skipped := boundary.report["skipped"]:
+        out.print(left_out(skipped), soft_wrap=True, markup=False)
     out.print(f"wrote {output}: use it with --boundary {output}, or Boundary.load({str(output)!r})", soft_wrap=True)
 
 

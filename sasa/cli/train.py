@@ -25,6 +25,7 @@ from sasa.cli.common import (
     out,
 )
 from sasa.files import read_json
+from sasa.tables import left_out
 from sasa.training.trainer import Repulse
 
 DEFAULTS = Repulse()
@@ -96,8 +97,8 @@ def backtracking(
     next(training.corpus.pairs(Counter()), None)  # a wrong path or column shows before the model is loaded
     loaded, tokenizer = sasa.load(model, device, dtype)
     train_backtracking(loaded, tokenizer, training, output, base=named_base(model), progress=True)
-    if left_out := read_json(output / "training.json")["counts"]["skipped"]:
-        out.print("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()), soft_wrap=True)
+    if skipped := read_json(output / "training.json")["counts"]["skipped"]:
+        out.print(left_out(skipped), soft_wrap=True, markup=False)
     use = f"sasa generate PROMPT --chat --model {output} --backtrack --boundary none --reset-token '[RESET]'"
     out.print(f"wrote {output}: {use}", soft_wrap=True, markup=False)
 

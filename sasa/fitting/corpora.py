@@ -26,6 +26,7 @@ from sasa.tables import (
     Table,
     column_names,
     kind_of,
+    left_out,
     local,
     open_table,
     outer,
@@ -231,8 +232,7 @@ class Corpus:
                 else:
                     skipped[example] += 1
         if skipped and not said:
-            told = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
-            warn_once(f"corpus {self.source}: left out: {told}")
+            warn_once(f"corpus {self.source}: {left_out(skipped)}")
 
     def pairs(self, skipped: Counter[str], seed: int = 0) -> Iterator[Pair]:
         """Pairs of replies to the same prompt, of a source with columns chosen and rejected; `skipped` counts others by reason.
@@ -440,10 +440,8 @@ class Corpus:
     def _require_sides(self, table: Table) -> None:
         """Makes sure of the columns of a preference corpus."""
         prompt = self.prompt or ("prompt" if "prompt" in table.columns else None)
-        if not (missing := [side for side in SIDES if side not in table.columns]):
+        if set(SIDES) <= set(table.columns):
             table.require([*SIDES, *([prompt] if prompt else [])])
-        elif missing and self.prompt:
-            table.require([self.prompt])
 
     def _replies(self, row: Row, number: int) -> tuple[Reply, Reply]:
         try:

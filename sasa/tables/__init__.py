@@ -5,7 +5,19 @@ No row is lost silently: what cannot be read is an error that names it, or is le
 """
 
 from sasa.tables.files import KINDS, kind_of, open_table
-from sasa.tables.table import BAD_ROWS, QUOTES, Bad, Format, Row, Table, column_names, outer, value_of, warn_once
+from sasa.tables.table import (
+    BAD_ROWS,
+    QUOTES,
+    Bad,
+    Format,
+    Row,
+    Table,
+    column_names,
+    left_out,
+    outer,
+    value_of,
+    warn_once,
+)
 from sasa.tables.text import check_characters, local, read_lines
 
 __all__ = [
@@ -19,6 +31,7 @@ __all__ = [
     "check_characters",
     "column_names",
     "kind_of",
+    "left_out",
     "local",
     "open_table",
     "outer",

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sasa.tables.table import Bad, Format, Row, Table, column_names, outer, repeated
-from sasa.tables.text import broken, guarded, opened
+from sasa.tables.text import broken, check_characters, guarded, opened
 
 
 def json_table(path: Path, form: Format | None, name: str) -> Table:
@@ -78,10 +78,9 @@ def _checked(found: Any, where: str) -> Row | Bad:
     if not isinstance(found, dict):
         return Bad(f"{where}expected an object with the columns as names, got {type(found).__name__}")
     try:
-        json.dumps(found, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):x}"
-        return Bad(f"{where}it holds {half}, half of a surrogate pair, which is no character")
+        check_characters(json.dumps(found, ensure_ascii=False))
+    except ValueError as error:
+        return Bad(where + str(error))
     return found
 
 

@@ -170,6 +170,11 @@ def warn_once(message: str) -> None:
     logger.warning(message)
 
 
+def left_out(skipped: Mapping[str, int]) -> str:
+    """How many rows were left out, by reason, in words."""
+    return "left out: " + ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+
+
 def value_of(row: Row, column: str) -> Any:
     """What a row has in a column; None where it has none. The name as it stands goes before a nested
     one.

@@ -114,9 +114,6 @@ class _Again:
             yield self.start + self.rest.readline()
         yield from self.rest
 
-    def read(self) -> str:
-        return self.start + self.rest.read()
-
 
 def broken(line: str) -> str | None:
     """What is wrong with the characters of a line, if anything is."""
