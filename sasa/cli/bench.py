@@ -18,6 +18,7 @@ from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
+from sasa.evaluation.world import WORDS, Method, Settings, World
 from sasa.files import read_json
 from sasa.fitting.corpora import parse_rows
 from sasa.models.load import load_named
@@ -134,10 +135,10 @@ def suite_command(name: str) -> Callable[..., None]:
                 scorers.try_judge(judge_)
         loaded, tokenizer = sasa.load(model, device, dtype)
         lines = load_boundaries(boundary, loaded, strict)
-        settings = ways.Settings(
-            completions, max_new_tokens, temperature, top_k, top_p, chat, _words(words) if words else ways.WORDS
+        settings = Settings(
+            completions, max_new_tokens, temperature, top_k, top_p, chat, _words(words) if words else WORDS
         )
-        world = ways.World(loaded, tokenizer, lines, settings)
+        world = World(loaded, tokenizer, lines, settings)
         run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run)
         for reason, count in run.about["skipped"].items():
             out.print(f"left out: {count} prompts {reason}")
@@ -209,7 +210,7 @@ def show(file: Path) -> None:
     out.print(f"report, with intervals and pictures: {file}")
 
 
-def _forecast(run: runner.Run, made: dict[str, ways.Method], world: ways.World) -> None:
+def _forecast(run: runner.Run, made: dict[str, Method], world: World) -> None:
     found = runner.forecast(run, made, world, progress=True)
     table = Table(
         "", "completions to go", "minutes", title=f"{run.about['suite']}: {len(run.prompts)} prompts, dry run"

@@ -20,6 +20,7 @@ from sasa.cli.common import (
 )
 from sasa.evaluation import methods as ways
 from sasa.evaluation import scorers
+from sasa.evaluation.world import Settings
 from sasa.redteam.curiosity import METHODS, RedTeam
 from sasa.redteam.hits import HIT, PARTS
 from sasa.redteam.targets import REPLY_TOKENS
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = RedTeam()
 JUDGES = "tox-block", "toxic-comment-classifier"
-SAMPLING = ways.Settings(1, REPLY_TOKENS, chat=True)
+SAMPLING = Settings(1, REPLY_TOKENS, chat=True)
 FAILED = 3
 """Exit status where more got through than --fail-above allows."""
 
@@ -200,7 +201,7 @@ def run(
     natural = scorers.scorer(naturalness) if naturalness else None
     for one in (*scoring, *([natural] if natural else [])):
         scorers.try_judge(one)
-    sampling = ways.Settings(1, reply_tokens, temperature, top_k, top_p, chat)
+    sampling = Settings(1, reply_tokens, temperature, top_k, top_p, chat)
     attacked = _target(target, target_model, defence, boundary, sampling, timeout, strict, device, dtype)
     loaded, tokenizer = sasa.load(attacker, device, dtype)
     store = red_team(
@@ -407,7 +408,7 @@ def _sampling(
     top_k: int | None,
     top_p: float | None,
     chat: bool,
-) -> ways.Settings:
+) -> Settings:
     """How replies are sampled: as asked for, else as the attack's were, where a model was attacked."""
     about = store.about["target"] if store is not None else {}
     before = about["sampling"] if about.get("kind") == "model" else {}
@@ -415,7 +416,7 @@ def _sampling(
     chosen: dict[str, Any] = {
         name: before.get(name, getattr(SAMPLING, name)) if value is None else value for name, value in asked.items()
     }
-    return ways.Settings(completions, chat=chat and before.get("chat", True), **chosen)
+    return Settings(completions, chat=chat and before.get("chat", True), **chosen)
 
 
 def _target(
@@ -423,7 +424,7 @@ def _target(
     model: str | None,
     defence: str,
     boundary: list[str] | None,
-    sampling: ways.Settings,
+    sampling: Settings,
     timeout: float,
     strict: bool,
     device: str | None,
@@ -454,7 +455,7 @@ def _target(
     if name is not None and is_function(name):
         return load_function(name)
     loaded, tokenizer = sasa.load(name, device, dtype)
-    lines = load_boundaries(boundary, loaded, strict) if defence not in ("plain", "words") else None
+    lines = load_boundaries(boundary, loaded, strict) if defence.partition(":")[0] not in ways.BOUNDLESS else None
     return ModelTarget(loaded, tokenizer, defence, lines, sampling)
 
 

@@ -65,8 +65,8 @@ def command(
     Perplexity is that of the completions given their prompts, under the model itself; distinct-2 counts word pairs among a
     prompt's completions.
     """
-    from sasa.evaluation.methods import Settings, World
     from sasa.evaluation.tuning import Trial, check_budget, tune
+    from sasa.evaluation.world import Settings, World
     from sasa.fitting.corpora import parse_rows
 
     check_budget(budget, variety)

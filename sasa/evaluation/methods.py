@@ -2,100 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-import sasa
 from sasa.backtracking import THRESHOLD, Backtracking
-from sasa.boundary import Boundary
+from sasa.evaluation.peers.caa import CAA
+from sasa.evaluation.peers.debias import SelfDebias
+from sasa.evaluation.peers.dexperts import DExperts
+from sasa.evaluation.peers.guard import JUDGE, Guard
+from sasa.evaluation.peers.prompt import Prompted
+from sasa.evaluation.peers.rad import RAD
+from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
-from sasa.values import BETA, PRIOR, VALUE, VALUES, Boundaries, check_beta, check_prior, check_value, terms
-
-WORDS = tuple(
-    """
-    anal anus arse arsehole ass asshole bastard bitch bitches blowjob bollocks boner bullshit cock cocksucker crap
-    cum cunt damn dick dickhead dildo dyke fag faggot fuck fucked fucker fucking goddamn hell horny idiot jackass
-    jerk moron motherfucker nazi nigga nigger penis piss pissed porn prick pussy rape raped rapist retard retarded
-    sex sexy shit shitty slut sluts stupid suck sucks tits twat vagina wanker whore
-    """.split()  # noqa: SIM905
-)
-"""The word filter's own list: common profanity, short on purpose. A list of one's own comes with --words."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How every method samples.
-
-    Attributes:
-        completions: of a prompt.
-        chat: prompts go through the chat template.
-        words: what the word filter forbids.
-    """
-
-    completions: int = 25
-    max_new_tokens: int = 20
-    temperature: float = 1.0
-    top_k: int = 10
-    top_p: float = 0.9
-    chat: bool = False
-    words: tuple[str, ...] = WORDS
-
-    def to_dict(self) -> dict[str, Any]:
-        """What tells these settings from others; the word list by its digest."""
-        return asdict(self) | {"words": hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16]}
-
-
-@dataclass(frozen=True)
-class World:
-    """What a method works with; a boundary, unless the method needs none."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    boundary: Boundaries | None
-    settings: Settings
-
-    @property
-    def first(self) -> Boundary:
-        """The boundary whose margins are a text's, where there are several."""
-        return terms(self.boundary)[0][0]
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        beta: float = 0.0,
-        value: str = VALUE,
-        prior: float = PRIOR,
-        *,
-        words: bool = False,
-        backtrack: Backtracking | None = None,
-        seed: int,
-    ) -> list[list[Completion]]:
-        """`sasa.generate` with these settings, and the word filter or not."""
-        s = self.settings
-        more: dict[str, Any] = {"bad_words_ids": self._bad_words()} if words else {}
-        return sasa.generate(
-            self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
-            seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
-            num_return_sequences=s.completions, value=value, prior=prior, backtrack=backtrack, **more,
-        )  # fmt: skip
-
-    def _bad_words(self) -> list[list[int]]:
-        """Token ids of the words as they may stand in a text: at its start or within, in lower case or capitalised."""
-        forms = {f"{space}{form}" for w in self.settings.words for space in ("", " ") for form in (w, w.capitalize())}
-        found = (self.tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms))
-        return [list(ids) for ids in {tuple(ids) for ids in found} if ids]
-
-
-class Method(Protocol):
-    """A way to complete prompts."""
-
-    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        """`world.settings.completions` of each prompt; the same ones for the same seed and prompts."""
-        ...
+from sasa.values import BETA, PRIOR, VALUE, VALUES, check_beta, check_prior, check_value
 
 
 @dataclass(frozen=True)
@@ -197,7 +117,18 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     ),
     "sasa+backtrack": ("sasa+backtrack:BETA[:THRESHOLD], SASA, and back where it was not enough", Backtrack.parse),
     "best-of": ("best-of:N, the one of N completions with the greatest margin", lambda n="4": BestOf(_count(n))),
+    "rad": ("rad:JUDGE:BETA, reward-augmented decoding, JUDGE a scorer", RAD.parse),
+    "dexperts": (
+        "dexperts:DIR:ALPHA, an expert's logits less an anti-expert's, of benchmarks/experts.py",
+        DExperts.parse,
+    ),
+    "self-debias": ("self-debias:LAMBDA, less of what it would say if asked to be toxic", SelfDebias.parse),
+    "caa": ("caa:DIR:LAYER:SCALE, a steering vector, of benchmarks/experts.py", CAA.parse),
+    "prompt": ("prompt[:TEXT], behind an instruction to be polite, or another", Prompted),
+    "guard": (f"guard:N[:JUDGE], what a scorer ({JUDGE}) stops is written again, up to N times", Guard.parse),
 }
+BOUNDLESS = ("plain", "words", "rad", "dexperts", "self-debias", "caa", "prompt", "guard")
+"""Methods that need no boundary."""
 
 
 def method(spec: str) -> Method:

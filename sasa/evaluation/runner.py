@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import torch
 from rich.console import Console
@@ -45,9 +46,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
 from sasa.embedding import tokenize_prompt
-from sasa.evaluation.methods import Method, World
 from sasa.evaluation.scorers import Scorer, fingerprint, scored
 from sasa.evaluation.suites import Prompt, Suite
+from sasa.evaluation.world import Method, World
 from sasa.files import differences, read_json, write_atomically
 from sasa.generation import Completion, encode_prompts
 from sasa.lines import alone, append, keep_lines, line, parse, read, whole_lines
@@ -190,7 +191,7 @@ class Run:
             write_atomically(self.folder / "run.json", (json.dumps(self.about, indent=1) + "\n").encode())
 
     def file(self, method: str, kind: str = "completions") -> Path:
-        return self.folder / kind / f"{method.replace(':', '@')}.jsonl"
+        return self.folder / kind / f"{quote(method, safe=':+ ').replace(':', '@')}.jsonl"
 
     def completed(self, method: str) -> list[dict[str, Any]]:
         """A method's completions, n of the first prompt, n of the second, and so on."""
@@ -202,7 +203,7 @@ def _file_name(name: str) -> str:
 
 
 def _method(file: Path) -> str:
-    return file.stem.replace("@", ":")
+    return unquote(file.name.removesuffix(".jsonl").replace("@", ":"))
 
 
 def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progress: bool = False) -> None:

@@ -25,6 +25,7 @@ from scipy import special
 
 from sasa.boundary import Boundary
 from sasa.evaluation.jigsaw import WHEELS, Jigsaw
+from sasa.evaluation.qwen3guard import Qwen3Guard
 from sasa.models.load import DAMAGED, best_device, cache_dir
 
 BATCH = 32
@@ -80,12 +81,15 @@ class Detoxify:
 
 
 class Classifier:
-    """Any sequence classifier of transformers: `hf:MODEL`, or `hf:MODEL#LABEL` where its label for toxic is not plain to see."""
+    """Any sequence classifier of transformers: `hf:MODEL`, or `hf:MODEL#LABEL` where its label for toxic is not plain to see;
+    LABEL is a name, or a number where labels have none.
+    """
 
     def __init__(self, spec: str) -> None:
         model, _, label = spec.partition("#")
         self._model, self._tokenizer, version = load_classifier(model)
-        labels = {str(name).lower(): int(i) for i, name in self._model.config.id2label.items()}
+        labels = {str(i): int(i) for i in self._model.config.id2label}
+        labels |= {str(name).lower(): int(i) for i, name in self._model.config.id2label.items()}
         found = [label.lower()] if label else [n for n in ("toxicity", "toxic", "hate", "unsafe") if n in labels]
         if not found or found[0] not in labels:
             known = ", ".join(self._model.config.id2label.values())
@@ -260,11 +264,40 @@ class Margin:
         return scores.numpy()
 
 
+CLASSIFIERS = {
+    "hap-38m": "ibm-granite/granite-guardian-hap-38m#1",
+    "hap-125m": "ibm-granite/granite-guardian-hap-125m#1",
+    "deberta-rtp": "cooperleong00/deberta-v3-large_toxicity-scorer#1",
+    "roberta-jigsaw": "s-nlp/roberta_toxicity_classifier#toxic",
+}
+"""Classifiers of the Hub that outlive Perspective, by what they were trained on where that matters: `deberta-rtp` has learnt
+Perspective's scores of 90,000 rows of RealToxicityPrompts, and `roberta-jigsaw` Jigsaw's labels."""
+GUARDS = {f"qwen3guard-{size}": f"Qwen/Qwen3Guard-Gen-{size.upper()}" for size in ("0.6b", "4b", "8b")}
+RUDE, POLITE = "You are a stupid, worthless idiot.", "Thank you so much for your help."
+
+
+def ready_made(model: str) -> Scorer:
+    """A classifier of the Hub, of which two sentences show that the label is the toxic one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    found = Classifier(model)
+    rude, polite = found.score([RUDE, POLITE])
+    if rude <= polite:
+        raise ValueError(
+            f"hf:{model}: its label is not the toxic one: an insult got {rude:.3f}, thanks got {polite:.3f}"
+        )
+    return found
+
+
 SCORERS: dict[str, Callable[[], Scorer]] = {
     "profanity": Profanity,
     **{name: partial(Jigsaw, name) for name in WHEELS},
     "detoxify": Detoxify,
     "perspective": Perspective,
+    **{name: partial(ready_made, model) for name, model in CLASSIFIERS.items()},
+    **{name: partial(Qwen3Guard, model) for name, model in GUARDS.items()},
 }
 
 

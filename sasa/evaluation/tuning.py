@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sasa.evaluation.methods import World
 from sasa.evaluation.metrics import style
 from sasa.evaluation.runner import negative_log_likelihood
+from sasa.evaluation.world import World
 from sasa.generation import encode_prompts
 from sasa.values import PRIOR, VALUE
 

@@ -63,27 +63,39 @@ def depth_of(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().num_hidden_layers)
 
 
+def layers(model: PreTrainedModel) -> nn.ModuleList:
+    """A model's layers. LookupError: its decoder does not hold them as others do, in one list."""
+    return _stack(model)[1]
+
+
+def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """What the decoder calls its layers, and these."""
+    found = [
+        (name, child)
+        for name, child in model.get_decoder().named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth_of(model)
+    ]
+    if len(found) != 1:
+        raise LookupError("the decoder's layers are not one list")
+    return found[0]
+
+
 def _part(model: PreTrainedModel, depth: int, upper: bool) -> Any:
     """A shallow copy with some of the layers.
 
     LookupError: the decoder does not name its layers and norm as others do.
     """
     decoder: Any = model.get_decoder()
-    stacks = [
-        name
-        for name, child in decoder.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == depth_of(model)
-    ]
+    stack, every = _stack(model)
     norms = [name for name in NORMS if name in decoder._modules]
-    if len(stacks) != 1 or len(norms) != 1:
-        raise LookupError("the decoder's layers are not one list with a norm behind it")
+    if len(norms) != 1:
+        raise LookupError("the decoder has no norm behind its layers")
     part = copy.copy(decoder)
     part._modules = dict(decoder._modules)
-    layers = decoder._modules[stacks[0]]
     if not upper:
-        part._modules |= {stacks[0]: layers[:depth], norms[0]: nn.Identity()}
+        part._modules |= {stack: every[:depth], norms[0]: nn.Identity()}
         return part
-    part._modules[stacks[0]] = layers[depth:]
+    part._modules[stack] = every[depth:]
     if kinds := getattr(decoder.config, "layer_types", None):  # looked up by a layer's place in the list
         part.config = copy.copy(decoder.config)
         part.config.layer_types = kinds[depth:]

@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.evaluation import metrics
 from sasa.evaluation.importance import proportion
-from sasa.evaluation.methods import Method, Settings, World, method
+from sasa.evaluation.methods import method
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.suites import Prompt, Suite
+from sasa.evaluation.world import Method, Settings, World
 from sasa.files import read_json, write_atomically
 from sasa.lines import read
 from sasa.redteam.hits import HIT, Hit, find_hits, part_of

@@ -18,9 +18,10 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
-from sasa.evaluation.methods import Settings, World, method
+from sasa.evaluation.methods import BOUNDLESS, method
 from sasa.evaluation.rewards import named_function
 from sasa.evaluation.scorers import fingerprint
+from sasa.evaluation.world import Settings, World
 from sasa.generation import encode_prompts
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, fingerprint_of
 
@@ -83,7 +84,7 @@ class ModelTarget:
 
     Args:
         defence: `plain`, `sasa`, `backtrack`, …: see `sasa.evaluation.methods`.
-        boundary: for all defences but `plain` and `words`.
+        boundary: for all defences but `sasa.evaluation.methods.BOUNDLESS`.
         settings: how it samples; its `completions` are not read.
 
     Raises:
@@ -101,7 +102,7 @@ class ModelTarget:
         given = settings or Settings(max_new_tokens=REPLY_TOKENS, chat=True)
         self.model = model
         self._method = method(defence)
-        alone = defence in ("plain", "words")  # no boundary: no margins, which nobody would read
+        alone = defence.partition(":")[0] in BOUNDLESS  # no boundary: no margins, which nobody would read
         if boundary is None and not alone:
             raise ValueError(f"the defence {defence} needs a boundary")
         if given.chat and tokenizer.chat_template is None:

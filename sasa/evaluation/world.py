@@ -1,0 +1,143 @@
+"""What every method works with: a model, how it samples, and what a method is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+import sasa
+from sasa.backtracking import Backtracking
+from sasa.boundary import Boundary
+from sasa.generation import Completion
+from sasa.values import PRIOR, VALUE, Boundaries, terms
+
+WORDS = tuple(
+    """
+    anal anus arse arsehole ass asshole bastard bitch bitches blowjob bollocks boner bullshit cock cocksucker crap
+    cum cunt damn dick dickhead dildo dyke fag faggot fuck fucked fucker fucking goddamn hell horny idiot jackass
+    jerk moron motherfucker nazi nigga nigger penis piss pissed porn prick pussy rape raped rapist retard retarded
+    sex sexy shit shitty slut sluts stupid suck sucks tits twat vagina wanker whore
+    """.split()  # noqa: SIM905
+)
+"""The word filter's own list: common profanity, short on purpose. A list of one's own comes with --words."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every method samples.
+
+    Attributes:
+        completions: of a prompt.
+        chat: prompts go through the chat template.
+        words: what the word filter forbids.
+    """
+
+    completions: int = 25
+    max_new_tokens: int = 20
+    temperature: float = 1.0
+    top_k: int = 10
+    top_p: float = 0.9
+    chat: bool = False
+    words: tuple[str, ...] = WORDS
+
+    def to_dict(self) -> dict[str, Any]:
+        """What tells these settings from others; the word list by its digest."""
+        return asdict(self) | {"words": hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16]}
+
+
+@dataclass(frozen=True)
+class World:
+    """What a method works with; a boundary, unless the method needs none."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    boundary: Boundaries | None
+    settings: Settings
+
+    @property
+    def first(self) -> Boundary:
+        """The boundary whose margins are a text's, where there are several."""
+        return terms(self.boundary)[0][0]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        beta: float = 0.0,
+        value: str = VALUE,
+        prior: float = PRIOR,
+        *,
+        words: bool = False,
+        backtrack: Backtracking | None = None,
+        seed: int,
+    ) -> list[list[Completion]]:
+        """`sasa.generate` with these settings, and the word filter or not."""
+        s = self.settings
+        more: dict[str, Any] = {"bad_words_ids": self._bad_words()} if words else {}
+        return sasa.generate(
+            self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
+            seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
+            num_return_sequences=s.completions, value=value, prior=prior, backtrack=backtrack, **more,
+        )  # fmt: skip
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int,
+        completions: int | None = None,
+        chat: bool | None = None,
+        processor: LogitsProcessor | None = None,
+    ) -> list[list[Completion]]:
+        """transformers' own `generate()` with these settings, without a boundary.
+
+        Args:
+            completions: of each prompt; None for as many as the settings say.
+            chat: whether prompts go through the chat template; None as the settings say.
+            processor: is given the model's logits as they are, and is the last to change them: temperature, top-k and
+                top-p are its own affair, see `limits`.
+        """  # fmt: skip
+        s = self.settings
+        limits: dict[str, Any] = dict(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
+        if processor is not None:
+            limits = dict(temperature=1.0, top_k=0, top_p=1.0, logits_processor=[processor])
+        return sasa.generate(
+            self.model, self.tokenizer, list(prompts), None, chat=s.chat if chat is None else chat, seed=seed,
+            batch_size=len(prompts), max_new_tokens=s.max_new_tokens, num_return_sequences=completions or s.completions,
+            **limits,
+        )  # fmt: skip
+
+    def limits(self) -> LogitsProcessorList:
+        """Temperature, top-k and top-p as transformers' processors: what survives them are the candidates."""
+        s = self.settings
+        found = LogitsProcessorList([TemperatureLogitsWarper(s.temperature)] if s.temperature != 1.0 else [])
+        if s.top_k:
+            found.append(TopKLogitsWarper(s.top_k))
+        if s.top_p < 1.0:
+            found.append(TopPLogitsWarper(s.top_p))
+        return found
+
+    def _bad_words(self) -> list[list[int]]:
+        """Token ids of the words as they may stand in a text: at its start or within, in lower case or capitalised."""
+        forms = {f"{space}{form}" for w in self.settings.words for space in ("", " ") for form in (w, w.capitalize())}
+        found = (self.tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms))
+        return [list(ids) for ids in {tuple(ids) for ids in found} if ids]
+
+
+class Method(Protocol):
+    """A way to complete prompts."""
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        """`world.settings.completions` of each prompt; the same ones for the same seed and prompts."""
+        ...
