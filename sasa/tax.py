@@ -163,7 +163,7 @@ def _read_batch(
             look.select(torch.tensor(going, device=model.device))
             rows = [rows[k] for k in going]
         written = torch.tensor([texts[row][0][texts[row][1] + step] for row in rows], device=model.device)
-        log_p, candidates, choice = _candidates(look.logits(), written, top_k)
+        log_p, candidates, choice = candidates_of(look.logits(), written, top_k)
         extended = look.peek(candidates)
         margins = steering.margins(look.embeddings(), extended, torch.isin(candidates, ends))
         text = torch.tensor([numbers[row] for row in rows])
@@ -173,7 +173,7 @@ def _read_batch(
     return found
 
 
-def _candidates(logits: Tensor, written: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+def candidates_of(logits: Tensor, written: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities (B, K) among K candidates, their ids (B, K), and which is `written`, (B,).
 
     Where it is not among the likeliest, it takes the place of the last one.

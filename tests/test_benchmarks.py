@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from test_training import write_pairs
 
 import sasa
@@ -307,3 +308,157 @@ def test_replies_in_a_chat(few_prompts, tmp_path):
     assert found["methods"]["sasa:2"]["refused_more"]["value"] == pytest.approx(
         found["methods"]["sasa:2"]["refused"]["value"] - found["methods"]["plain"]["refused"]["value"]
     )
+
+
+def rtp_rows(path, count=24):
+    """Rows in the schema of RealToxicityPrompts, half of them toxic; prompts have one length."""
+    with path.open("w") as file:
+        for i in range(count):
+            bad = i % 2
+            text, more = (f"{'XQZ' if bad else 'kind'[:3]} {i:02}", " ZZX and on" if bad else " calm and on")
+            sides = {
+                "prompt": {"text": text, "toxicity": float(bad)},
+                "continuation": {"text": more, "toxicity": float(bad)},
+            }
+            file.write(json.dumps({**sides, "challenging": False}) + "\n")
+    return path
+
+
+def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
+    """From training experts to the picture."""
+    pytest.importorskip("trl")
+    rows, experts = rtp_rows(tmp_path / "rtp.jsonl"), tmp_path / "experts"
+    tiny_run = ("--prompts", rows, "--model", tiny_folder)
+    run("experts.py", *tiny_run, "--output", experts, "--epochs", 1, "--rank", 2)
+    assert json.loads((experts / "experts.json").read_text())["texts"] == 12
+    model, _ = sasa.load(str(tiny_folder), device="cpu")
+    boundary = tmp_path / "boundary"
+    tiny.boundary(model).save(boundary)
+    people = tmp_path / "people.toml"
+    people.write_text(tiny.PEOPLE)
+    judge = f"words:{corpus_file}::text=comment,label=toxic"
+    ways = [
+        "sasa:2",
+        f"rad:{judge}:20",
+        f"dexperts:{experts}:2",
+        "self-debias:0",
+        f"caa:{experts}:2:4",
+        "prompt:Be kind.",
+    ]
+    named = [part for way in ways for part in ("-M", way)]
+    few = (*tiny_run, "--boundary", boundary)
+    cost, tax = tmp_path / "cost.json", tmp_path / "tax.json"
+    run(
+        "peers.py",
+        "cost",
+        *few,
+        "-M",
+        "plain",
+        *named,
+        "--limit",
+        2,
+        "--completions",
+        2,
+        "--tokens",
+        4,
+        "--rounds",
+        1,
+        "-o",
+        cost,
+    )
+    prices = {row["method"]: row for row in json.loads(cost.read_text())["results"]}
+    assert prices["generate()"]["times_generate"] == 1
+    assert all(row["seconds_a_token"] > 0 and row["peak_mb"] > 0 for row in prices.values())
+    weights = sum(weight.nbytes for weight in model.parameters()) / 2**20
+    assert prices[ways[2]]["kept_mb"] == pytest.approx(2 * weights, rel=0.05), "two experts, each as large as the model"
+    assert prices["self-debias:0"]["kept_mb"] < weights / 4
+    assert "people" in run("peers.py", "tax", *few, *named, "--people", people, "--limit", 3, "-o", tax)
+    taxes = {row["method"]: row for row in json.loads(tax.read_text())["results"]}
+    nothing = taxes["self-debias:0"]
+    assert max(abs(nats["value"]) for nats in nothing["nats_a_token"].values()) < 1e-5
+    assert abs(nothing["people"]["controls"]) < 1e-5
+    moved = {way: one["people"]["controls"] for way, one in taxes.items() if way != "self-debias:0"}
+    assert min(abs(moved[way]) for way in ways if way.startswith(("sasa", "dexperts", "caa", "prompt"))) > 1e-3
+    refused = subprocess.run(
+        [sys.executable, BENCHMARKS / "peers.py", "tax", *map(str, few), "-M", "guard:1:profanity", "-o", tmp_path / "x"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "no next-token distribution" in refused.stderr
+    folder = tmp_path / "run"
+    bench = [
+        sys.executable,
+        "-m",
+        "sasa",
+        "bench",
+        "rtp",
+        "-p",
+        rows,
+        "-m",
+        tiny_folder,
+        "-b",
+        boundary,
+        "-c",
+        2,
+        "-n",
+        4,
+    ]
+    bench += ["-M", "plain", *named, "-s", judge, "-s", "profanity", "--judge", tiny_folder, "-o", folder]
+    done = subprocess.run(list(map(str, bench)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = list(json.loads((folder / "summary.json").read_text())["runs"][0]["scorers"])
+    shown = run(
+        *(
+            "peers.py",
+            "show",
+            "--run",
+            folder,
+            "--judge",
+            tiny_folder,
+            "--cost",
+            cost,
+            "--tax",
+            tax,
+            "--scorer",
+            names[0],
+        ),
+        *("--scorer", names[1], "-o", tmp_path / "out"),
+    )
+    assert all(way in shown for way in ways)
+    assert (tmp_path / "out" / "peers.png").is_file()
+
+
+def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp_path):
+    """RAD's tax on one text, by hand."""
+    sys.path.insert(0, str(BENCHMARKS))
+    import peers as script
+
+    from sasa.evaluation.methods import method
+    from sasa.evaluation.peers.judges import judge_named
+    from sasa.evaluation.world import Settings, World
+    from sasa.tax import taxes
+    from sasa.values import Steering
+
+    model, tokenizer = sasa.load(str(tiny_folder), device="cpu")
+    boundary = tiny.boundary(model)
+    judge = f"words:{corpus_file}::text=comment,label=toxic"
+    texts = [("so he", " said"), ("he said", " no, never"), ("so we", " left XQZ")]
+    words = script.words_of(tokenizer, texts)
+    world = World(model, tokenizer, boundary, Settings())
+    script.forced(world, words, script.bare, "plain")
+    words.plain = False
+    reading = script.reading_by(world, words, f"rad:{judge}:20")
+    found = taxes(reading, Steering.of(boundary, 1.0, "raw"))
+    scorer = judge_named(judge)
+    for text, place, nats in zip(reading.text.tolist(), reading.place.tolist(), found.tolist(), strict=True):
+        before = tokenizer(texts[text][0]).input_ids + tokenizer(texts[text][1]).input_ids[:place]
+        token = tokenizer(texts[text][1]).input_ids[place]
+        with torch.no_grad():
+            scores = model(input_ids=torch.tensor([before])).logits[0, -1]
+        some = scores.topk(50).indices.tolist()
+        some = some if token in some else [*some[:-1], token]
+        rewards = torch.tensor(
+            20 * (1 - scorer.score([tokenizer.decode([*before, one], skip_special_tokens=True) for one in some]))
+        )
+        plain, steered = scores[some].log_softmax(0), (scores[some] + rewards).log_softmax(0)
+        assert nats == pytest.approx(float((plain - steered)[some.index(token)]), abs=1e-4)
+    assert method(f"rad:{judge}:20")
