@@ -14,7 +14,9 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -22,37 +24,44 @@ import sasa
 from sasa.fitting import Corpus, Recipe, fit_boundary
 
 
+def share_of_forward(model: Any, tokenizer: Any, recipe: Recipe) -> dict[str, float]:
+    """A fit's seconds, and how many of them were spent in the model's forward passes."""
+    forward = began = 0.0
+
+    def now() -> float:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def before(*_: object) -> None:
+        nonlocal began
+        began = now()
+
+    def after(*_: object) -> None:
+        nonlocal forward
+        forward += now() - began
+
+    decoder = model.get_decoder()
+    hooks = [decoder.register_forward_pre_hook(before), decoder.register_forward_hook(after)]
+    start = now()
+    boundary = fit_boundary(model, tokenizer, recipe)
+    seconds = now() - start
+    for hook in hooks:
+        hook.remove()
+    texts = sum(boundary.report["texts"].values())
+    return {"texts": texts, "seconds": seconds, "forward_seconds": forward, "share": forward / seconds}
+
+
 def measure(corpus: str, limit: int, pooling: str, prefixes: bool) -> dict[str, float]:
     """One fit in this process."""
     from dataclasses import replace
 
     model, tokenizer = sasa.load(device="cpu")
-    forward = 0.0
-    began = 0.0
-
-    def before(*_: object) -> None:
-        nonlocal began
-        began = time.perf_counter()
-
-    def after(*_: object) -> None:
-        nonlocal forward
-        forward += time.perf_counter() - began
-
-    decoder = model.get_decoder()
-    decoder.register_forward_pre_hook(before)
-    decoder.register_forward_hook(after)
     spec = sasa.EmbeddingSpec(pooling=pooling)
     recipe = Recipe((replace(Corpus.parse(corpus), limit=limit),), embedding=spec, prefixes=prefixes)
     list(recipe.examples())  # the data library converts the file on first sight
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    start = time.perf_counter()
-    boundary = fit_boundary(model, tokenizer, recipe)
-    seconds = time.perf_counter() - start
-    return {
-        "texts": sum(boundary.report["texts"].values()),
-        "seconds": seconds,
-        "forward_seconds": forward,
-        "share": forward / seconds,
+    return share_of_forward(model, tokenizer, recipe) | {
         "peak_mb_before": loaded,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

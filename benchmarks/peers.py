@@ -87,7 +87,7 @@ def main() -> None:
         else:
             command.add_argument("--people", help="a file of sentences about groups", default=None)
     command = commands.add_parser("show")
-    command.add_argument("--run", type=Path, required=True, help="a folder of `sasa bench`, with its report")
+    command.add_argument("--run", type=Path, action="append", required=True, help="a folder of `sasa bench`; repeat it")
     command.add_argument("--judge", help="the model whose perplexity counts; by default the generating one")
     command.add_argument("--scorer", action="append", required=True)
     command.add_argument("--group", default="toxic")
@@ -360,7 +360,7 @@ def tax(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    (run,) = read_json(args.run / "summary.json", object_hook=from_json)["runs"]
+    run = together(args.run)
     costs = {row["method"]: row for row in read_json(args.cost)["results"]} if args.cost else {}
     taxes = {row["method"]: row for row in read_json(args.tax, object_hook=from_json)["results"]} if args.tax else {}
     fluency = f"perplexity@{args.judge}" if args.judge else "perplexity"
@@ -369,6 +369,19 @@ def show(args: argparse.Namespace) -> None:
     write_atomically(args.output / "peers.md", "\n".join(lines) + "\n")
     draw(run, args, costs, fluency)
     print("\n".join(lines))
+
+
+def together(folders: Sequence[Path]) -> dict[str, Any]:
+    """A run whose methods are those of several, of the same prompts and settings."""
+    found: dict[str, Any] = {}
+    for folder in folders:
+        (run,) = read_json(folder / "summary.json", object_hook=from_json)["runs"]
+        same = ("suite", "groups", "settings", "seed", "batch_size", "model", "scorers")
+        if differ := [key for key in same if found and found[key] != run[key]]:
+            raise SystemExit(f"{folder} is another run: its {', '.join(differ)} differ")
+        found = found or run
+        found["methods"] = found["methods"] | {k: v for k, v in run["methods"].items() if k not in found["methods"]}
+    return found
 
 
 def table_of(run: dict[str, Any], args: argparse.Namespace, costs: dict, taxes: dict, fluency: str) -> list[str]:

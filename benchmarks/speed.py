@@ -37,7 +37,14 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LogitsProcessorList,
+    MistralConfig,
+    PreTrainedModel,
+)
 
 import sasa
 import sasa.lookahead.lookahead
@@ -61,6 +68,14 @@ SHAPES = {
         vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, head_dim=64,
         num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500000.0,
         tie_word_embeddings=True,
+    ),
+    "sliding-3b": MistralConfig(
+        vocab_size=32768, hidden_size=3072, intermediate_size=8192, num_hidden_layers=26, head_dim=128,
+        num_attention_heads=24, num_key_value_heads=8, max_position_embeddings=8192, sliding_window=32,
+    ),
+    "tiny": LlamaConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=3, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
     ),
 }  # fmt: skip
 
@@ -112,6 +127,8 @@ def sides(
 
     every = {
         "plain": lambda: model.generate(ids, **settings),
+        # compiled by transformers itself, where it does that: on a GPU
+        "plain-compiled": lambda: model.generate(ids, cache_implementation="static", **settings),
         "decoder": decoder(),
         "own": decoder(limits={"top_k": 0, "top_p": 1.0}, top_k=k, top_p=p),
         "raw": decoder(value="raw"),
@@ -280,7 +297,8 @@ def main() -> None:
         "--sides",
         nargs="+",
         default=["plain", "decoder", "processor"],
-        help="and: own (see above), raw (the paper's value), several (all boundaries at once), compiled, reference",
+        help="and: own (see above), raw (the paper's value), several (all boundaries at once), compiled, "
+        "plain-compiled, reference",
     )
     parser.add_argument("--model")
     parser.add_argument("--boundary", action="append", help="repeat it for several; all but `several` use the first")

@@ -19,6 +19,7 @@ from sasa.candidates import DEFAULT_TOP_K, check_truncation, select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
 from sasa.models.heads import token_ids
 from sasa.models.inputs import check_model, inputs_beside_ids, is_filled, other_maker
+from sasa.models.parts import some_states
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
 
 
@@ -211,23 +212,30 @@ class SASALogitsProcessor(LogitsProcessor):
         return 1 - leading
 
 
+class _Every(int):
+    """True, and yet nobody else's."""
+
+
 def watch_passes(processor: SASALogitsProcessor) -> None:
     """Has `on_forward` called for every pass of the model into a `DynamicCache`, for as long as the
     processor lives.
     """
     living = weakref.ref(processor)
-    layers = list(layers_of(processor.steering.specs))  # recognised by its identity: others may want states, too
+    layers = list(layers_of(processor.steering.specs))
+    asked: Any = (
+        layers if some_states(layers) is layers else _Every(1)
+    )  # known by its identity: others may want states, too
 
     def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         cached = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
         if (follower := living()) is not None and not torch.compiler.is_compiling():
             follower.on_inputs(kwargs)
         if cached and not kwargs.get("output_hidden_states") and not torch.compiler.is_compiling():
-            kwargs = kwargs | {"output_hidden_states": layers}
+            kwargs = kwargs | {"output_hidden_states": asked}
         return args, kwargs
 
     def after(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        if kwargs.get("output_hidden_states") is not layers or not isinstance(output, ModelOutput):
+        if kwargs.get("output_hidden_states") is not asked or not isinstance(output, ModelOutput):
             return output
         follower = living()
         if follower is not None:

@@ -20,15 +20,17 @@ from sasa.values import PRIOR
 def embedding(model: PreTrainedModel, ids: list[int], boundary: Boundary, prompt_length: int = 0) -> Tensor:
     """The embedding (d,) of a text, given as token ids without padding."""
     spec = boundary.embedding
-    every = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states
+    every = model(
+        input_ids=torch.tensor([ids], device=model.device), output_hidden_states=True, use_cache=False
+    ).hidden_states
     states = torch.cat([every[layer][0].float() for layer in spec.layers], -1)
     if spec.pooling == "last":
         return states[-1]
     span = states[prompt_length:] if spec.span == "response" else states
     if not len(span):
         return states[-1]
-    age = torch.arange(len(span) - 1, -1, -1)
-    weights = 0.5 ** (age / spec.half_life) if spec.pooling == "ema" else torch.ones(len(span))
+    age = torch.arange(len(span) - 1, -1, -1, device=span.device)
+    weights = 0.5 ** (age / spec.half_life) if spec.pooling == "ema" else torch.ones_like(age)
     return (span * weights[:, None]).sum(0) / weights.sum()
 
 
@@ -48,7 +50,7 @@ def margins(
 @torch.no_grad()
 def logits(model: PreTrainedModel, ids: list[int]) -> Tensor:
     """The model's own next-token logits, float32 (V,)."""
-    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float()
+    return model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
 
 
 Boundaries = Boundary | list[tuple[Boundary, float]]

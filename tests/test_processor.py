@@ -5,7 +5,7 @@ import torch
 from test_lookahead import PROMPTS, left_padded
 from transformers import DynamicCache, LogitsProcessorList
 
-from sasa import SASALogitsProcessor
+from sasa import SASADecoder, SASALogitsProcessor
 from sasa.lookahead import packs
 
 ISSUE_FAMILIES = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"]
@@ -235,3 +235,23 @@ def test_a_model_is_as_it_was_once_its_processor_is_gone():
     del processor
     assert not model._forward_pre_hooks
     assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+def test_releases_of_transformers_that_number_layers_otherwise(family, monkeypatch):
+    """Before 5.23 a pass took a list of layers for something else, or for True: there, all states are asked for."""
+    monkeypatch.setattr("sasa.models.parts.STATES_BY_NUMBER", False)
+    model = tiny.model(family)
+    boundary = tiny.boundary(model, pooling="mean", layer=(1, 2))
+    asked = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: asked.append(kwargs.get("output_hidden_states")), with_kwargs=True
+    )
+    want = reference.decode(model, boundary, 2.0, PROMPTS[0], 10, [tiny.EOS], top_k=8, seed=3)
+    asked.clear()
+    processor = SASALogitsProcessor(model, boundary, 2.0, top_k=8)
+    assert generate(model, PROMPTS[:1], processor=processor, seed=3)[0].tolist()[: len(want)] == want
+    decoder = generate(model, PROMPTS[:1], seed=3, custom_generate=SASADecoder(boundary, 2.0, top_k=8))
+    assert decoder[0].tolist()[: len(want)] == want
+    assert not any(isinstance(one, list) for one in asked)
+    assert any(asked)

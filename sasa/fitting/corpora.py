@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import datasets
-
 from sasa.boundary import Text
 from sasa.fitting.dialogues import SIDES, Message, Reply, replies
 from sasa.tables import (
@@ -282,6 +280,8 @@ class Corpus:
             name, config = HUB.get(self.source, (self.source, None))
             try:
                 where = {"data_dir" if self.source == "hh-rlhf" else "name": self.config or config}
+                import datasets
+
                 table = _HubTable(datasets.load_dataset(name, split=self.split, **where), f"corpus {self.source}")
             except Exception as error:  # the Hub's errors are of a dozen types, and none says what to do instead
                 raise FileNotFoundError(
@@ -456,7 +456,7 @@ class Corpus:
 class _HubTable(Table):
     """A data set of the Hub, as it lies in the cache of `datasets`."""
 
-    def __init__(self, data: datasets.Dataset, name: str) -> None:
+    def __init__(self, data: Any, name: str) -> None:
         super().__init__(
             name, tuple(dict.fromkeys(column_names(data.features))), len(data), lambda: (r for _, r in self.rows())
         )

@@ -13,6 +13,8 @@ import weakref
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 """What decoders call the norm behind their last layer."""
+
+STATES_BY_NUMBER = Version(transformers.__version__) >= Version("5.23")
+"""Whether a pass that is asked for hidden states by a list of layers counts them as everybody does, the token embeddings
+first. Releases of transformers before 5.23 that take such a list count a layer's output from 0: of them all are asked for.
+"""
 
 _found: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[int, bool], bool]] = weakref.WeakKeyDictionary()
 
@@ -56,6 +63,11 @@ def _comes_apart(model: PreTrainedModel, depth: int, upper: bool) -> bool:
     if (depth, upper) not in known:
         known[depth, upper] = 0 < depth < depth_of(model) and _agrees(model, depth, upper)
     return known[depth, upper]
+
+
+def some_states(layers: list[int]) -> list[int] | bool:
+    """What a pass is given as `output_hidden_states`, so that those of some layers stand at their numbers; False for none."""
+    return (layers if STATES_BY_NUMBER else True) if layers else False
 
 
 def depth_of(model: PreTrainedModel) -> int:
@@ -108,7 +120,7 @@ def _agrees(model: PreTrainedModel, depth: int, upper: bool) -> bool:
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
     inputs = {"attention_mask": torch.ones_like(ids), "use_cache": False}
     try:
-        whole = decoder(input_ids=ids, output_hidden_states=[depth], **inputs)
+        whole = decoder(input_ids=ids, output_hidden_states=some_states([depth]), **inputs)
         state = whole.hidden_states[depth]
         part = _part(model, depth, upper)
         found = part(**({"inputs_embeds": state} if upper else {"input_ids": ids}), **inputs).last_hidden_state

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sasa.models.parts import depth_of
+from sasa.models.parts import depth_of, some_states
 
 
 def positions(attention_mask: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def hidden_states(
     inputs.setdefault("use_cache", "past_key_values" in inputs)
     # Layers by their indices, or a pass would hold the states of all of them until its end.
     wanted = [layer for layer in at if layer != top]
-    read = decoder(input_ids=input_ids, output_hidden_states=wanted or False, **inputs)
+    read = decoder(input_ids=input_ids, output_hidden_states=some_states(wanted), **inputs)
     last = read.last_hidden_state
     states = [last if layer == top else read.hidden_states[layer] for layer in at]
     return torch.stack(states) if len(states) > 1 else states[0][None], last

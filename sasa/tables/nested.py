@@ -8,9 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sasa.tables.table import Bad, Format, Row, Table, column_names, outer, repeated
 from sasa.tables.text import broken, check_characters, guarded, opened
 
@@ -85,6 +82,9 @@ def _checked(found: Any, where: str) -> Row | Bad:
 
 
 def parquet_table(path: Path, name: str) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     def names(fields: Iterable[Any], before: str = "") -> Iterator[str]:
         for one in fields:
             yield before + one.name

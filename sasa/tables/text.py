@@ -8,13 +8,12 @@ import gzip
 import io
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
-
-import pyarrow as pa
 
 from sasa.tables.table import ENCODINGS, SAVE, Bad, Row
 
@@ -56,6 +55,8 @@ def check_characters(text: str) -> None:
 
 def _zstd(content: Any) -> Any:
     """A file that zstd has packed, by Arrow: Python has no reader of its own before 3.14."""
+    import pyarrow as pa
+
     return io.BufferedReader(_Readable(pa.CompressedInputStream(pa.PythonFile(content, "r"), "zstd")), 1 << 16)
 
 
@@ -127,6 +128,12 @@ def broken(line: str) -> str | None:
     return None
 
 
+def _damage() -> tuple[type[Exception], ...]:
+    """What files end in that are cut off, or something else; Arrow's own where it reads."""
+    arrow = sys.modules.get("pyarrow")
+    return (EOFError, zlib.error, *([arrow.ArrowException] if arrow else []))
+
+
 @contextmanager
 def named(name: str, kind: str) -> Iterator[None]:
     """Says of what goes wrong in reading a file which one it is."""
@@ -134,7 +141,7 @@ def named(name: str, kind: str) -> Iterator[None]:
         yield
     except UnicodeError as error:
         raise ValueError(f"{name} cannot be read as {kind}: {error}; {ENCODINGS}") from error
-    except (pa.ArrowException, EOFError, zlib.error) as error:
+    except _damage() as error:
         raise ValueError(f"{name} is damaged, or cannot be read as {kind}: {error}") from error
     except OSError as error:
         if error.errno is not None:

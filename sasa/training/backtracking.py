@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -223,13 +222,14 @@ def _trainer(
     checkpoints: Path,
     progress: bool,
 ) -> Any:
+    import datasets
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     class PairsOfIds(DPOTrainer):
         """trl's, of token ids: as text, the prefix of a reply and what follows would be tokenized as one."""
 
-        def _prepare_dataset(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
             return dataset
 
     cuda = model.device.type == "cuda"
