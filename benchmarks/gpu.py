@@ -1,6 +1,6 @@
 """Everything that wants a GPU, in one go and without a network: exactness, time, a fit, a run of `sasa bench`, [RESET].
 
-    benchmarks/gpu.sh                                  # all of it, at most seven minutes on an H100
+    benchmarks/gpu.sh                                  # all of it, at most seven minutes
     python benchmarks/gpu.py --parts exact time -o runs/gpu
     python benchmarks/gpu.py --compare -o runs/gpu     # what falls short, beside a model of what a step has to take
     python benchmarks/gpu.py --tiny --device cpu -o runs/gpu-tiny    # the same on tiny models: so that it does not rot
@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -84,10 +86,13 @@ def run_part(name: str, args: argparse.Namespace) -> None:
     start = time.monotonic()
     print(f"== {name}, at most {seconds:.0f} s", flush=True)
     with open(args.output / f"{name}.log", "w") as log:
+        child = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            done = subprocess.run(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, timeout=seconds)
-            ended = "" if done.returncode == 0 else f"failed: {last_line(args.output / f'{name}.log')}"
+            code = child.wait(timeout=seconds)
+            ended = "" if code == 0 else f"failed: {last_line(args.output / f'{name}.log')}"
         except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # and what it has started: the next part wants the GPU for itself
+            child.wait()
             ended = f"stopped after {seconds:.0f} s"
     file = args.output / f"{name}.json"
     content = read_json(file) if file.is_file() else {"done": False, "results": []}

@@ -62,47 +62,45 @@ class Found:
 
 
 def exact(args: argparse.Namespace, found: Found) -> None:
-    """Every fast path against the definition, on tiny models of all families and on the default one."""
+    """Every fast path against the definition, on the default model and on tiny ones of all families.
+
+    What matters most comes first: the default model, then tiny ones in float32, in bfloat16, and last what has to be compiled.
+    """
     families = ["llama", "gemma3", "bloom"] if args.tiny else [*tiny.FAMILIES, *tiny.REREAD_FAMILIES]
     if args.tiny:  # generating code takes half a minute a model
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    for dtype in (torch.float32, torch.bfloat16):
-        for family in families:
-            model = tiny.model(family).to(args.device, dtype)
-            boundary = tiny.boundary(model, pooling="mean", layer=1).to(args.device)
-            checked(found, family, model, boundary, PROMPTS, args, compiled=family in ("llama", "gemma3"))
-    if args.tiny:
-        return
-    try:
-        model, tokenizer = sasa.load(device=args.device, dtype="float32")
-    except (OSError, ImportError) as error:
-        found.add(model="the default", check="all", error=f"not at hand: {error}"[:200])
-        return
-    prompts = [
-        tokenizer(text).input_ids for text in ("So he said that", "My neighbour is", "I think this whole thing is")
-    ]
-    for dtype in (torch.float32, torch.bfloat16):
-        model = model.to(dtype)
-        boundary = sasa.Boundary.load("toxicity", model=model).to(args.device)
-        checked(found, "the default", model, boundary, prompts, args, compiled=True)
+    names = [] if args.tiny else ["the default"]
+    for only in (EAGER, COMPILED):
+        for dtype in (torch.float32, torch.bfloat16):
+            for name in [*names, *families]:
+                if only is COMPILED and name not in ("the default", "llama", "gemma3"):
+                    continue
+                try:
+                    model, boundary, prompts = subject(name, args.device, dtype)
+                except (OSError, ImportError) as error:
+                    found.add(model=name, dtype=str(dtype), check="all", error=f"not at hand: {error}"[:200])
+                    continue
+                checked(found, name, model, boundary, prompts, args, only)
+
+
+def subject(name: str, device: str, dtype: torch.dtype) -> tuple[Any, Any, list[list[int]]]:
+    """A model, a boundary for it, and prompts of several lengths."""
+    if name != "the default":
+        model = tiny.model(name).to(device, dtype)
+        return model, tiny.boundary(model, pooling="mean", layer=1).to(device), PROMPTS
+    model, tokenizer = sasa.load(device=device, dtype=dtype)
+    texts = "So he said that", "My neighbour is", "I think this whole thing is"
+    return model, sasa.Boundary.load("toxicity", model=model).to(device), [tokenizer(text).input_ids for text in texts]
 
 
 def checked(
-    found: Found,
-    name: str,
-    model: Any,
-    boundary: Any,
-    prompts: list[list[int]],
-    args: argparse.Namespace,
-    compiled: bool,
-) -> None:
-    """Runs all checks of a model; one that fails or breaks off does not keep the others from running."""
-    checks: dict[str, Callable[..., float]] = {"processor": by_processor, "decoder": by_decoder, "lazy": lazily}
-    if model.dtype == torch.float32:
-        checks["backtracking"] = going_back
-    if compiled and packs(model):
-        checks["compiled"] = compiled_passes
+    found: Found, name: str, model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace,
+    checks: dict[str, Callable[..., float]],
+) -> None:  # fmt: skip
+    """Runs checks of a model; one that fails or breaks off does not keep the others from running."""
     for check, function in checks.items():
+        if (check == "backtracking" and model.dtype != torch.float32) or (check == "compiled" and not packs(model)):
+            continue
         row: dict[str, Any] = {"model": name, "dtype": str(model.dtype).removeprefix("torch."), "check": check}
         start = time.perf_counter()
         try:
@@ -212,6 +210,10 @@ def going_back(model: Any, boundary: Any, prompts: list[list[int]], args: argpar
     return wrong / len(prompts)
 
 
+EAGER = {"processor": by_processor, "decoder": by_decoder, "lazy": lazily, "backtracking": going_back}
+COMPILED = {"compiled": compiled_passes}
+
+
 # 2. Time
 
 
@@ -281,6 +283,9 @@ def cell(
 
 # 3. A fit
 
+TEXTS = 20_000
+"""Of the fit: about a million tokens, of which an 8B model reads 30,000 a second on an H100 at half its peak."""
+
 
 def fit(args: argparse.Namespace, found: Found) -> None:
     """A fit on made-up texts at the shape of an 8B model: how much of it is the model's own forward passes."""
@@ -297,13 +302,13 @@ def fit(args: argparse.Namespace, found: Found) -> None:
     with file.open("w", newline="") as content:
         writer = csv.writer(content)
         writer.writerow(["text", "label"])
-        for number in range(120 if args.tiny else 20_000):
+        for number in range(120 if args.tiny else TEXTS):
             text = " ".join(draw.choice(words) for _ in range(8))
             writer.writerow([f"{text} {number}", int("XQZ" in text)])
     corpus = Corpus(str(file), text="text", label="label")
     for prefixes in (False, True):
         spec = sasa.EmbeddingSpec(pooling="mean", max_length=64)
-        part = replace(corpus, limit=None if args.tiny or not prefixes else 5_000)
+        part = replace(corpus, limit=None if args.tiny or not prefixes else TEXTS // 8)
         recipe = Recipe((part,), embedding=spec, prefixes=prefixes)
         found.add(prefixes=prefixes, **share_of_forward(model, tiny.tokenizer(), recipe))
     file.unlink()
@@ -338,13 +343,14 @@ def rtp(args: argparse.Namespace, found: Found) -> None:
         args.device,
     ]
     command += [part for judge in judges for part in ("-s", judge)] + ["-o", folder / "rtp-run"]
-    start = time.perf_counter()
-    subprocess.run(list(map(str, command)), check=True)
-    (run,) = read_json(folder / "rtp-run" / "summary.json")["runs"]
-    for name, one in run["methods"].items():
+    for method in ("plain", "sasa"):  # one at a time: what there is when the time is over counts
+        start = time.perf_counter()
+        subprocess.run(list(map(str, [*command, "-M", method])), check=True)
+        (run,) = read_json(folder / "rtp-run" / "summary.json")["runs"]
+        one = run["methods"][method]
         emt = {judge: scores["emt"] for judge, scores in one["toxicity"].items()}
         figures = {key: one["figures"].get(key) for key in ("perplexity", "distinct_2", "seconds_a_completion")}
-        found.add(method=name, emt=emt, **figures, seconds=round(time.perf_counter() - start, 1))
+        found.add(method=method, emt=emt, **figures, seconds=round(time.perf_counter() - start, 1))
 
 
 def tiny_folder(folder: Path) -> Path:
@@ -423,9 +429,9 @@ def reset(args: argparse.Namespace, found: Found) -> None:
 
 PARTS: dict[str, tuple[int, Callable[[argparse.Namespace, Found], None]]] = {
     "exact": (80, exact),
-    "time": (200, timing),
-    "fit": (45, fit),
+    "time": (150, timing),
+    "fit": (55, fit),
     "rtp": (45, rtp),
-    "reset": (110, reset),
+    "reset": (90, reset),
 }
 """What there is, in order, and the seconds that each may take."""

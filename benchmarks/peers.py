@@ -8,9 +8,9 @@
 
 `cost` has the methods complete the same prompts, of one length, one after the other and round by round: seconds of a token, and
 how many times transformers' own `generate()` that is (the median of the rounds); memory is the peak of all tensors made, beyond
-the model's weights, and what a method keeps beside these (a reward model, experts). `tax` is log p - log q of words that are
-there, over the 50 likeliest candidates and the word itself, as `sasa selectivity` and `sasa audit` have it, for every method that
-has a next-token distribution: the words are forced on its own generation loop.
+all weights, and what a method keeps as tensors beside the model (a reward model, experts). `tax` is log p - log q of words that
+are there, over the 50 likeliest candidates and the word itself, as `sasa selectivity` and `sasa audit` have it, for every method
+that has a next-token distribution: the words are forced on its own generation loop.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from sasa.boundary import EmbeddingSpec
 from sasa.embedding import response_start, tokenize
 from sasa.evaluation.methods import BOUNDLESS, SASA, method
 from sasa.evaluation.metrics import from_json, to_json
+from sasa.evaluation.peers.dexperts import experts
+from sasa.evaluation.peers.judges import judge_named
 from sasa.evaluation.selectivity import labelled, selectivity
 from sasa.evaluation.suites import load_suite
 from sasa.evaluation.world import Settings, World
@@ -106,13 +108,15 @@ def bare(world: World, prompts: Sequence[str], seed: int) -> list[list[Completio
 # What each costs
 
 
-def alive() -> int:
-    """Bytes of all tensors that somebody holds."""
-    storages = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor):  # isinstance would wake what stands in for something else
-            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-    return sum(storages.values())
+def alive() -> list[Tensor]:
+    """All tensors that somebody holds."""
+    # isinstance would wake what stands in for something else
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+
+
+def held() -> int:
+    """Their bytes."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive()}.values())
 
 
 def cost(args: argparse.Namespace) -> None:
@@ -124,12 +128,15 @@ def cost(args: argparse.Namespace) -> None:
     kept: dict[str, float] = {BARE: 0.0}
     ways[BARE](world, prompts, 0)
     for name in args.method:
+        # What another method has loaded is loaded once more, to be counted for this one, too.
+        judge_named.cache_clear()
+        experts.cache_clear()
         gc.collect()
-        before = alive()
+        before = held()
         ways[name] = method(name)
         ways[name](world, prompts, 0)  # warms up, and loads what it needs
         gc.collect()
-        kept[name] = max(0, alive() - before) / 2**20
+        kept[name] = max(0, held() - before) / 2**20
     rounds: list[dict[str, float]] = []
     with progress_bar("rounds", True) as bar:
         task = bar.add_task("rounds", total=args.rounds * len(ways))
@@ -143,7 +150,7 @@ def cost(args: argparse.Namespace) -> None:
                 bar.advance(task)
     results = []
     for name, way in ways.items():
-        with Peak(model) as peak:
+        with Peak(model, alive()) as peak:
             rows = way(world, prompts, 0)
         delivered = sum(len(c.tokens) for row in rows for c in row)
         results.append(
@@ -292,7 +299,10 @@ def words_of(tokenizer: Any, texts: Sequence[Any]) -> Words:
         first = max(1, response_start(tokenizer, text, spec))
         prompt = text[0] if isinstance(text, tuple) else str(tokenizer.decode(ids[:1]))
         if tokenizer(prompt).input_ids != ids[:first]:
-            raise SystemExit(f"{text!r}: its prompt is other tokens by itself")
+            raise SystemExit(
+                f"{text!r}: its prompt is other tokens by itself, as where a tokenizer opens texts: such a model's tax cannot "
+                "be read here"
+            )
         words.prompts.append(prompt)
         words.written.append(ids[first : first + PLACES])
         words.candidates.append([])
@@ -417,7 +427,8 @@ def table_of(run: dict[str, Any], args: argparse.Namespace, costs: dict, taxes: 
             cells.append(f"{people['controls']:.2f}, {people['worst']['beyond']:+.1f} ({people['worst']['group']})")
         else:
             cells += ["–", "–"]
-        lines.append(f"| {name} | {' | '.join([*cells, NEEDS.get(name.partition(':')[0], '')])} |")
+        label = " ".join(name.replace("|", "\\|").split())
+        lines.append(f"| {label} | {' | '.join([*cells, NEEDS.get(name.partition(':')[0], '')])} |")
     return lines
 
 

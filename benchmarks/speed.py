@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,13 +161,15 @@ def synchronize(device: torch.device) -> None:
 
 
 class Peak(TorchDispatchMode):
-    """The most memory that tensors made inside held at once, in bytes, on any device."""
+    """The most memory that tensors made inside held at once, in bytes, on any device; what the model and others hold is not
+    theirs.
+    """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, others: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.seen = WeakIdKeyDictionary()
         self.now = self.most = 0
-        for weight in [*model.parameters(), *model.buffers()]:
+        for weight in [*model.parameters(), *model.buffers(), *others]:
             self.seen[weight.untyped_storage()] = True
 
     def _free(self, size: int) -> None:

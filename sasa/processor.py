@@ -212,30 +212,26 @@ class SASALogitsProcessor(LogitsProcessor):
         return 1 - leading
 
 
-class _Every(int):
-    """True, and yet nobody else's."""
-
-
 def watch_passes(processor: SASALogitsProcessor) -> None:
     """Has `on_forward` called for every pass of the model into a `DynamicCache`, for as long as the
     processor lives.
     """
     living = weakref.ref(processor)
     layers = list(layers_of(processor.steering.specs))
-    asked: Any = (
-        layers if some_states(layers) is layers else _Every(1)
-    )  # known by its identity: others may want states, too
+    ours = False  # whether it is this processor alone that wants the states of the pass under way
 
     def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        cached = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
-        if (follower := living()) is not None and not torch.compiler.is_compiling():
+        nonlocal ours
+        if torch.compiler.is_compiling():
+            return args, kwargs
+        if (follower := living()) is not None:
             follower.on_inputs(kwargs)
-        if cached and not kwargs.get("output_hidden_states") and not torch.compiler.is_compiling():
-            kwargs = kwargs | {"output_hidden_states": asked}
-        return args, kwargs
+        cached = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
+        ours = cached and not kwargs.get("output_hidden_states")
+        return args, kwargs | {"output_hidden_states": some_states(layers)} if ours else kwargs
 
     def after(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        if kwargs.get("output_hidden_states") is not asked or not isinstance(output, ModelOutput):
+        if torch.compiler.is_compiling() or not ours or not isinstance(output, ModelOutput):
             return output
         follower = living()
         if follower is not None:

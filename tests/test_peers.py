@@ -1,6 +1,5 @@
 """Other people's methods do what their papers say: held to slow, obvious definitions on tiny models."""
 
-import json
 import re
 
 import numpy as np
@@ -18,7 +17,8 @@ from sasa.evaluation.peers import caa, debias, dexperts, guard, rad
 from sasa.evaluation.peers.judges import judge_named
 from sasa.evaluation.peers.prompt import INSTRUCTION, Prompted
 from sasa.evaluation.peers.stream import Stream
-from sasa.evaluation.runner import Run, generate_stage
+from sasa.evaluation.report import write_report
+from sasa.evaluation.runner import Run, SettingsDiffer, check_methods, generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import Settings, World
 from sasa.training.folder import save_adapter
@@ -230,9 +230,8 @@ def test_a_guard_writes_again_what_a_judge_stops(world, judge, monkeypatch):
 
 
 def test_methods_with_a_path_have_files_of_their_own(world, judge, experts, tmp_path):
-    suite = Suite("rtp", "here", tuple(Prompt(f"p{i}", text, "toxic") for i, text in enumerate(PROMPTS)), {})
     specs = [f"dexperts:{experts}:1", f"rad:{judge}:10", "prompt:Be 100% nice/kind @ home", "self-debias:10", "plain"]
-    run = Run.create(tmp_path / "run", suite, world)
+    run = store(tmp_path / "run", world)
     generate_stage(run, {spec: method(spec) for spec in specs}, world)
     assert run.methods == specs == Run.open(tmp_path / "run").methods
     assert len(list((tmp_path / "run" / "completions").glob("*.jsonl"))) == len(specs)
@@ -252,6 +251,10 @@ def test_bad_peers_are_refused_before_any_work(experts, tmp_path, judge):
         f"caa:{experts}:4:1": "LAYER must be in [1, 3]",
         f"caa:{tmp_path}:1:1": "benchmarks/experts.py writes it",
         "caa:1:1": "caa:DIR:LAYER:SCALE",
+        f"caa:{experts}:1:nan": "SCALE must be finite",
+        "guard": "guard:N",
+        "rad": "rad:JUDGE:BETA",
+        "rad:boundary:1": "unknown scorer 'boundary'",
         "guard:0": "N must be >= 1",
         "guard:2:nobody": "unknown scorer 'nobody'",
     }
@@ -271,6 +274,88 @@ def test_vectors_of_another_model(world, tmp_path):
 
 def test_what_needs_no_boundary_is_a_method():
     assert set(BOUNDLESS) < set(METHODS)
+
+
+def store(folder, world, prompts=PROMPTS):
+    suite = Suite("rtp", "here", tuple(Prompt(f"p{i}", text, "toxic") for i, text in enumerate(prompts)), {})
+    return Run.create(folder, suite, world)
+
+
+def test_a_run_goes_on_with_the_same_vectors_alone(world, experts, tmp_path):
+    spec, vectors = f"caa:{tmp_path}:1:1", experts / caa.VECTORS
+    (tmp_path / caa.VECTORS).write_bytes(vectors.read_bytes())
+    run = store(tmp_path / "run", world)
+    generate_stage(run, {spec: method(spec)}, world)
+    written = run.completed(spec)
+    generate_stage(store(tmp_path / "run", world), {spec: method(spec)}, world)
+    assert run.completed(spec) == written
+    save_file({"vectors": torch.ones(4, 32)}, tmp_path / caa.VECTORS)
+    caa._vectors.cache_clear()
+    with pytest.raises(SettingsDiffer, match="what it reads is now"):
+        generate_stage(store(tmp_path / "run", world), {spec: method(spec)}, world)
+
+
+@pytest.mark.parametrize("text", ["善良" * 30, "Be kind. " * 40, "Be kind [/INST] | [bold]nice\nand good"])
+def test_instructions_of_any_length_and_form(text, tokenizer, judge, tmp_path):
+    model = tiny.model("llama", max_position_embeddings=1024)
+    world = World(model, tokenizer, tiny.boundary(model), Settings(3, 5))
+    spec = f"prompt:{text}"
+    run = store(tmp_path / "run", world)
+    generate_stage(run, {"plain": method("plain"), spec: method(spec)}, world, progress=True)
+    likelihood_stage(run, world.model, world.tokenizer, [spec], progress=True)
+    score_stage(run, [judge_named(judge)], ["plain", spec], progress=True)
+    assert Run.open(tmp_path / "run").methods == ["plain", spec]
+    lines = write_report([tmp_path / "run"]).read_text().splitlines()
+    heads = [line for line in lines if line.startswith("| method |")]
+    rows = [line for line in lines if line.startswith("| prompt:")]
+    assert len(heads) == len(rows) == 2
+    assert all(re.sub(r"\\\|", "", row).count("|") == head.count("|") for head, row in zip(heads, rows, strict=True))
+
+
+def test_what_cannot_be_used_is_refused_before_any_method_writes(world, experts, tokenizer, tmp_path):
+    run = store(tmp_path / "run", world)
+    long = f"prompt:{'Be kind. ' * 30}"
+    with pytest.raises(ValueError, match="beyond the model's context window of 256"):
+        check_methods(run, {"plain": method("plain"), long: method(long)}, world)
+    save_file({"vectors": torch.zeros(4, 8)}, tmp_path / caa.VECTORS)
+    with pytest.raises(ValueError, match=r"method caa:.*of another model"):
+        check_methods(run, {"caa": method(f"caa:{tmp_path}:1:1")}, world)
+    fine = {spec: method(spec) for spec in ("plain", f"dexperts:{experts}:1", "self-debias:10", "prompt", "sasa")}
+    check_methods(run, fine, world)
+    strict = tiny.tokenizer()
+    strict.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    chatting = World(world.model, strict, world.boundary, Settings(1, 4, chat=True))
+    with pytest.raises(ValueError, match="takes no turn of the system's"):
+        Prompted().check(chatting)
+    other = World(world.model, tokenizer, tiny.boundary(world.model, special_tokens=False), Settings(1, 4))
+    with pytest.raises(ValueError, match="special_tokens=False"):
+        method("prompt")(other, PROMPTS, seed=1)
+
+
+def test_rad_reads_nothing_behind_the_end(world, judge):
+    """A row that has ended costs no more of the judge's time."""
+    texts = torch.tensor([[5, 9, 200, 7], [66, 3, 12, 40]])
+    processor = rad.Reward(judge_named(judge), world.tokenizer, 30.0, world.limits(), [tiny.EOS])
+    read = []
+    processor.judge = type(
+        "Counting", (), {"score": lambda self, some: read.append(len(some)) or np.zeros(len(some))}
+    )()
+    scores = torch.zeros(2, tiny.VOCABULARY)
+    processor(texts, scores)
+    both = read.pop()
+    grown = torch.cat([texts, torch.tensor([[tiny.EOS], [70]])], 1)
+    processor(grown, scores)
+    assert 0 < read.pop() <= both / 2
+    processor(torch.cat([grown, torch.tensor([[0], [tiny.EOS]])], 1), scores)
+    assert not read
+
+
+def test_a_recurrent_model_is_read_anew(tokenizer):
+    model = tiny.model("mamba")
+    stream = Stream(model, [70, 71])
+    for ids in ([[5, 6]], [[5, 6, 7]], [[5, 6, 7, 8]]):
+        found = stream.logits(torch.tensor(ids * 2))
+        torch.testing.assert_close(found[1], next_logits(model, [70, 71, *ids[0]]), atol=1e-4, rtol=1e-4)
 
 
 # Judges that outlive Perspective
@@ -303,7 +388,7 @@ def test_ready_made_classifiers(kind, name, tmp_path, monkeypatch):
         scorers.Classifier(str(tmp_path))
 
 
-def test_qwen3guard(tmp_path):
+def test_qwen3guard(tmp_path, monkeypatch):
     """Its score is of the three answers it could give; by reading each of them."""
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}:"
@@ -322,9 +407,16 @@ def test_qwen3guard(tmp_path):
             log_p.append(float(sum(every[place - 1, ids[place]] for place in range(len(before), len(ids)))))
         _, half, unsafe = torch.tensor(log_p).softmax(0).tolist()
         assert score == pytest.approx(unsafe + half / 2, abs=1e-5)
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("SASA_CACHE", str(cache))
     scorers.try_judge(guard_judge)
+    assert list((cache / "scores").iterdir()), "its scores are kept where all others are, whatever its name"
     assert len(guard_judge.score([])) == 0
-    assert json.dumps(guard_judge.version)
+    other = tiny.model("qwen3")
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2)
+    other.save_pretrained(tmp_path)
+    assert scorers.Qwen3Guard(str(tmp_path)).version != guard_judge.version
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "plain")
     tiny.model("qwen3").save_pretrained(tmp_path / "plain")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 import sasa
@@ -142,6 +143,7 @@ def suite_command(name: str) -> Callable[..., None]:
         run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run)
         for reason, count in run.about["skipped"].items():
             out.print(f"left out: {count} prompts {reason}")
+        runner.check_methods(run, made, world)
         if dry_run:
             _forecast(run, made, world)
             return
@@ -205,7 +207,7 @@ def show(file: Path) -> None:
                 change = f"{test['relative']:+.1%}" if test and test["relative"] is not None else ""
                 cells = [toxicity.get("emt"), toxicity.get("toxic_rate"), method["figures"].get("perplexity")]
                 p = f"{test['p']:.3f}" if test else ""
-                table.add_row(name, *(f"{c['value']:.3f}" if c else "–" for c in cells), change, p)
+                table.add_row(escape(name), *(f"{c['value']:.3f}" if c else "–" for c in cells), change, p)
             out.print(table)
     out.print(f"report, with intervals and pictures: {file}")
 
@@ -216,7 +218,7 @@ def _forecast(run: runner.Run, made: dict[str, Method], world: World) -> None:
         "", "completions to go", "minutes", title=f"{run.about['suite']}: {len(run.prompts)} prompts, dry run"
     )
     for name, (count, seconds) in found.items():
-        table.add_row(name, str(count), f"{seconds / 60:.1f}")
+        table.add_row(escape(name), str(count), f"{seconds / 60:.1f}")
     table.add_row("all", "", f"{sum(seconds for _, seconds in found.values()) / 60:.0f}", style="bold")
     out.print(table)
     out.print("and the scorers' own time: little for profanity, a second a completion for perspective")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sasa.evaluation.fingerprints import fingerprint
 from sasa.models.load import load
 from sasa.models.states import context_window
 from sasa.sampling import log_probs
@@ -32,9 +33,8 @@ class Qwen3Guard:
         self._model, self._tokenizer = load(model)
         if self._tokenizer.chat_template is None:
             raise ValueError(f"{model} has no chat template: it is no Qwen3Guard-Gen")
-        config = self._model.config
-        self.name = model
-        self.version = str(getattr(config, "_commit_hash", None) or config._name_or_path)
+        self.name = f"qwen3guard:{model}"
+        self.version = fingerprint(self._model)
         self._answers = [self._ids(OPENING + answer) for answer in ANSWERS]
         window = context_window(self._model) or MAX_TOKENS
         # Room for the template's own words is what an empty text takes.

@@ -191,6 +191,8 @@ def _by_group(scores: Array, groups: list[str]) -> dict[str, dict[str, Any]]:
 def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]]) -> str:
     lines = ["# Detoxification report", ""]
     for run in summary["runs"]:
+        # What stands in a cell must not end it: an instruction may hold anything.
+        run = run | {"methods": {" ".join(n.replace("|", "\\|").split()): m for n, m in run["methods"].items()}}
         s = run["settings"]
         lines += [
             f"## {run['name']}: {run['suite']}",

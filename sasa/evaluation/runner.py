@@ -27,10 +27,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -46,9 +47,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
 from sasa.embedding import tokenize_prompt
-from sasa.evaluation.scorers import Scorer, fingerprint, scored
+from sasa.evaluation.fingerprints import fingerprint
+from sasa.evaluation.scorers import Scorer, scored
 from sasa.evaluation.suites import Prompt, Suite
-from sasa.evaluation.world import Method, World
+from sasa.evaluation.world import Method, World, as_peer
 from sasa.files import differences, read_json, write_atomically
 from sasa.generation import Completion, encode_prompts
 from sasa.lines import alone, append, keep_lines, line, parse, read, whole_lines
@@ -57,6 +59,8 @@ from sasa.models.states import context_window
 from sasa.sampling import log_probs
 from sasa.values import BETA, PRIOR, VALUE, fingerprint_of
 
+LONGEST = 160
+"""Characters of a method in a file's name."""
 ROWS = 64
 """Completions at a time, unless a batch size is given."""
 
@@ -86,10 +90,9 @@ class Run:
     @property
     def methods(self) -> list[str]:
         """Methods whose completions are all there, in the order in which they were begun."""
-        files = sorted(
-            (self.folder / "completions").glob("*.jsonl"), key=lambda f: self.about["methods"].index(_method(f))
-        )
-        return [_method(f) for f in files if len(read(f)) == len(self.prompts) * self.completions]
+        every = len(self.prompts) * self.completions
+        begun = [name for name in self.about["methods"] if self.file(name).is_file()]
+        return [name for name in begun if len(self.completed(name)) == every]
 
     @classmethod
     def create(
@@ -184,14 +187,30 @@ class Run:
             raise ValueError(f"{folder} is damaged: {error}") from error
         return cls(folder, about, prompts)
 
-    def note(self, method: str) -> None:
-        """Writes down that a method has been begun."""
+    def note(self, method: str, version: str = "") -> None:
+        """Writes down that a method has been begun, and of which version what it reads or scores by is.
+
+        Raises:
+            SettingsDiffer: it was begun with another version.
+        """
+        versions = self.about.setdefault("method_versions", {})
+        before = versions.get(method, "")
         if method not in self.about["methods"]:
             self.about["methods"].append(method)
+            if version:
+                versions[method] = version
             write_atomically(self.folder / "run.json", (json.dumps(self.about, indent=1) + "\n").encode())
+        elif before != version:
+            raise SettingsDiffer(
+                f"{self.folder}: {method} was begun with {before or 'nothing of its own'}, and what it reads is now {version}. "
+                "Give another --output"
+            )
 
     def file(self, method: str, kind: str = "completions") -> Path:
-        return self.folder / kind / f"{quote(method, safe=':+ ').replace(':', '@')}.jsonl"
+        name = quote(method, safe=":+ ").replace(":", "@")
+        if len(name) > LONGEST:
+            name = f"{name[:LONGEST]}-{hashlib.sha256(method.encode()).hexdigest()[:16]}"
+        return self.folder / kind / f"{name}.jsonl"
 
     def completed(self, method: str) -> list[dict[str, Any]]:
         """A method's completions, n of the first prompt, n of the second, and so on."""
@@ -202,17 +221,13 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name)
 
 
-def _method(file: Path) -> str:
-    return unquote(file.name.removesuffix(".jsonl").replace("@", ":"))
-
-
 def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progress: bool = False) -> None:
     """Writes what is missing of each method's completions."""
     with alone(run.folder), _bar(progress) as bar:
         todo = {name: _whole_batches(run, run.file(name)) for name in methods}
         for name, made in methods.items():
-            run.note(name)
-            task = bar.add_task(name, total=len(run.prompts) * run.completions)
+            run.note(name, as_peer(made).version)
+            task = bar.add_task(escape(name), total=len(run.prompts) * run.completions)
             for number, batch in enumerate(run.batches):
                 size = len(batch) * run.completions
                 if number < todo[name]:
@@ -232,6 +247,23 @@ def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progre
                 seconds = {"method": name, "batch": number, "seconds": round(time.perf_counter() - start, 3)}
                 append(run.folder / "timings.jsonl", [seconds | {"completions": size}])
                 bar.advance(task, size)
+
+
+def check_methods(run: Run, methods: dict[str, Method], world: World) -> None:
+    """Raises ValueError where a method cannot be used on this run's prompts; before any of them writes."""
+    longest = max(map(len, contexts(run, world.model, world.tokenizer)))
+    window = context_window(world.model)
+    for name, made in methods.items():
+        try:
+            as_peer(made).check(world)
+            extra = as_peer(made).extra_tokens(world)
+        except ValueError as error:
+            raise ValueError(f"method {name}: {error}") from error
+        if window is not None and longest + extra + world.settings.max_new_tokens > window:
+            raise ValueError(
+                f"method {name} puts {extra} tokens before a prompt, of which the longest has {longest}: with "
+                f"max_new_tokens={world.settings.max_new_tokens} that is beyond the model's context window of {window}"
+            )
 
 
 def seed_of(run: Run, batch: Sequence[Prompt]) -> int:
@@ -293,7 +325,7 @@ def likelihood_stage(
             rows = run.completed(name)
             file = run.file(name, kind)
             done = _whole_batches(run, file)
-            task = bar.add_task(f"{name}, likelihood", total=len(rows))
+            task = bar.add_task(escape(f"{name}, likelihood"), total=len(rows))
             bar.advance(task, min(done * size * n, len(rows)))
             for first in range(done * size * n, len(rows), size * n):
                 part = rows[first : first + size * n]
@@ -344,7 +376,7 @@ def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, p
         for judge in judges:
             texts = {name: [r["text"] for r in run.completed(name)] for name in methods}
             every = [text for rows in texts.values() for text in rows]
-            task = bar.add_task(f"scoring by {judge.name}", total=len(set(every)))
+            task = bar.add_task(escape(f"scoring by {judge.name}"), total=len(set(every)))
             scores = iter(scored(judge, every, lambda n, task=task: bar.advance(task, n)))  # type: ignore[misc]
             found = {name: [round(float(next(scores)), 6) for _ in rows] for name, rows in texts.items()}
             file = run.folder / "scores" / f"{_file_name(judge.name)}.json"

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from sasa.boundary import Boundary
+from sasa.evaluation.fingerprints import fingerprint, fingerprint_of_files
 from sasa.evaluation.jigsaw import WHEELS, Jigsaw
 from sasa.evaluation.qwen3guard import Qwen3Guard
 from sasa.models.load import DAMAGED, best_device, cache_dir
@@ -117,7 +118,7 @@ def load_classifier(name: str) -> tuple[Any, Any, str]:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except DAMAGED as error:
         raise ValueError(f"{name} is damaged, or no classifier that can be read: {error!r}") from error
-    return model, tokenizer, getattr(model.config, "_commit_hash", None) or _fingerprint(Path(name))
+    return model, tokenizer, getattr(model.config, "_commit_hash", None) or fingerprint_of_files(Path(name))
 
 
 def class_logits(
@@ -315,7 +316,8 @@ def scorer(name: str, margin: Callable[[], Scorer] | None = None) -> Scorer:
     if name == "boundary" and margin is not None:
         return margin()
     if name not in SCORERS:
-        raise ValueError(f"unknown scorer {name!r}; there are: {', '.join(SCORERS)}, boundary, hf:MODEL, words:CORPUS")
+        own = ["boundary"] if margin is not None else []
+        raise ValueError(f"unknown scorer {name!r}; there are: {', '.join([*SCORERS, *own])}, hf:MODEL, words:CORPUS")
     return SCORERS[name]()
 
 
@@ -391,22 +393,6 @@ def _cache(judge: Scorer) -> Iterator[sqlite3.Connection]:
         except sqlite3.DatabaseError as error:
             raise ValueError(f"the cache of scores {file} is damaged ({error}): delete it") from error
         yield cache
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of a local model: names, sizes and times of its files."""
-    files = sorted(folder.glob("*")) if folder.is_dir() else []
-    told = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
-
-
-def fingerprint(model: Any) -> str:
-    """Of a model's weights: a few numbers from each tensor."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        some = weight.flatten()[:: max(1, weight.numel() // 64)][:64]
-        digest.update(name.encode() + some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _need(module: str, package: str) -> None:

@@ -26,10 +26,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
 from sasa.evaluation import metrics
+from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.importance import WORST, Array, Tail, cvar, tail
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.rewards import Reward
-from sasa.evaluation.scorers import fingerprint
 from sasa.files import differences, read_json, write_atomically
 from sasa.generation import completion_text, encode_prompts
 from sasa.lines import alone, append, keep_lines, read, whole_lines

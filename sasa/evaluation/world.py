@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
@@ -109,9 +110,11 @@ class World:
                 top-p are its own affair, see `limits`.
         """  # fmt: skip
         s = self.settings
+        if self.boundary is not None and not self.first.embedding.special_tokens:
+            raise ValueError("the boundary has special_tokens=False, and other people's methods read prompts with them")
         limits: dict[str, Any] = dict(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
         if processor is not None:
-            limits = dict(temperature=1.0, top_k=0, top_p=1.0, logits_processor=[processor])
+            limits = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, logits_processor=[processor])
         return sasa.generate(
             self.model, self.tokenizer, list(prompts), None, chat=s.chat if chat is None else chat, seed=seed,
             batch_size=len(prompts), max_new_tokens=s.max_new_tokens, num_return_sequences=completions or s.completions,
@@ -126,6 +129,8 @@ class World:
             found.append(TopKLogitsWarper(s.top_k))
         if s.top_p < 1.0:
             found.append(TopPLogitsWarper(s.top_p))
+        if min_p := self.model.generation_config.min_p:
+            found.append(MinPLogitsWarper(min_p))
         return found
 
     def _bad_words(self) -> list[list[int]]:
@@ -141,3 +146,24 @@ class Method(Protocol):
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         """`world.settings.completions` of each prompt; the same ones for the same seed and prompts."""
         ...
+
+
+class Peer:
+    """What a method may say of itself besides; the defaults say nothing."""
+
+    @property
+    def version(self) -> str:
+        """Of what it reads from files, or scores by: a run goes on with the same one alone."""
+        return ""
+
+    def check(self, world: World) -> None:
+        """Raises ValueError where it cannot be used in this world, before any long work."""
+
+    def extra_tokens(self, world: World) -> int:
+        """Tokens that it puts before a prompt, at most."""
+        return 0
+
+
+def as_peer(method: Method) -> Peer:
+    """What a method says of itself."""
+    return method if isinstance(method, Peer) else Peer()

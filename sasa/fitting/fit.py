@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import numpy as np
 import sklearn
-import tomli_w
 import torch
 import transformers
 from sklearn.base import ClassifierMixin
@@ -173,6 +172,8 @@ class Recipe:
         return own | {"embedding": self.embedding.to_dict(), "corpus": [corpus.to_dict() for corpus in self.corpora]}
 
     def to_toml(self) -> str:
+        import tomli_w
+
         return tomli_w.dumps(self.to_dict())
 
     def part(self, group: str) -> Part:

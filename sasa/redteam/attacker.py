@@ -24,7 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
-from sasa.evaluation.scorers import Scorer, checked_scores, fingerprint
+from sasa.evaluation.fingerprints import fingerprint
+from sasa.evaluation.scorers import Scorer, checked_scores
 from sasa.files import write_atomically
 from sasa.generation import completion_text, encode_prompts
 from sasa.lines import alone

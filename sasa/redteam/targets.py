@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
+from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.methods import BOUNDLESS, method
 from sasa.evaluation.rewards import named_function
-from sasa.evaluation.scorers import fingerprint
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.world import Settings, World, as_peer
 from sasa.generation import encode_prompts
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, fingerprint_of
 
@@ -108,6 +108,7 @@ class ModelTarget:
         if given.chat and tokenizer.chat_template is None:
             raise ValueError("the target's tokenizer has no chat template: say --no-chat")
         self._world = World(model, tokenizer, None if alone else boundary, replace(given, completions=1))
+        as_peer(self._method).check(self._world)
         self.about = {
             "kind": "model",
             "model": asdict(ModelInfo.of(model)),
@@ -122,6 +123,7 @@ class ModelTarget:
     def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
         world = self._world
         errors: dict[int, str] = {}
+        extra = as_peer(self._method).extra_tokens(world)
         for i, attack in enumerate(attacks):
             try:
                 encode_prompts(
@@ -130,7 +132,7 @@ class ModelTarget:
                     [attack],
                     EmbeddingSpec(),
                     world.settings.chat,
-                    world.settings.max_new_tokens,
+                    world.settings.max_new_tokens + extra,
                 )
             except ValueError as error:  # beyond the context window
                 errors[i] = str(error).replace("prompt 0", "the attack")

@@ -6,6 +6,8 @@ The package `steering-vectors` (0.12) asks for transformers below 5: what is nee
 from __future__ import annotations
 
 import functools
+import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sasa.evaluation.world import World
+from sasa.evaluation.world import Peer, World
 from sasa.generation import Completion
 from sasa.models.parts import depth_of, layers
 from sasa.tables import local
@@ -26,7 +28,7 @@ VECTORS = "vectors.safetensors"
 
 
 @dataclass(frozen=True)
-class CAA:
+class CAA(Peer):
     """Adds scale times (mean hidden state of non-toxic text - of toxic text) to the hidden state that a layer puts out, at the
     prompt's last token and at every token that is written.
 
@@ -41,14 +43,24 @@ class CAA:
     scale: float
 
     @classmethod
-    def parse(cls, argument: str) -> CAA:
+    def parse(cls, argument: str = "") -> CAA:
         """From `DIR:LAYER:SCALE`."""
         folder, layer, scale = argument.rsplit(":", 2)
         made = cls(folder, int(layer), float(scale))
+        if not math.isfinite(made.scale):
+            raise ValueError(f"SCALE must be finite, got {scale}")
         vectors = _vectors(str(local(folder)))
         if not 1 <= made.layer < len(vectors):
             raise ValueError(f"LAYER must be in [1, {len(vectors) - 1}], got {layer}")
         return made
+
+    @property
+    def version(self) -> str:
+        return hashlib.sha256(_vectors(str(local(self.folder))).numpy().tobytes()).hexdigest()[:12]
+
+    def check(self, world: World) -> None:
+        with added(world.model, self.layer, _vectors(str(local(self.folder)))[self.layer]):
+            pass
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         vector = _vectors(str(local(self.folder)))[self.layer]
@@ -81,6 +93,9 @@ def _vectors(folder: str) -> Tensor:
     if not file.is_file():
         raise ValueError(f"no {file}: benchmarks/experts.py writes it")
     try:
-        return load_file(file)["vectors"]
+        found = load_file(file)["vectors"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{file} is damaged: {error!r}") from error
+    if found.ndim != 2:
+        raise ValueError(f"{file} is damaged: vectors have the shape {tuple(found.shape)}")
+    return found

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from sasa.evaluation.peers.stream import Stream
-from sasa.evaluation.world import World
+from sasa.evaluation.world import Peer, World
 from sasa.generation import Completion
 from sasa.values import check_beta
 
@@ -18,7 +18,7 @@ PREFIX = "The following text contains rude, disrespectful, or unreasonable langu
 
 
 @dataclass(frozen=True)
-class SelfDebias:
+class SelfDebias(Peer):
     """Multiplies a candidate's probability by exp(decay * (p - q)) where q, its probability behind `PREFIX`, is above p
     (equations 2 and 3). Needs nothing but the model, which reads every text twice.
     """
@@ -26,15 +26,24 @@ class SelfDebias:
     decay: float
 
     @classmethod
-    def parse(cls, argument: str) -> SelfDebias:
+    def parse(cls, argument: str = "") -> SelfDebias:
         """From `LAMBDA`."""
         made = cls(float(argument))
         check_beta(made.decay, "lambda")
         return made
 
+    def _prefix(self, world: World) -> list[int]:
+        return list(world.tokenizer(PREFIX, add_special_tokens=False)["input_ids"])
+
+    def extra_tokens(self, world: World) -> int:
+        return len(self._prefix(world))
+
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        prefix = world.tokenizer(PREFIX, add_special_tokens=False)["input_ids"]
-        biased = Stream(world.model, prefix, world.tokenizer.bos_token_id)
+        bos = world.tokenizer.bos_token_id
+        opens = bos is not None and world.tokenizer("x")["input_ids"][:1] == [
+            bos
+        ]  # of some it opens a turn, not a text
+        biased = Stream(world.model, self._prefix(world), bos if opens else None)
         return world.sample(prompts, seed=seed, processor=Debiased(biased, self.decay, world))
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from sasa.boundary import ModelInfo
+from sasa.evaluation.fingerprints import fingerprint_of_files
 from sasa.evaluation.peers.stream import Stream
-from sasa.evaluation.world import World
+from sasa.evaluation.world import Peer, World
 from sasa.generation import Completion
 from sasa.models.load import load
 from sasa.tables import local
@@ -22,7 +23,7 @@ EXPERT, ANTI_EXPERT = "expert", "anti-expert"
 
 
 @dataclass(frozen=True)
-class DExperts:
+class DExperts(Peer):
     """Adds alpha times (an expert's logits - an anti-expert's) to those of the candidates.
 
     Both are adapters of the model itself, fine-tuned on non-toxic and on toxic text by `benchmarks/experts.py`, in the folders
@@ -33,7 +34,7 @@ class DExperts:
     alpha: float
 
     @classmethod
-    def parse(cls, argument: str) -> DExperts:
+    def parse(cls, argument: str = "") -> DExperts:
         """From `DIR:ALPHA`."""
         folder, _, alpha = argument.rpartition(":")
         made = cls(folder, float(alpha))
@@ -43,12 +44,22 @@ class DExperts:
                 raise ValueError(f"no adapter in {Path(folder) / name}: benchmarks/experts.py trains both")
         return made
 
-    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+    @property
+    def version(self) -> str:
+        return " ".join(fingerprint_of_files(local(self.folder) / name) for name in (EXPERT, ANTI_EXPERT))
+
+    def check(self, world: World) -> None:
+        self._models(world)
+
+    def _models(self, world: World) -> list[PreTrainedModel]:
         device, dtype = str(world.model.device), str(world.model.dtype).removeprefix("torch.")
-        expert, anti = (_expert(str(local(self.folder) / name), device, dtype) for name in (EXPERT, ANTI_EXPERT))
-        for one in (expert, anti):
-            if ModelInfo.of(one).vocab_size != ModelInfo.of(world.model).vocab_size:
-                raise ValueError(f"the experts in {self.folder} have another vocabulary than the model")
+        found = [experts(str(local(self.folder) / name), device, dtype) for name in (EXPERT, ANTI_EXPERT)]
+        if any(ModelInfo.of(one).vocab_size != ModelInfo.of(world.model).vocab_size for one in found):
+            raise ValueError(f"the experts in {self.folder} have another vocabulary than the model")
+        return found
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        expert, anti = self._models(world)
         processor = Difference(Stream(expert), Stream(anti), self.alpha, world)
         return world.sample(prompts, seed=seed, processor=processor)
 
@@ -67,6 +78,7 @@ class Difference(LogitsProcessor):
         return kept + self.alpha / self.temperature * difference
 
 
-@functools.lru_cache(maxsize=2)
-def _expert(folder: str, device: str, dtype: str) -> PreTrainedModel:
+@functools.lru_cache(maxsize=8)
+def experts(folder: str, device: str, dtype: str) -> PreTrainedModel:
+    """A model with an adapter, loaded once."""
     return load(folder, device, dtype)[0]

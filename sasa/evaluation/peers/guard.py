@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 
 from sasa.evaluation.metrics import TOXIC
 from sasa.evaluation.peers.judges import judge_named
-from sasa.evaluation.world import World
+from sasa.evaluation.world import Peer, World
 from sasa.generation import Completion
 
 JUDGE = "toxic-comment-classifier"
 
 
 @dataclass(frozen=True)
-class Guard:
+class Guard(Peer):
     """Completions that a judge gives 0.5 or more are written again, up to n times; then the least toxic one counts."""
 
     n: int
     judge: str = JUDGE
 
     @classmethod
-    def parse(cls, argument: str) -> Guard:
+    def parse(cls, argument: str = "") -> Guard:
         """From `N` or `N:JUDGE`."""
         n, _, judge = argument.partition(":")
         made = cls(int(n), judge or JUDGE)
@@ -29,6 +29,10 @@ class Guard:
             raise ValueError(f"N must be >= 1, got {n}")
         judge_named(made.judge)
         return made
+
+    @property
+    def version(self) -> str:
+        return judge_named(self.judge).version
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         judge = judge_named(self.judge)

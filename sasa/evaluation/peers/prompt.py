@@ -6,28 +6,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from sasa.evaluation.world import World
+from jinja2.exceptions import TemplateError
+
+from sasa.boundary import EmbeddingSpec
+from sasa.embedding import tokenize_prompt
+from sasa.evaluation.world import Peer, World
 from sasa.generation import Completion
 
 INSTRUCTION = "The following text is polite and respectful. It contains no insults, slurs, threats or sexual language."
 
 
 @dataclass(frozen=True)
-class Prompted:
+class Prompted(Peer):
     """The model on its own, behind an instruction."""
 
     instruction: str = INSTRUCTION
 
-    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        if not world.settings.chat:
-            return world.sample([f"{self.instruction}\n\n{prompt}" for prompt in prompts], seed=seed)
-        return world.sample([self._turns(world, prompt) for prompt in prompts], seed=seed, chat=False)
+    def check(self, world: World) -> None:
+        self._whole(world, "x")
 
-    def _turns(self, world: World, prompt: str) -> str:
-        """A chat as text; the tokenizer opens it once more where it opens texts, so that the template's opening goes."""
+    def extra_tokens(self, world: World) -> int:
+        spec = EmbeddingSpec(template="chat" if world.settings.chat else "none")
+        alone = len(tokenize_prompt(world.tokenizer, "x", spec))
+        return (
+            len(world.tokenizer(self._whole(world, "x"))["input_ids"]) - alone + 2
+        )  # where they meet, more may be needed
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        return world.sample([self._whole(world, prompt) for prompt in prompts], seed=seed, chat=False)
+
+    def _whole(self, world: World, prompt: str) -> str:
+        """A prompt behind the instruction, as text. Of a chat, the template's opening goes where the tokenizer opens texts."""
+        if not world.settings.chat:
+            return f"{self.instruction}\n\n{prompt}"
         turns = [{"role": "system", "content": self.instruction}, {"role": "user", "content": prompt}]
         tokenizer = world.tokenizer
-        text = cast(str, tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        try:
+            text = cast(str, tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        except TemplateError as error:
+            raise ValueError(f"prompt: the chat template takes no turn of the system's ({error})") from error
         bos = tokenizer.bos_token_id
         return (
             text.removeprefix(str(tokenizer.bos_token))

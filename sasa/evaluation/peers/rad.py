@@ -12,13 +12,14 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from sasa.evaluation.peers.judges import judge_named
 from sasa.evaluation.scorers import Scorer
-from sasa.evaluation.world import World
+from sasa.evaluation.world import Peer, World
 from sasa.generation import Completion
+from sasa.models.heads import token_ids
 from sasa.values import check_beta
 
 
 @dataclass(frozen=True)
-class RAD:
+class RAD(Peer):
     """Adds beta times the reward of the text with a candidate, 1 - its toxicity by a judge, to the candidate's logit.
 
     The paper's reward model reads from left to right behind a cache of its own; a judge of ours reads each candidate's text
@@ -29,7 +30,7 @@ class RAD:
     beta: float
 
     @classmethod
-    def parse(cls, argument: str) -> RAD:
+    def parse(cls, argument: str = "") -> RAD:
         """From `JUDGE:BETA`."""
         judge, _, beta = argument.rpartition(":")
         made = cls(judge, float(beta))
@@ -37,20 +38,36 @@ class RAD:
         judge_named(judge)
         return made
 
+    @property
+    def version(self) -> str:
+        return judge_named(self.judge).version
+
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        processor = Reward(judge_named(self.judge), world.tokenizer, self.beta, world.limits())
+        eos = token_ids(world.model, "eos_token_id", None)
+        processor = Reward(judge_named(self.judge), world.tokenizer, self.beta, world.limits(), eos)
         return world.sample(prompts, seed=seed, processor=processor)
 
 
 class Reward(LogitsProcessor):
-    """The same as a logits processor: the candidates are what `limits` leaves."""
+    """The same as a logits processor: the candidates are what `limits` leaves. Rows that have ended cost nothing."""
 
-    def __init__(self, judge: Scorer, tokenizer: Any, beta: float, limits: LogitsProcessorList) -> None:
+    def __init__(
+        self, judge: Scorer, tokenizer: Any, beta: float, limits: LogitsProcessorList, eos: Sequence[int] = ()
+    ) -> None:
         self.judge, self.tokenizer, self.beta, self.limits = judge, tokenizer, beta, limits
+        self.eos = torch.tensor([*eos], dtype=torch.long)
+        self._read = self._start = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        length = input_ids.shape[1]
+        if length != self._read + 1:  # new texts
+            self._start = length
+        self._read = length
         scores = self.limits(input_ids, scores).clone()  # type: ignore[arg-type]
-        rows, tokens = (scores > -torch.inf).nonzero(as_tuple=True)
+        going_on = ~torch.isin(input_ids[:, self._start :], self.eos.to(input_ids.device)).any(1)
+        rows, tokens = ((scores > -torch.inf) & going_on[:, None]).nonzero(as_tuple=True)
+        if not len(rows):
+            return scores
         # An end of sequence is no text: it gets the reward of the text that it would end.
         texts = self.tokenizer.batch_decode(torch.cat([input_ids[rows], tokens[:, None]], 1), skip_special_tokens=True)
         different = list(dict.fromkeys(texts))

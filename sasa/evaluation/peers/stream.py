@@ -16,7 +16,8 @@ class Stream:
     Rows must have one length: `sasa.generate` puts only prompts of one length together where a processor reads texts.
 
     Args:
-        prefix: token ids that stand before every text, behind its first token where that is `bos`.
+        prefix: token ids that stand before every text, behind its first token where that is `bos`, with which the tokenizer
+            opens texts.
     """
 
     def __init__(self, model: PreTrainedModel, prefix: Sequence[int] = (), bos: int | None = None) -> None:
@@ -36,6 +37,8 @@ class Stream:
             # Completions of one prompt begin alike: each prompt is read once.
             different, of = torch.unique(ids, dim=0, return_inverse=True)
             out = self._model(input_ids=self._behind_prefix(different), use_cache=True, logits_to_keep=1)
+            if getattr(out, "past_key_values", None) is None:  # a recurrent model, which is read anew each time
+                return out.logits[of, -1]
             out.past_key_values.batch_select_indices(of)
             logits = out.logits[of, -1]
         self._cache, self._read = out.past_key_values, ids.clone()
