@@ -486,3 +486,60 @@ def test_the_gpu_kit(tmp_path):
     shown = run("gpu.py", "--device", "cpu", "--parts", "rtp", "-o", tmp_path / "again", "--kit", tmp_path / "none")
     assert "rtp: failed: FileNotFoundError: no " in shown
     assert "**time: not run**" in shown
+
+
+STAND_IN = {
+    "algorithms/core/steering_pipeline.py": """
+from transformers import AutoModelForCausalLM
+class SteeringPipeline:
+    def __init__(self, model_name_or_path, controls, device_map):
+        self.name, self.controls = model_name_or_path, controls
+    def steer(self):
+        self.model = AutoModelForCausalLM.from_pretrained(self.name)
+    def generate(self, input_ids, attention_mask, runtime_kwargs, **limits):
+        written = self.model.generate(input_ids, attention_mask=attention_mask, **limits)
+        return written[:, input_ids.shape[1] :]
+""",
+    "algorithms/output_control/sasa/control.py": """
+from pathlib import Path
+class Probe:
+    def save(self, path):
+        Path(path).write_text("{}")
+class SASA:
+    def __init__(self, beta, gen_wv_data=None, wv_path=None):
+        assert (gen_wv_data is None) == Path(wv_path or "none").is_file()
+        assert wv_path or (gen_wv_data["pos"] and gen_wv_data["neg"])
+        self.probe = Probe()
+""",
+}
+"""What the script calls of AISteer360, which is not installed here: no more than its shape."""
+
+
+def test_beside_aisteer360(tiny_folder, tmp_path):
+    rows = rtp_rows(tmp_path / "rtp.jsonl")
+    for name, text in STAND_IN.items():
+        file = tmp_path / "source" / "aisteer360" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    model, _ = sasa.load(str(tiny_folder), device="cpu")
+    tiny.boundary(model).save(tmp_path / "boundary")
+    shown = run(
+        *(
+            "aisteer.py",
+            "--source",
+            tmp_path / "source",
+            "--packages",
+            tmp_path,
+            "--prompts",
+            rows,
+            "--fit-rows",
+            "0:12",
+        ),
+        *("--rows", "12:", "--model", tiny_folder, "--boundary", tmp_path / "boundary", "--beta", 1, "--beta", 2),
+        *("--limit", 2, "--rounds", 2, "--tokens", 3, "--scorer", "profanity", "--output", tmp_path / "sides.json"),
+    )
+    assert "AISteer360, beta 2" in shown
+    results = {row["side"]: row for row in json.loads((tmp_path / "sides.json").read_text())["results"]}
+    assert len(results) == 5
+    assert results["plain, transformers 5"]["times_plain"] == results["plain, transformers 4"]["times_plain"] == 1
+    assert all(0 <= row["emt, profanity"]["value"] <= 1 for row in results.values())
