@@ -93,6 +93,7 @@ class SASALogitsProcessor(LogitsProcessor):
         self.pad = token_ids(model, "pad_token_id", pad_token_id) or self.eos.tolist()
         self.bos = token_ids(model, "bos_token_id", None)
         self._look: Lookahead | None = None
+        self._before: tuple[Tensor, Tensor] | None = None  # the texts of the last call, and their prompts' mask
         self._shared: Lookahead | None = None  # over the texts that generate() reads, from its own cache
         self._owner: weakref.ref[Any] | None = None  # that cache
         # Inputs of a text's first pass that the look-ahead cannot follow, and the cache that they are in.
@@ -130,25 +131,30 @@ class SASALogitsProcessor(LogitsProcessor):
         Texts that extend those of the last call by one token go on with the same generation, all
         others begin a new one.
         """
-        if (shared := self._shared_look(input_ids)) is not None:
-            self._look = shared
-            return shared
-        look = self._look
-        if look is not None and len(look.ids) == len(input_ids) and 0 <= input_ids.shape[1] - look.ids.shape[1] <= 1:
-            kept = input_ids[:, : look.ids.shape[1]]
-            if torch.equal(look.ids, kept):
-                look.append(input_ids[:, look.ids.shape[1] :])
-                return look
-            extends = (kept[:, None] == look.ids[None]).all(-1)
-            if extends.any(1).all():  # the rows have moved, as in beam search: the texts are read again
-                return self._begin(input_ids, look.prompt_mask[extends.int().argmax(1)])
+        before = self._before
+        self._look = self._shared_look(input_ids) or self._going_on(input_ids, before)
+        self._before = input_ids.clone(), self._look.prompt_mask
+        return self._look
+
+    def _going_on(self, input_ids: Tensor, before: tuple[Tensor, Tensor] | None) -> Lookahead:
+        """The look-ahead with a cache of its own, over texts that were `before`, with their prompts' mask, or over others."""
+        if before is not None:
+            ids, prompt_mask = before
+            if len(ids) == len(input_ids) and 0 <= input_ids.shape[1] - ids.shape[1] <= 1:
+                kept, look = input_ids[:, : ids.shape[1]], self._look
+                if look is not None and torch.equal(look.ids, kept):
+                    look.append(input_ids[:, ids.shape[1] :])
+                    return look
+                extends = (kept[:, None] == ids[None]).all(-1)
+                if extends.any(1).all():  # the rows have moved, as in beam search: the texts are read again
+                    return self._begin(input_ids, prompt_mask[extends.int().argmax(1)])
         return self._begin(input_ids, self._prompt_mask(input_ids))
 
     def _begin(self, input_ids: Tensor, prompt_mask: Tensor) -> Lookahead:
         """A look-ahead with a cache of its own."""
-        self._look = Lookahead(self.model, self.steering.specs, prompt_mask, margins_only=True)
-        self._look.append(input_ids)
-        return self._look
+        look = Lookahead(self.model, self.steering.specs, prompt_mask, margins_only=True)
+        look.append(input_ids)
+        return look
 
     def on_inputs(self, inputs: dict[str, Any]) -> None:
         """Takes down what a pass of `generate()` gives the model, where a text begins."""
