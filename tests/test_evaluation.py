@@ -433,7 +433,8 @@ def test_perspective(monkeypatch):
 
 def test_unknown_scorers_and_methods_say_what_there_is():
     with pytest.raises(
-        ValueError, match=r"profanity, tox-block, toxic-comment-classifier, detoxify, perspective, hap-38m, .*, hf:MODEL"
+        ValueError,
+        match=r"profanity, tox-block, toxic-comment-classifier, detoxify, perspective, hap-38m, .*, hf:MODEL",
     ):
         scorers.scorer("gut feeling")
     with pytest.raises(ValueError, match="best-of:N"):

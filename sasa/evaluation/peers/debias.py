@@ -39,10 +39,9 @@ class SelfDebias(Peer):
         return len(self._prefix(world))
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        # Some tokenizers have a token by this name that opens turns, and open no text with it.
         bos = world.tokenizer.bos_token_id
-        opens = bos is not None and world.tokenizer("x")["input_ids"][:1] == [
-            bos
-        ]  # of some it opens a turn, not a text
+        opens = bos is not None and world.tokenizer("x")["input_ids"][0] == bos
         biased = Stream(world.model, self._prefix(world), bos if opens else None)
         return world.sample(prompts, seed=seed, processor=Debiased(biased, self.decay, world))
 

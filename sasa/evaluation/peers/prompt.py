@@ -27,10 +27,11 @@ class Prompted(Peer):
 
     def extra_tokens(self, world: World) -> int:
         spec = EmbeddingSpec(template="chat" if world.settings.chat else "none")
-        alone = len(tokenize_prompt(world.tokenizer, "x", spec))
-        return (
-            len(world.tokenizer(self._whole(world, "x"))["input_ids"]) - alone + 2
-        )  # where they meet, more may be needed
+        alone, whole = (
+            tokenize_prompt(world.tokenizer, "x", spec),
+            world.tokenizer(self._whole(world, "x"))["input_ids"],
+        )
+        return len(whole) - len(alone) + 2  # where the two meet, more may be needed
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         return world.sample([self._whole(world, prompt) for prompt in prompts], seed=seed, chat=False)
@@ -46,8 +47,5 @@ class Prompted(Peer):
         except TemplateError as error:
             raise ValueError(f"prompt: the chat template takes no turn of the system's ({error})") from error
         bos = tokenizer.bos_token_id
-        return (
-            text.removeprefix(str(tokenizer.bos_token))
-            if bos is not None and tokenizer(text).input_ids[:2] == [bos, bos]
-            else text
-        )
+        twice = bos is not None and tokenizer(text).input_ids[:2] == [bos, bos]
+        return text.removeprefix(str(tokenizer.bos_token)) if twice else text
