@@ -8,8 +8,8 @@
 Each part runs in a process of its own and is stopped when its time is over; what it has found until then counts. gpu.json has all
 figures, gpu.md the tables, gpu.png the times; what was not reached, or failed, is said there by name.
 
-The floor of a step is reading the weights and the cache once at the rate at which this card copies. Beside it stands what the
-look-ahead adds to that at least: nothing at batch 1, where candidates ride along in a pass that waits for memory.
+The floor of a step is reading the weights and the cache once at the rate at which this card copies; candidates that ride along
+in a pass that waits for memory add nothing to it, so that a decoder's floor at small batches is plain's.
 """
 
 from __future__ import annotations
