@@ -66,7 +66,9 @@ def work(job: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     pipelines = {}
     for beta in job["betas"]:
-        control = SASA(beta=beta, **({"gen_wv_data": job["data"]} if not pipelines else {"wv_path": job["probe"]}))
+        given = {"wv_path": job["probe"]} if pipelines else {"gen_wv_data": job["data"]}
+        # Its processors run before top-k, and without this limit each step reads the whole vocabulary.
+        control = SASA(beta=beta, max_candidates=job["top_k"], **given)
         pipelines[beta] = SteeringPipeline(model_name_or_path=job["model"], controls=[control], device_map="cpu")
         pipelines[beta].steer()
         control.probe.save(job["probe"])
@@ -79,7 +81,7 @@ def work(job: dict[str, Any]) -> None:
         torch.manual_seed(asked["seed"])
         start = time.perf_counter()
         if asked["beta"] is None:
-            out = model.generate(**inputs, **limits)
+            out = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, **limits)
         else:
             out = pipelines[asked["beta"]].generate(
                 input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, runtime_kwargs={}, **limits

@@ -506,7 +506,7 @@ class Probe:
     def save(self, path):
         Path(path).write_text("{}")
 class SASA:
-    def __init__(self, beta, gen_wv_data=None, wv_path=None):
+    def __init__(self, beta, max_candidates, gen_wv_data=None, wv_path=None):
         assert (gen_wv_data is None) == Path(wv_path or "none").is_file()
         assert wv_path or (gen_wv_data["pos"] and gen_wv_data["neg"])
         self.probe = Probe()
