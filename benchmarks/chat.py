@@ -29,11 +29,12 @@ from sklearn.model_selection import cross_val_predict
 import sasa
 from sasa.boundary import EmbeddingSpec
 from sasa.embedding import tokenize_prompt
-from sasa.evaluation.methods import Settings, World, method
+from sasa.evaluation.methods import method
 from sasa.evaluation.metrics import Estimate, change, estimate, perplexity, perplexity_change, to_json
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.scorers import scored, scorer
 from sasa.evaluation.suites import load_suite
+from sasa.evaluation.world import Settings, World
 from sasa.files import write_atomically
 from sasa.fitting.corpora import parse_rows
 from sasa.redteam.encoder import encoder

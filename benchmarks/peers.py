@@ -39,6 +39,7 @@ from sasa.evaluation.methods import BOUNDLESS, SASA, method
 from sasa.evaluation.metrics import from_json, to_json
 from sasa.evaluation.peers.dexperts import experts
 from sasa.evaluation.peers.judges import judge_named
+from sasa.evaluation.runner import file_name
 from sasa.evaluation.selectivity import labelled, selectivity
 from sasa.evaluation.suites import load_suite
 from sasa.evaluation.world import Settings, World
@@ -373,7 +374,7 @@ def show(args: argparse.Namespace) -> None:
     run = together(args.run)
     costs = {row["method"]: row for row in read_json(args.cost)["results"]} if args.cost else {}
     taxes = {row["method"]: row for row in read_json(args.tax, object_hook=from_json)["results"]} if args.tax else {}
-    fluency = f"perplexity@{args.judge}" if args.judge else "perplexity"
+    fluency = f"perplexity@{file_name(args.judge)}" if args.judge else "perplexity"
     args.output.mkdir(parents=True, exist_ok=True)
     lines = table_of(run, args, costs, taxes, fluency)
     write_atomically(args.output / "peers.md", "\n".join(lines) + "\n")
@@ -423,7 +424,7 @@ def table_of(run: dict[str, Any], args: argparse.Namespace, costs: dict, taxes: 
         )  # fmt: skip
         if tax_:
             nats, people = tax_["nats_a_token"], tax_["people"]
-            cells.append(f"{nats['safe after safe']}, {nats['safe after unsafe']}")
+            cells.append(", ".join(str(nats.get(f"safe after {before}", "–")) for before in ("safe", "unsafe")))
             cells.append(f"{people['controls']:.2f}, {people['worst']['beyond']:+.1f} ({people['worst']['group']})")
         else:
             cells += ["–", "–"]

@@ -33,6 +33,7 @@ from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.suites import load_suite
+from sasa.evaluation.world import Settings, World
 from sasa.files import write_atomically
 from sasa.fitting import Corpus, Recipe
 from sasa.fitting.corpora import parse_rows
@@ -168,7 +169,7 @@ def main() -> None:
         console.print(f"{name}: AUC {boundary.report['auc']:.3f} on held-out texts, {share[name]:.3f} caught")
     first = next(iter(boundaries.values()))
     for name, boundary in {"plain": first, **(boundaries if args.method else {})}.items():
-        world = ways.World(model, tokenizer, boundary, ways.Settings(completions=args.completions))
+        world = World(model, tokenizer, boundary, Settings(completions=args.completions))
         folder = results / name.replace(":", "-")
         if name != "plain" or not (folder / "summary.json").is_file():  # whatever the boundary, plain text is the same
             run = runner.Run.create(folder, suite, world, seed=0, batch_size=8, write=True)

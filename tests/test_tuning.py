@@ -6,8 +6,8 @@ import tiny
 from typer.testing import CliRunner
 
 from sasa.cli import app
-from sasa.evaluation.methods import Settings, World
 from sasa.evaluation.tuning import tune
+from sasa.evaluation.world import Settings, World
 
 PROMPTS = ["abc def", "some other text", "zzz", "one more"]
 

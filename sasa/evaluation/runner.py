@@ -217,7 +217,8 @@ class Run:
         return read(self.file(method))
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """A judge's or a scorer's name in the name of a file or a figure."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name)
 
 
@@ -316,7 +317,7 @@ def likelihood_stage(
         judge: the judge's name. A judge reads the texts with its own tokenizer; the generating model the tokens it wrote, the
             closing EOS among them.
     """
-    kind = f"likelihood@{_file_name(judge)}" if judge else "likelihood"
+    kind = f"likelihood@{file_name(judge)}" if judge else "likelihood"
     encoded = contexts(run, model, tokenizer, judge is not None)
     prompts = {p.id: ids for p, ids in zip(run.prompts, encoded, strict=True)}
     n, size = run.completions, run.about["batch_size"]
@@ -379,7 +380,7 @@ def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, p
             task = bar.add_task(escape(f"scoring by {judge.name}"), total=len(set(every)))
             scores = iter(scored(judge, every, lambda n, task=task: bar.advance(task, n)))  # type: ignore[misc]
             found = {name: [round(float(next(scores)), 6) for _ in rows] for name, rows in texts.items()}
-            file = run.folder / "scores" / f"{_file_name(judge.name)}.json"
+            file = run.folder / "scores" / f"{file_name(judge.name)}.json"
             old = read_json(file) if file.is_file() else {}
             kept = old["scores"] if old.get("version") == judge.version else {}
             content = {"name": judge.name, "version": judge.version, "scores": kept | found}
