@@ -76,9 +76,7 @@ def main() -> None:
 
 def run_part(name: str, args: argparse.Namespace) -> None:
     """A part in a process of its own; whatever becomes of it, the next one runs."""
-    seconds = (
-        PARTS[name][0] * args.scale * (5 if args.tiny else 1)
-    )  # tiny models on a slow machine: imports take longest
+    seconds = PARTS[name][0] * args.scale * (5 if args.tiny else 1)  # on a slow machine, where imports take longest
     (args.output / f"{name}.json").unlink(missing_ok=True)
     command = [sys.executable, __file__, "--part", name, "--device", args.device, "--kit", args.kit, "-o", args.output]
     command += ["--seconds", 0.85 * seconds, *(["--tiny"] * args.tiny)]

@@ -24,6 +24,7 @@ from sasa import loop
 from sasa.embedding import pad
 from sasa.files import read_json, write_atomically
 from sasa.lookahead import packs
+from sasa.models.heads import token_ids
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -119,18 +120,18 @@ def generated(model: Any, prompts: list[list[int]], seed: int | None, new: int =
     return model.generate(ids, attention_mask=mask, **settings)
 
 
-def eos_of(model: Any) -> list[int]:
-    eos = model.generation_config.eos_token_id
-    return eos if isinstance(eos, list) else [eos]
-
-
 def by_processor(model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace) -> float:
     """The largest difference of a probability from the reference's."""
     ids, mask = pad(prompts, "left", model.device)
     scores = torch.stack([reference.logits(model, prompt) for prompt in prompts])
     got = sasa.SASALogitsProcessor(model, boundary, 1.5, top_k=8, attention_mask=mask)(ids, scores)
     return max(
-        difference(got[row], reference.reweighted(model, boundary, 1.5, prompt, scores[row], eos_of(model), top_k=8))
+        difference(
+            got[row],
+            reference.reweighted(
+                model, boundary, 1.5, prompt, scores[row], token_ids(model, "eos_token_id", None), top_k=8
+            ),
+        )
         for row, prompt in enumerate(prompts)
     )
 
@@ -145,11 +146,13 @@ def by_decoder(model: Any, boundary: Any, prompts: list[list[int]], args: argpar
     for row, prompt in enumerate(prompts):
         text = list(prompt)
         for step, token in enumerate(out.sequences[row, width:].tolist()):
-            if token in eos_of(model):
+            if token in token_ids(model, "eos_token_id", None):
                 break
             # From the scores as the batch has them: what rounds differently there is no affair of the look-ahead's.
             logits = out.logits[step][row].float()
-            want = reference.reweighted(model, boundary, 1.5, text, logits, eos_of(model), top_k=8)
+            want = reference.reweighted(
+                model, boundary, 1.5, text, logits, token_ids(model, "eos_token_id", None), top_k=8
+            )
             worst = max(worst, difference(out.scores[step][row].float(), want))
             text.append(token)
     return worst
@@ -200,7 +203,7 @@ def going_back(model: Any, boundary: Any, prompts: list[list[int]], args: argpar
     settings, wrong = sasa.Backtracking(threshold=0.6, safe_below=0.5, max_resets=3), 0
     for prompt in prompts:
         tokens, attempts, exhausted = reference.backtrack(
-            model, boundary, 1.0, prompt, 8, eos_of(model), settings, top_k=20
+            model, boundary, 1.0, prompt, 8, token_ids(model, "eos_token_id", None), settings, top_k=20
         )
         decoder = sasa.SASADecoder(boundary, 1.0, top_k=20, backtrack=settings)
         out = generated(model, [prompt], None, custom_generate=decoder, return_dict_in_generate=True)

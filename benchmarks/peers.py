@@ -39,6 +39,7 @@ from sasa.evaluation.methods import BOUNDLESS, SASA, method
 from sasa.evaluation.metrics import from_json, to_json
 from sasa.evaluation.peers.dexperts import experts
 from sasa.evaluation.peers.judges import judge_named
+from sasa.evaluation.report import in_cell
 from sasa.evaluation.runner import file_name
 from sasa.evaluation.selectivity import labelled, selectivity
 from sasa.evaluation.suites import load_suite
@@ -428,8 +429,7 @@ def table_of(run: dict[str, Any], args: argparse.Namespace, costs: dict, taxes: 
             cells.append(f"{people['controls']:.2f}, {people['worst']['beyond']:+.1f} ({people['worst']['group']})")
         else:
             cells += ["–", "–"]
-        label = " ".join(name.replace("|", "\\|").split())
-        lines.append(f"| {label} | {' | '.join([*cells, NEEDS.get(name.partition(':')[0], '')])} |")
+        lines.append(f"| {in_cell(name)} | {' | '.join([*cells, NEEDS.get(name.partition(':')[0], '')])} |")
     return lines
 
 

@@ -191,8 +191,7 @@ def _by_group(scores: Array, groups: list[str]) -> dict[str, dict[str, Any]]:
 def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]]) -> str:
     lines = ["# Detoxification report", ""]
     for run in summary["runs"]:
-        # What stands in a cell must not end it: an instruction may hold anything.
-        run = run | {"methods": {" ".join(n.replace("|", "\\|").split()): m for n, m in run["methods"].items()}}
+        run = run | {"methods": {in_cell(name): method for name, method in run["methods"].items()}}
         s = run["settings"]
         lines += [
             f"## {run['name']}: {run['suite']}",
@@ -235,6 +234,11 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
         "",
     ]
     return "\n".join(lines)
+
+
+def in_cell(name: str) -> str:
+    """A method's name in a cell of a table, which it must not end: an instruction may hold anything."""
+    return " ".join(name.replace("|", "\\|").split())
 
 
 def _table(run: dict[str, Any], scorer: str) -> list[str]:
