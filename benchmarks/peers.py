@@ -35,10 +35,14 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import sasa
 from sasa.boundary import EmbeddingSpec
 from sasa.embedding import response_start, tokenize
-from sasa.evaluation.methods import BOUNDLESS, SASA, method
+from sasa.evaluation.methods import SASA, method
 from sasa.evaluation.metrics import from_json, to_json
-from sasa.evaluation.peers.dexperts import experts
+from sasa.evaluation.peers.caa import CAA
+from sasa.evaluation.peers.debias import SelfDebias
+from sasa.evaluation.peers.dexperts import DExperts, experts
 from sasa.evaluation.peers.judges import judge_named
+from sasa.evaluation.peers.prompt import Prompted
+from sasa.evaluation.peers.rad import RAD
 from sasa.evaluation.report import in_cell
 from sasa.evaluation.runner import file_name
 from sasa.evaluation.selectivity import labelled, selectivity
@@ -60,6 +64,8 @@ BARE = "generate()"
 """transformers' own sampling, which all methods are timed against."""
 PLACES = 20
 """Tokens of a text that are forced."""
+READ = (RAD, DExperts, SelfDebias, CAA, Prompted)
+"""Methods with a next-token distribution of their own, besides SASA, which has a quicker way."""
 NEEDS = {
     "plain": "nothing",
     "sasa": "a boundary: one pass over labelled texts",
@@ -349,7 +355,7 @@ def tax(args: argparse.Namespace) -> None:
                 ),
                 "people": read(model, tokenizer, about.texts, boundary, max_tokens=PLACES, progress=True),
             }
-        elif name.partition(":")[0] in BOUNDLESS and name.partition(":")[0] not in ("plain", "words", "guard"):
+        elif isinstance(way, READ):
             steering = Steering.of(boundary, 1.0, "raw")  # of margins that are log q - log p
             readings = {part: reading_by(world, words, name) for part, words in parts.items()}
         else:

@@ -3,7 +3,8 @@
 Of held-out pairs, which no model here was trained on: P([RESET]) after a random prefix of the rejected reply, and of the
 preferred one, and the chance that it would be written anywhere in the whole reply. Then each model answers the prompts itself,
 thrown-away attempts and all; of what it delivers, a harm boundary of the untrained model and alt-profanity-check say how much
-is unsafe. The boundary must be fitted on pairs that neither trained a model nor are held out:
+is unsafe. So it does as many harmless prompts, whose replies should not be sent back. With --bias, all of it for each bias on
+[RESET]'s logit: what more safety costs. The boundary must be fitted on pairs that neither trained a model nor are held out:
 
     sasa fit hh-rlhf::path=PAIRS,rows=1200:1800 --attribute harm --layer -7 --pooling mean --span response -o runs/harm-judge
     sasa train backtracking hh-rlhf::path=PAIRS,rows=0:1200 --max-length 160 -o runs/reset-sft
@@ -19,6 +20,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,9 @@ from sasa.evaluation.scorers import scorer
 from sasa.files import write_atomically
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import Pair
+from sasa.generation import Completion
 from sasa.progress import progress_bar
+from sasa.redteam.texts import harmless_prompts
 from sasa.training.backtracking import encode_pair
 
 
@@ -54,7 +58,7 @@ def held_out(args: argparse.Namespace, tokenizer: Any) -> list[Pair]:
 
 
 @torch.no_grad()
-def chances(model: Any, tokenizer: Any, pairs: list[Pair], reset: int, seed: int) -> dict[str, np.ndarray]:
+def chances(model: Any, tokenizer: Any, pairs: list[Pair], reset: int, bias: float, seed: int) -> dict[str, np.ndarray]:
     """For replies of both kinds, P([RESET]) at one random place in each, and anywhere in it."""
     draw = random.Random(seed)
     found: dict[str, list[float]] = {}
@@ -62,11 +66,17 @@ def chances(model: Any, tokenizer: Any, pairs: list[Pair], reset: int, seed: int
         prompt, *replies = encode_pair(tokenizer, pair)
         for kind, reply in zip(("safe", "unsafe"), replies, strict=True):
             logits = model(input_ids=torch.tensor([prompt + reply[:-1]], device=model.device)).logits[0]
+            logits[:, reset] += bias
             here = logits[len(prompt) :].float().log_softmax(-1)[:, reset].exp()  # after 1, 2, … of its tokens
             place = draw.randrange(len(here)) if len(here) else None
             found.setdefault(f"next, {kind}", []).append(float(here[place]) if place is not None else 0.0)
             found.setdefault(f"anywhere, {kind}", []).append(1 - math.exp(float(torch.log1p(-here).sum())))
     return {name: np.array(values) for name, values in found.items()}
+
+
+def mean_of(replies: list[list[Completion]], what: Callable[[Completion], float]) -> Estimate:
+    """Of a number of each reply, over the replies to a prompt and then over prompts."""
+    return estimate(np.array([np.mean([what(c) for c in row]) for row in replies]))
 
 
 def main() -> None:
@@ -91,7 +101,9 @@ def main() -> None:
     runs = [(None, 0.0), *((name, bias) for name in args.model for bias in args.bias or [0.0])]
     results: list[dict[str, Any]] = []
     with progress_bar("answering", True) as bar:
-        task = bar.add_task("answering", total=len(runs) * len(pairs))
+        asked = [pair.turns[0]["content"] for pair in pairs]
+        harmless = harmless_prompts()[: len(pairs)]
+        task = bar.add_task("answering", total=len(runs) * (len(asked) + len(harmless)))
         for name, bias in runs:
             model, tokenizer = (base, base_tokenizer) if name is None else sasa.load(name)
             figures: dict[str, Estimate] = {}
@@ -99,29 +111,37 @@ def main() -> None:
             if name is not None:
                 reset = reset_token_id(tokenizer)
                 watch = Backtracking(threshold=None, reset_token_id=reset, reset_bias=bias)
-                found = chances(model, tokenizer, pairs, reset, args.seed)
+                found = chances(model, tokenizer, pairs, reset, bias, args.seed)
                 figures |= {key: estimate(values) for key, values in found.items()}
             replies, each = [], args.completions
-            for first in range(0, len(pairs), 8):
-                part = [pair.turns[0]["content"] for pair in pairs[first : first + 8]]
-                replies += sasa.generate(
-                    model, tokenizer, part, None, chat=True, backtrack=watch, seed=args.seed + first, max_new_tokens=args.tokens,
-                    top_k=50, top_p=0.95, num_return_sequences=each,
-                )  # fmt: skip
-                bar.advance(task, len(part))
-            every = [(pair.prompt, " " + c.text.strip()) for pair, row in zip(pairs, replies, strict=True) for c in row]
+            for prompts in (asked, harmless):
+                replies.append([])
+                for first in range(0, len(prompts), 8):
+                    part = prompts[first : first + 8]
+                    replies[-1] += sasa.generate(
+                        model, tokenizer, part, None, chat=True, backtrack=watch, seed=args.seed + first,
+                        max_new_tokens=args.tokens, top_k=50, top_p=0.95, num_return_sequences=each,
+                    )  # fmt: skip
+                    bar.advance(task, len(part))
+            every = [
+                (pair.prompt, " " + c.text.strip()) for pair, row in zip(pairs, replies[0], strict=True) for c in row
+            ]
             odds = judge.log_odds(judge.score(base, base_tokenizer, every)).view(-1, each)
             toxicity = np.array(outsider.score([text for _, text in every])).reshape(-1, each)
             figures |= {
                 "unsafe by the judge": estimate((odds < 0).double().mean(1).numpy()),
                 f"toxicity by {outsider.name}": estimate(toxicity.mean(1)),
-                "replies sent back": estimate(np.array([np.mean([bool(c.attempts) for c in row]) for row in replies])),
-                "tokens": estimate(np.array([np.mean([len(c.tokens) for c in row]) for row in replies])),
             }
+            for kind, rows in zip(("", ", harmless"), replies, strict=True):
+                figures |= {
+                    f"replies sent back{kind}": mean_of(rows, lambda c: bool(c.attempts)),
+                    f"tokens{kind}": mean_of(rows, lambda c: len(c.tokens)),
+                    f"tokens drawn{kind}": mean_of(rows, lambda c: c.spent),
+                }
             results.append({"model": name, "bias": bias, "figures": {k: asdict(v) for k, v in figures.items()}})
-    rows = dict.fromkeys(key for result in results for key in result["figures"])
+    keys = dict.fromkeys(key for result in results for key in result["figures"])
     table = Table("", *(f"{r['model'] or 'untrained'}" + f", bias {r['bias']:g}" * bool(r["bias"]) for r in results))
-    for key in rows:
+    for key in keys:
         cells = [r["figures"].get(key) for r in results]
         table.add_row(
             f"P({RESET}) {key}" if key.startswith(("next", "anywhere")) else key,
@@ -132,6 +152,40 @@ def main() -> None:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
         content = {"settings": settings, "pairs": len(pairs), "results": results}
         write_atomically(args.output, json.dumps(content, indent=1) + "\n")
+        draw(results, args.output.with_suffix(".png"))
+
+
+def draw(results: list[dict[str, Any]], file: Path) -> None:
+    """What is delivered unsafe against the harmless replies that are sent back: a line a model, a point a bias.
+
+    Nothing without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for number, model in enumerate(dict.fromkeys(result["model"] for result in results)):
+        some = [result for result in results if result["model"] == model]
+        x, y = ([r["figures"][key] for r in some] for key in ("replies sent back, harmless", "unsafe by the judge"))
+        (px, py), ends = ([p["value"] for p in points] for points in (x, y)), []
+        for points in (x, y):
+            ends.append([[abs(p["value"] - p[end]) for p in points] for end in ("low", "high")])
+        axis.errorbar(
+            px, py, xerr=ends[0], yerr=ends[1], fmt="o-", color=f"C{number}", elinewidth=0.5, label=model or "untrained"
+        )
+        for result, at in zip(some, zip(px, py, strict=True), strict=True):
+            if model:
+                axis.annotate(f"{result['bias']:+g}", at, xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axis.set(
+        xlabel="harmless replies that are sent back (left: better)",
+        ylabel="delivered, unsafe by the judge (down: better)",
+    )
+    axis.set_ylim(0, None)
+    axis.legend(frameon=False, title=f"numbers: bias on {RESET}'s logit")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=130)
 
 
 if __name__ == "__main__":

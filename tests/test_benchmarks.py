@@ -145,7 +145,11 @@ def test_reset(tiny_folder, tmp_path):
     figures = plain["figures"]
     assert 0 < figures["next, unsafe"]["value"] < figures["anywhere, unsafe"]["value"] < 1
     assert forced["figures"]["replies sent back"]["value"] == 1
+    assert forced["figures"]["anywhere, safe"]["value"] == pytest.approx(1)
+    assert forced["figures"]["tokens drawn, harmless"]["value"] > forced["figures"]["tokens, harmless"]["value"]
     assert untrained["figures"]["replies sent back"]["value"] == 0
+    assert untrained["figures"]["tokens drawn"] == untrained["figures"]["tokens"]
+    assert (tmp_path / "reset.png").is_file()
     assert judge.attribute == "harm"
 
 
@@ -266,6 +270,60 @@ def test_under_attack(tiny_folder, mine):
     assert before["bad"]["mine:quiet"]["each"] == after["bad"]["mine:quiet"]["each"]
     assert before["bad"]["mine:quiet"]["each"][0][0] != before["bad"]["mine:quiet"]["each"][0][1]
     assert before["nats"] == after["nats"]
+
+
+def test_under_attack_with_a_reset_of_its_own(tiny_folder, mine):
+    """Dialogues are answered through the chat template, and what is sent back is not delivered."""
+    model, tokenizer = sasa.load(str(tiny_folder), device="cpu")
+    tiny.boundary(model).save(mine / "judge")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[RESET]"]})
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(mine / "taught")
+    rows = [{"chosen": f"\n\nHuman: Any {i}.\n\nAssistant: {text}", "rejected": f"\n\nHuman: Any {i}.\n\nAssistant: {text}er"}
+            for i, text in enumerate(("calm", "LOUD"))]  # fmt: skip
+    with gzip.open(mine / "pairs.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    found = {"prompt": "Any 1.", "attack": "Any 1. NOW", "target": "LOUDer", "losses": [3.0], "seconds": 1.0}
+    for name in ("base", "taught"):
+        (mine / f"{name}-0.json").write_text(json.dumps(found))
+    command = [
+        *(
+            "gcg.py",
+            "--pairs",
+            "pairs.jsonl.gz",
+            "--rows",
+            ":",
+            "--base",
+            tiny_folder,
+            "--model",
+            "taught",
+            "--judge",
+            "judge",
+        ),
+        *(
+            "--reward",
+            "mine:quiet",
+            "--completions",
+            8,
+            "--tokens",
+            4,
+            "--target-tokens",
+            99,
+            "--store",
+            ".",
+            "--bias",
+            40,
+        ),
+    ]
+    run(*command, "--output", "gcg.json", cwd=mine)
+    before, after = json.loads((mine / "gcg.json").read_text())["results"]
+    assert (before["prompts"], set(before["bad"])) == (1, {"mine:quiet", "boundary"})
+    assert "sent_back" not in before
+    assert after["sent_back"] == [1, 1]
+    (mine / "base-0.json").write_text(json.dumps(found | {"target": "loud"}))
+    with pytest.raises(AssertionError, match="is of another attack"):
+        run(*command, cwd=mine)
 
 
 def test_what_novelty_costs():

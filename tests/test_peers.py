@@ -12,7 +12,7 @@ from tokenizers import processors
 
 import sasa
 from sasa.evaluation import scorers
-from sasa.evaluation.methods import BOUNDLESS, METHODS, method
+from sasa.evaluation.methods import method
 from sasa.evaluation.peers import caa, debias, dexperts, guard, rad
 from sasa.evaluation.peers.judges import judge_named
 from sasa.evaluation.peers.prompt import INSTRUCTION, Prompted
@@ -270,10 +270,6 @@ def test_vectors_of_another_model(world, tmp_path):
     save_file({"vectors": torch.zeros(4, 8)}, tmp_path / caa.VECTORS)
     with pytest.raises(ValueError, match="of another model"):
         method(f"caa:{tmp_path}:1:1")(world, PROMPTS, seed=1)
-
-
-def test_what_needs_no_boundary_is_a_method():
-    assert set(BOUNDLESS) < set(METHODS)
 
 
 def store(folder, world, prompts=PROMPTS):

@@ -681,6 +681,28 @@ def test_a_replay_has_every_model_and_defence_side_by_side(made, tmp_path):
         replay(suite, models, ["wall"], JUDGES, tmp_path / "r", settings)
 
 
+def test_a_replay_leaves_out_a_defence_that_a_model_cannot_use(made, tmp_path):
+    """A model that was taught [RESET] beside one that was not."""
+    plain, taught, knows = tiny.model("llama"), tiny.model("llama"), tiny.tokenizer()
+    knows.add_special_tokens({"additional_special_tokens": ["[RESET]"]})
+    taught.resize_token_embeddings(len(knows))
+    models = {
+        "base": (plain, tiny.tokenizer(), tiny.boundary(plain)),
+        "taught": (taught, knows, tiny.boundary(taught)),
+    }
+    settings, suite = Settings(completions=2, max_new_tokens=5, chat=True, top_k=5), replay_suite(made)
+    with pytest.raises(ValueError, match=r"method reset:1: the tokenizer has no token '\[RESET\]'"):
+        replay(suite, {"base": models["base"]}, ["reset:1"], JUDGES, tmp_path / "none", settings)
+    assert not (tmp_path / "none" / "base" / "completions").exists()
+    found = replay(suite, models, ["reset:40"], JUDGES, tmp_path / "r", settings)
+    assert [(row["model"], row["defence"]) for row in found["rows"]] == [
+        ("base", "plain"), ("taught", "plain"), ("taught", "reset:40"),
+    ]  # fmt: skip
+    lines = [json.loads(x) for x in (tmp_path / "r" / "taught" / "completions" / "reset@40.jsonl").open()]
+    assert all(line["attempts"] for line in lines)
+    assert "- base: method reset:40: the tokenizer has no token" in (tmp_path / "r" / "replay.md").read_text()
+
+
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 

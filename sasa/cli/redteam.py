@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from sasa.cli.common import (
@@ -392,11 +393,14 @@ def replay_command(
         test = row.get("test")
         success = row["success"]
         table.add_row(
-            row["model"], row["defence"], f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}]",
+            escape(row["model"]), escape(row["defence"]), f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}]",
             f"{row['change'].value:+.0%}" if test else "", f"{test['p']:.2g}" if test else "",
             f"{row['perplexity'].value:.2f}", f"{row['tokens'].value:.1f}",
         )  # fmt: skip
     out.print(table)
+    for name, why in found["left_out"].items():
+        for error in why.values():
+            out.print(f"left out for {name}: {error}", soft_wrap=True, markup=False)
     out.print(f"report, with intervals and a picture: {place / 'replay.md'}", soft_wrap=True, markup=False)
 
 
@@ -455,7 +459,7 @@ def _target(
     if name is not None and is_function(name):
         return load_function(name)
     loaded, tokenizer = sasa.load(name, device, dtype)
-    lines = load_boundaries(boundary, loaded, strict) if defence.partition(":")[0] not in ways.BOUNDLESS else None
+    lines = load_boundaries(boundary, loaded, strict) if not ways.method(defence).boundless else None
     return ModelTarget(loaded, tokenizer, defence, lines, sampling)
 
 

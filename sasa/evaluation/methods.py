@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from sasa.backtracking import THRESHOLD, Backtracking
+from sasa.backtracking import THRESHOLD, Backtracking, reset_token_id
 from sasa.evaluation.peers.caa import CAA
 from sasa.evaluation.peers.debias import SelfDebias
 from sasa.evaluation.peers.dexperts import DExperts
@@ -19,23 +19,27 @@ from sasa.values import BETA, PRIOR, VALUE, VALUES, check_beta, check_prior, che
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Method):
     """What the model writes on its own."""
+
+    boundless = True
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         return world.generate(prompts, seed=seed)
 
 
 @dataclass(frozen=True)
-class Words:
+class Words(Method):
     """The word filter: transformers' bad-words processor."""
+
+    boundless = True
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         return world.generate(prompts, words=True, seed=seed)
 
 
 @dataclass(frozen=True)
-class SASA:
+class SASA(Method):
     """Self-disciplined sampling, with the word filter on top or not."""
 
     beta: float
@@ -58,7 +62,7 @@ class SASA:
 
 
 @dataclass(frozen=True)
-class BestOf:
+class BestOf(Method):
     """Writes n completions for each one that is asked for and keeps that with the greatest margin."""
 
     n: int
@@ -80,7 +84,7 @@ class BestOf:
 
 
 @dataclass(frozen=True)
-class Backtrack:
+class Backtrack(Method):
     """Text that goes wrong goes back; with SASA before or without."""
 
     threshold: float = THRESHOLD
@@ -97,6 +101,31 @@ class Backtrack:
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         return world.generate(prompts, self.beta, backtrack=Backtracking(self.threshold), seed=seed)
+
+
+@dataclass(frozen=True)
+class Reset(Method):
+    """Text goes back where the model says so itself: it was taught to write [RESET] (`sasa train backtracking`)."""
+
+    boundless = True
+
+    bias: float = 0.0
+
+    @classmethod
+    def parse(cls, argument: str = "0") -> Reset:
+        """From `BIAS`."""
+        made = cls(float(argument))
+        made._obeyed(0)
+        return made
+
+    def check(self, world: World) -> None:
+        reset_token_id(world.tokenizer)
+
+    def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
+        return world.generate(prompts, backtrack=self._obeyed(reset_token_id(world.tokenizer)), seed=seed)
+
+    def _obeyed(self, token: int) -> Backtracking:
+        return Backtracking(threshold=None, reset_token_id=token, reset_bias=self.bias)
 
 
 METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
@@ -116,6 +145,10 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
         lambda threshold=f"{THRESHOLD:g}": Backtrack.parse(f"0:{threshold}"),
     ),
     "sasa+backtrack": ("sasa+backtrack:BETA[:THRESHOLD], SASA, and back where it was not enough", Backtrack.parse),
+    "reset": (
+        "reset:BIAS, back where a model that was trained to writes [RESET], BIAS added to its logit",
+        Reset.parse,
+    ),
     "best-of": ("best-of:N, the one of N completions with the greatest margin", lambda n="4": BestOf(_count(n))),
     "rad": ("rad:JUDGE:BETA, reward-augmented decoding, JUDGE a scorer", RAD.parse),
     "dexperts": (
@@ -127,8 +160,6 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     "prompt": ("prompt[:TEXT], behind an instruction to be polite, or another", Prompted),
     "guard": (f"guard:N[:JUDGE], what a scorer ({JUDGE}) stops is written again, up to N times", Guard.parse),
 }
-BOUNDLESS = ("plain", "words", "rad", "dexperts", "self-debias", "caa", "prompt", "guard")
-"""Methods that need no boundary."""
 
 
 def method(spec: str) -> Method:

@@ -50,7 +50,7 @@ from sasa.embedding import tokenize_prompt
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.scorers import Scorer, scored
 from sasa.evaluation.suites import Prompt, Suite
-from sasa.evaluation.world import Method, World, as_peer
+from sasa.evaluation.world import Method, World
 from sasa.files import differences, read_json, write_atomically
 from sasa.generation import Completion, encode_prompts
 from sasa.lines import alone, append, keep_lines, line, parse, read, whole_lines
@@ -227,7 +227,7 @@ def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progre
     with alone(run.folder), _bar(progress) as bar:
         todo = {name: _whole_batches(run, run.file(name)) for name in methods}
         for name, made in methods.items():
-            run.note(name, as_peer(made).version)
+            run.note(name, made.version)
             task = bar.add_task(escape(name), total=len(run.prompts) * run.completions)
             for number, batch in enumerate(run.batches):
                 size = len(batch) * run.completions
@@ -256,8 +256,8 @@ def check_methods(run: Run, methods: dict[str, Method], world: World) -> None:
     window = context_window(world.model)
     for name, made in methods.items():
         try:
-            as_peer(made).check(world)
-            extra = as_peer(made).extra_tokens(world)
+            made.check(world)
+            extra = made.extra_tokens(world)
         except ValueError as error:
             raise ValueError(f"method {name}: {error}") from error
         if window is not None and longest + extra + world.settings.max_new_tokens > window:

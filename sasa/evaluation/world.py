@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from transformers import (
     LogitsProcessor,
@@ -140,16 +140,18 @@ class World:
         return [list(ids) for ids in {tuple(ids) for ids in found} if ids]
 
 
-class Method(Protocol):
-    """A way to complete prompts."""
+class Method:
+    """A way to complete prompts, and what it says of itself besides: by default nothing.
+
+    Attributes:
+        boundless: it needs no boundary.
+    """
+
+    boundless: ClassVar[bool] = False
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         """`world.settings.completions` of each prompt; the same ones for the same seed and prompts."""
-        ...
-
-
-class Peer:
-    """What a method may say of itself besides; the defaults say nothing."""
+        raise NotImplementedError
 
     @property
     def version(self) -> str:
@@ -162,8 +164,3 @@ class Peer:
     def extra_tokens(self, world: World) -> int:
         """Tokens that it puts before a prompt, at most."""
         return 0
-
-
-def as_peer(method: Method) -> Peer:
-    """What a method says of itself."""
-    return method if isinstance(method, Peer) else Peer()

@@ -20,7 +20,8 @@ from sasa.evaluation import metrics
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.methods import method
 from sasa.evaluation.metrics import Estimate
-from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, score_stage
+from sasa.evaluation.report import in_cell
+from sasa.evaluation.runner import Run, check_methods, generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import Method, Settings, World
@@ -105,7 +106,8 @@ def replay(
     Args:
         models: by name, each with its boundary, which all defences need; the first one, with the defence `plain`, is what others
             are compared with, and what measures perplexity.
-        defences: methods of `sasa bench`; plain is always among them.
+        defences: methods of `sasa bench`; plain is always among them. One that some of the models cannot use, as `reset` where a
+            model knows no [RESET], is left out for these, and the report says so.
         judges: of replies; one counts as toxic when all say so.
         settings: `completions` are the replies to each prompt; None for 5 of at most 20 tokens, through the chat template.
 
@@ -114,7 +116,7 @@ def replay(
         reply, and of harmless prompts the toxic rate, perplexity and length, with intervals and paired tests against plain.
 
     Raises:
-        ValueError: an unknown defence, no model or judge, or a folder of other settings.
+        ValueError: an unknown defence, one that no model can use, no model or judge, or a folder of other settings.
     """
     if not models or not judges:
         raise ValueError("a replay needs a model and a judge")
@@ -124,28 +126,43 @@ def replay(
     if len({_file(name) for name in models}) < len(models):
         raise ValueError(f"models need names that differ as those of folders, too, got {', '.join(models)}")
     base, tokenizer, _ = next(iter(models.values()))
-    runs: dict[str, Run] = {}
-    for name, (model, own, boundary) in models.items():
-        world = World(model, own, boundary, settings)
-        run = Run.create(folder / _file(name), suite, world, seed=seed, batch_size=batch_size)
-        generate_stage(run, ways, world, progress=progress)
+    worlds = {name: World(*model, settings) for name, model in models.items()}
+    runs = {
+        name: Run.create(folder / _file(name), suite, world, seed=seed, batch_size=batch_size)
+        for name, world in worlds.items()
+    }
+    refused: dict[str, dict[str, str]] = {name: {} for name in models}
+    for model, run in runs.items():
+        for name, way in ways.items():
+            try:
+                check_methods(run, {name: way}, worlds[model])
+            except ValueError as error:
+                refused[model][name] = str(error)
+    for name in ways:
+        if all(name in why for why in refused.values()):
+            raise ValueError(next(iter(refused.values()))[name])
+    usable = {model: [name for name in ways if name not in refused[model]] for model in models}
+    for model, run in runs.items():
+        generate_stage(run, {name: ways[name] for name in usable[model]}, worlds[model], progress=progress)
         likelihood_stage(run, base, tokenizer, run.methods, judge=BASE, progress=progress)
         score_stage(run, judges, run.methods, progress=progress)
-        runs[name] = run
-    found = replay_figures(runs, list(ways), [judge.name for judge in judges], threshold)
+    found = replay_figures(runs, usable, [judge.name for judge in judges], threshold)
+    found["left_out"] = {model: why for model, why in refused.items() if why}
     write_atomically(folder / "replay.json", json.dumps(metrics.to_json(found), indent=1) + "\n")
     plotted = _plot(folder / "replay.png", found["rows"])
     write_atomically(folder / "replay.md", _markdown(found, plotted))
     return found
 
 
-def replay_figures(runs: Mapping[str, Run], defences: Sequence[str], judges: Sequence[str], threshold: float) -> Any:
-    """All figures of a finished replay."""
+def replay_figures(
+    runs: Mapping[str, Run], defences: Mapping[str, Sequence[str]], judges: Sequence[str], threshold: float
+) -> Any:
+    """All figures of a finished replay, with each model's defences."""
     # a prompt beyond one model's context window is left out of all
     shared = set.intersection(*({p.id for p in run.prompts} for run in runs.values()))
     sides: dict[tuple[str, str], dict[str, Any]] = {}
     for model, run in runs.items():
-        for defence in defences:
+        for defence in defences[model]:
             sides[model, defence] = _side(run, defence, judges, threshold, shared)
     if not all(len(side[group]) for side in sides.values() for group in (ATTACK, HARMLESS)):
         raise ValueError("no attack, or no harmless prompt, fits the context windows of all models")
@@ -235,8 +252,8 @@ def _markdown(found: dict[str, Any], plotted: bool) -> str:
     ]
     for row in found["rows"]:
         cells = [
-            row["model"],
-            row["defence"],
+            in_cell(row["model"]),
+            in_cell(row["defence"]),
             _cell(row["success"], ".3f"),
             _cell(row.get("change"), "+.1%"),
             f"{row['test']['p']:.2g}" if "test" in row else "–",
@@ -249,7 +266,8 @@ def _markdown(found: dict[str, Any], plotted: bool) -> str:
             _cell(row["harmless_toxic"], ".3f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    left_out = [f"- {model}: {error}" for model, why in found["left_out"].items() for error in why.values()]
+    return "\n".join([*lines, *(["", "Left out:", "", *left_out] if left_out else []), ""])
 
 
 def _cell(value: Estimate | None, form: str) -> str:

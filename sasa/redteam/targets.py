@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import EmbeddingSpec, ModelInfo
 from sasa.evaluation.fingerprints import fingerprint
-from sasa.evaluation.methods import BOUNDLESS, method
+from sasa.evaluation.methods import method
 from sasa.evaluation.rewards import named_function
-from sasa.evaluation.world import Settings, World, as_peer
+from sasa.evaluation.world import Settings, World
 from sasa.generation import encode_prompts
 from sasa.values import BETA, PRIOR, VALUE, Boundaries, fingerprint_of
 
@@ -84,7 +84,7 @@ class ModelTarget:
 
     Args:
         defence: `plain`, `sasa`, `backtrack`, …: see `sasa.evaluation.methods`.
-        boundary: for all defences but `sasa.evaluation.methods.BOUNDLESS`.
+        boundary: for all defences but those that are `boundless`.
         settings: how it samples; its `completions` are not read.
 
     Raises:
@@ -102,13 +102,13 @@ class ModelTarget:
         given = settings or Settings(max_new_tokens=REPLY_TOKENS, chat=True)
         self.model = model
         self._method = method(defence)
-        alone = defence.partition(":")[0] in BOUNDLESS  # no boundary: no margins, which nobody would read
+        alone = self._method.boundless  # no boundary: no margins, which nobody would read
         if boundary is None and not alone:
             raise ValueError(f"the defence {defence} needs a boundary")
         if given.chat and tokenizer.chat_template is None:
             raise ValueError("the target's tokenizer has no chat template: say --no-chat")
         self._world = World(model, tokenizer, None if alone else boundary, replace(given, completions=1))
-        as_peer(self._method).check(self._world)
+        self._method.check(self._world)
         self.about = {
             "kind": "model",
             "model": asdict(ModelInfo.of(model)),
@@ -123,7 +123,7 @@ class ModelTarget:
     def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
         world = self._world
         errors: dict[int, str] = {}
-        extra = as_peer(self._method).extra_tokens(world)
+        extra = self._method.extra_tokens(world)
         for i, attack in enumerate(attacks):
             try:
                 encode_prompts(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sasa.evaluation.world import Peer, World
+from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
 from sasa.models.parts import depth_of, layers
 from sasa.tables import local
@@ -28,7 +28,7 @@ VECTORS = "vectors.safetensors"
 
 
 @dataclass(frozen=True)
-class CAA(Peer):
+class CAA(Method):
     """Adds scale times (mean hidden state of non-toxic text - of toxic text) to the hidden state that a layer puts out, at the
     prompt's last token and at every token that is written.
 
@@ -37,6 +37,8 @@ class CAA(Peer):
     Args:
         layer: from 1, the first layer's, to the model's number of layers.
     """
+
+    boundless = True
 
     folder: str
     layer: int

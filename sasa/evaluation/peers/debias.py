@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from sasa.evaluation.peers.stream import Stream
-from sasa.evaluation.world import Peer, World
+from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
 from sasa.values import check_beta
 
@@ -18,10 +18,12 @@ PREFIX = "The following text contains rude, disrespectful, or unreasonable langu
 
 
 @dataclass(frozen=True)
-class SelfDebias(Peer):
+class SelfDebias(Method):
     """Multiplies a candidate's probability by exp(decay * (p - q)) where q, its probability behind `PREFIX`, is above p
     (equations 2 and 3). Needs nothing but the model, which reads every text twice.
     """
+
+    boundless = True
 
     decay: float
 

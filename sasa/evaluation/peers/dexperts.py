@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from sasa.boundary import ModelInfo
 from sasa.evaluation.fingerprints import fingerprint_of_files
 from sasa.evaluation.peers.stream import Stream
-from sasa.evaluation.world import Peer, World
+from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
 from sasa.models.load import load
 from sasa.tables import local
@@ -23,12 +23,14 @@ EXPERT, ANTI_EXPERT = "expert", "anti-expert"
 
 
 @dataclass(frozen=True)
-class DExperts(Peer):
+class DExperts(Method):
     """Adds alpha times (an expert's logits - an anti-expert's) to those of the candidates.
 
     Both are adapters of the model itself, fine-tuned on non-toxic and on toxic text by `benchmarks/experts.py`, in the folders
     `expert` and `anti-expert`. Each is merged into weights of its own here, as in the paper: three models, three caches.
     """
+
+    boundless = True
 
     folder: str
     alpha: float

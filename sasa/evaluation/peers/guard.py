@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 
 from sasa.evaluation.metrics import TOXIC
 from sasa.evaluation.peers.judges import judge_named
-from sasa.evaluation.world import Peer, World
+from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
 
 JUDGE = "toxic-comment-classifier"
 
 
 @dataclass(frozen=True)
-class Guard(Peer):
+class Guard(Method):
     """Completions that a judge gives 0.5 or more are written again, up to n times; then the least toxic one counts."""
+
+    boundless = True
 
     n: int
     judge: str = JUDGE

@@ -10,15 +10,17 @@ from jinja2.exceptions import TemplateError
 
 from sasa.boundary import EmbeddingSpec
 from sasa.embedding import tokenize_prompt
-from sasa.evaluation.world import Peer, World
+from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
 
 INSTRUCTION = "The following text is polite and respectful. It contains no insults, slurs, threats or sexual language."
 
 
 @dataclass(frozen=True)
-class Prompted(Peer):
+class Prompted(Method):
     """The model on its own, behind an instruction."""
+
+    boundless = True
 
     instruction: str = INSTRUCTION
 

@@ -12,19 +12,21 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from sasa.evaluation.peers.judges import judge_named
 from sasa.evaluation.scorers import Scorer
-from sasa.evaluation.world import Peer, World
+from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
 from sasa.models.heads import token_ids
 from sasa.values import check_beta
 
 
 @dataclass(frozen=True)
-class RAD(Peer):
+class RAD(Method):
     """Adds beta times the reward of the text with a candidate, 1 - its toxicity by a judge, to the candidate's logit.
 
     The paper's reward model reads from left to right behind a cache of its own; a judge of ours reads each candidate's text
     anew. What it decodes to is the same for the same judge, at another price.
     """
+
+    boundless = True
 
     judge: str
     beta: float
