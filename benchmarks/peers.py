@@ -102,7 +102,7 @@ def main() -> None:
     command.add_argument("--scorer", action="append", required=True)
     command.add_argument("--group", default="toxic")
     command.add_argument("--cost", type=Path)
-    command.add_argument("--tax", type=Path)
+    command.add_argument("--tax", type=Path, action="append", default=[], help="repeat it")
     command.add_argument("--output", "-o", type=Path, required=True, help="a folder")
     args = parser.parse_args()
     {"cost": cost, "tax": tax, "show": show}[args.command](args)
@@ -330,6 +330,21 @@ def reading_by(world: World, words: Words, name: str) -> Reading:
 
 
 def tax(args: argparse.Namespace) -> None:
+    """Writes its file after each method, and goes on with one that is there."""
+    settings = {key: value for key, value in told(args).items() if key not in ("method", "output")}
+    before = (
+        read_json(args.output, object_hook=from_json)
+        if args.output.is_file()
+        else {"settings": settings, "results": []}
+    )
+    if before["settings"] != settings:
+        raise SystemExit(f"{args.output} holds figures of other settings: choose another --output")
+    results = before["results"]
+    done = [row["method"] for row in results]
+    ways = {name: method(name) for name in args.method if name not in done}
+    for name, way in ways.items():
+        if not isinstance(way, (SASA, *READ)):
+            raise SystemExit(f"{name} has no next-token distribution of its own that could be read here")
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
     world = World(model, tokenizer, boundary, Settings())
@@ -344,9 +359,7 @@ def tax(args: argparse.Namespace) -> None:
     for part, words in parts.items():
         forced(world, words, bare, f"{part}, plain")
         words.plain = False
-    results = []
-    for name in args.method:
-        way = method(name)
+    for name, way in ways.items():
         if isinstance(way, SASA):
             steering = Steering.of(boundary, way.beta, way.value, way.prior)
             readings = {
@@ -355,17 +368,13 @@ def tax(args: argparse.Namespace) -> None:
                 ),
                 "people": read(model, tokenizer, about.texts, boundary, max_tokens=PLACES, progress=True),
             }
-        elif isinstance(way, READ):
+        else:
             steering = Steering.of(boundary, 1.0, "raw")  # of margins that are log q - log p
             readings = {part: reading_by(world, words, name) for part, words in parts.items()}
-        else:
-            raise SystemExit(f"{name} has no next-token distribution of its own that could be read here")
         by_class = {group: one.per_token for group, one in selectivity(readings["texts"], groups, steering).items()}
         people = about.figures(readings["people"], steering)
         results.append({"method": name, "nats_a_token": by_class, "people": people})
-        write_atomically(
-            args.output, json.dumps(to_json({"settings": told(args), "results": results}), indent=1) + "\n"
-        )
+        write_atomically(args.output, json.dumps(to_json({"settings": settings, "results": results}), indent=1) + "\n")
         worst = people["worst"]
         print(
             f"{name}: {', '.join(f'{group} {nats}' for group, nats in by_class.items())}; "
@@ -380,11 +389,15 @@ def tax(args: argparse.Namespace) -> None:
 def show(args: argparse.Namespace) -> None:
     run = together(args.run)
     costs = {row["method"]: row for row in read_json(args.cost)["results"]} if args.cost else {}
-    taxes = {row["method"]: row for row in read_json(args.tax, object_hook=from_json)["results"]} if args.tax else {}
+    files = [read_json(file, object_hook=from_json) for file in args.tax]
+    taxes = {row["method"]: row for file in files for row in file["results"]}
     fluency = f"perplexity@{file_name(args.judge)}" if args.judge else "perplexity"
     args.output.mkdir(parents=True, exist_ok=True)
     lines = table_of(run, args, costs, taxes, fluency)
     write_atomically(args.output / "peers.md", "\n".join(lines) + "\n")
+    if taxes:
+        content = to_json({"settings": [file["settings"] for file in files], "results": list(taxes.values())})
+        write_atomically(args.output / "tax.json", json.dumps(content, indent=1) + "\n")
     draw(run, args, costs, fluency)
     print("\n".join(lines))
 

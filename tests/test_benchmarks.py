@@ -430,7 +430,9 @@ def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     weights = sum(weight.nbytes for weight in model.parameters()) / 2**20
     assert prices[ways[2]]["kept_mb"] == pytest.approx(2 * weights, rel=0.05), "two experts, each as large as the model"
     assert prices["self-debias:0"]["kept_mb"] < weights / 4
-    assert "people" in run("peers.py", "tax", *few, *named, "--people", people, "--limit", 3, "-o", tax)
+    forced = ("peers.py", "tax", *few, "--people", people, "--limit", 3, "-o", tax)
+    assert run(*forced, "-M", ways[0]).startswith(f"{ways[0]}: ")
+    assert ways[0] not in run(*forced, *named)  # what is there is not read again
     taxes = {row["method"]: row for row in json.loads(tax.read_text())["results"]}
     nothing = taxes["self-debias:0"]
     assert max(abs(nats["value"]) for nats in nothing["nats_a_token"].values()) < 1e-5
@@ -483,6 +485,7 @@ def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     )
     assert all(way in shown for way in ways)
     assert (tmp_path / "out" / "peers.png").is_file()
+    assert [row["method"] for row in json.loads((tmp_path / "out" / "tax.json").read_text())["results"]] == ways
 
 
 def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp_path):
