@@ -146,7 +146,7 @@ METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
     ),
     "sasa+backtrack": ("sasa+backtrack:BETA[:THRESHOLD], SASA, and back where it was not enough", Backtrack.parse),
     "reset": (
-        "reset:BIAS, back where a model that was trained to writes [RESET], BIAS added to its logit",
+        "reset:BIAS, back where the model writes [RESET], having been trained to; BIAS is added to its logit, by default 0",
         Reset.parse,
     ),
     "best-of": ("best-of:N, the one of N completions with the greatest margin", lambda n="4": BestOf(_count(n))),
