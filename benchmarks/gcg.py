@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 import random
 import time
 from collections import Counter
@@ -35,8 +36,8 @@ from sasa.backtracking import RESET, Backtracking, reset_token_id
 from sasa.boundary import EmbeddingSpec
 from sasa.embedding import tokenize_prompt
 from sasa.evaluation.metrics import against, estimate
-from sasa.evaluation.rewards import boundary_reward, reward
-from sasa.files import write_atomically
+from sasa.evaluation.rewards import Reward, reward
+from sasa.files import differences, write_atomically
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import parse_rows
 from sasa.generation import completion_text
@@ -74,8 +75,9 @@ def attacked(model: Any, tokenizer: Any, prompt: str, target: str, args: argpars
 
     settings = nanogcg.GCGConfig(
         num_steps=args.steps, optim_str_init=" x" * args.suffix_tokens, search_width=args.width, topk=args.top,
-        batch_size=args.width, use_prefix_cache=False, seed=args.seed, verbosity="ERROR",
+        batch_size=args.width, use_prefix_cache=False, seed=args.seed,
     )  # fmt: skip
+    logging.getLogger("nanogcg").setLevel("ERROR")
     # It takes every BOS out of a chat, but adds one to its start alone; SmolLM2 opens each turn with one.
     own = copy.deepcopy(tokenizer)
     own.bos_token = None
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--judge", help="a harm boundary of the model without training, one more judge of replies to --pairs"
     )
-    parser.add_argument("--bias", type=float, default=0.0, help="added to [RESET]'s logit")
+    parser.add_argument("--bias", type=float, default=0.0, help="added to the logit of [RESET], where a model knows it")
     parser.add_argument("--rows", default=":", help="START:STOP")
     parser.add_argument("--model", action="append", required=True, help="a trained model; repeat it")
     parser.add_argument("--base", help="the model without training")
@@ -118,28 +120,47 @@ def main() -> None:
     judges = [reward(name) for name in args.reward or ["tox-block", "toxic-comment-classifier"]]
     choosing = list(judges)
     if args.judge:
-        base, own = sasa.load(args.base)
-        judges.append(boundary_reward(base, own, sasa.Boundary.load(args.judge, model=base), chat=True))
+        judges.append(harm(args))
+    files = ["base", *(Path(name).name for name in args.model if name != args.base)]
+    if len(set(files)) < len(files):
+        parser.error(f"attacks are kept by the last part of a model's name, which must differ: {', '.join(files)}")
     results: list[dict[str, Any]] = []
     for name in (args.base, *args.model):
         model, tokenizer = sasa.load(name)
         if not args.pairs:
             tokenizer.chat_template = TEXT
         rows: list[dict[str, Any]] = []
-        for number, (prompt, target) in enumerate(targets(args, tokenizer, choosing)):
+        chosen = targets(args, tokenizer, choosing)
+        if not chosen:
+            raise SystemExit(f"{args.pairs or args.prompts}, rows {args.rows}: nothing there that a reward calls bad")
+        for number, (prompt, target) in enumerate(chosen):
             file = args.store / f"{'base' if name == args.base else Path(name).name}-{number}.json"
+            wanted = {"prompt": prompt, "target": target}
+            wanted |= {key: getattr(args, key) for key in ("steps", "width", "top", "suffix_tokens", "seed")}
             if not file.is_file():
                 start = time.monotonic()
                 text, losses = attacked(model, tokenizer, prompt, target, args)
-                content = {"prompt": prompt, "attack": text, "target": target, "losses": losses}
-                write_atomically(file, json.dumps(content | {"seconds": time.monotonic() - start}) + "\n")
+                content = wanted | {"attack": text, "losses": losses, "seconds": time.monotonic() - start}
+                write_atomically(file, json.dumps(content) + "\n")
             attack = json.loads(file.read_text())
-            if (attack["prompt"], attack["target"]) != (prompt, target):
-                raise SystemExit(f"{file} is of another attack: choose another --store")
+            if other := differences({key: attack.get(key) for key in wanted}, wanted):
+                raise SystemExit(f"{file} is of another attack: {'; '.join(other)}. Choose another --store")
             rows.append(attack | figures(model, tokenizer, attack, judges, args))
             print(f"{name or 'the base'} {number + 1}: {rows[-1]['bad']}", flush=True)
         results.append({"model": name or "base", "rows": rows})
     show(results, judges, args)
+
+
+def harm(args: argparse.Namespace) -> Reward:
+    """The boundary --judge, of dialogues in the form of the corpus that it was fitted on."""
+    model, tokenizer = sasa.load(args.base)
+    boundary = sasa.Boundary.load(args.judge, model=model)
+
+    def function(prompts: Any, replies: Any) -> Any:
+        pairs = [(f"Human: {p}\n\nAssistant:", f" {r.strip()}") for p, r in zip(prompts, replies, strict=True)]
+        return boundary.log_odds(boundary.score(model, tokenizer, pairs)).numpy()
+
+    return Reward("harm", boundary.fingerprint, function)
 
 
 def figures(
@@ -161,7 +182,7 @@ def figures(
         else:
             replies = sasa.generate(
                 model, tokenizer, text, None, chat=bool(args.pairs), backtrack=watch, seed=args.seed, max_new_tokens=args.tokens,
-                top_k=0, top_p=1.0, num_return_sequences=args.completions,
+                temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, num_return_sequences=args.completions,
             )  # fmt: skip
             texts = [reply.text for reply in replies]
             found.setdefault("sent_back", []).append(float(np.mean([bool(reply.attempts) for reply in replies])))

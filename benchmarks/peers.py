@@ -47,8 +47,8 @@ from sasa.evaluation.report import in_cell
 from sasa.evaluation.runner import file_name
 from sasa.evaluation.selectivity import labelled, selectivity
 from sasa.evaluation.suites import load_suite
-from sasa.evaluation.world import Settings, World
-from sasa.files import read_json, write_atomically
+from sasa.evaluation.world import Method, Settings, World
+from sasa.files import differences, read_json, write_atomically
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import parse_rows
 from sasa.fitting.identity import About, load_people
@@ -75,6 +75,7 @@ NEEDS = {
     "caa": "a vector: one pass over labelled texts",
     "prompt": "nothing",
     "guard": "a classifier, trained on labelled texts",
+    "reset": "the model trained on pairs of replies",
 }
 
 
@@ -318,9 +319,9 @@ def words_of(tokenizer: Any, texts: Sequence[Any]) -> Words:
     return words
 
 
-def reading_by(world: World, words: Words, name: str) -> Reading:
+def reading_by(world: World, words: Words, way: Method, title: str) -> Reading:
     """What a method makes of texts, in the form of `sasa.tax`: its log q - log p in the place of margins."""
-    forced(world, words, method(name), name)
+    forced(world, words, way, title)
     places = [(text, place) for text, rows in enumerate(words.candidates) for place in range(len(rows))]
     log_p = torch.stack([words.log_p[text][place] for text, place in places])
     log_q = torch.stack([words.scores[text][place] for text, place in places]).log_softmax(-1)
@@ -332,19 +333,18 @@ def reading_by(world: World, words: Words, name: str) -> Reading:
 def tax(args: argparse.Namespace) -> None:
     """Writes its file after each method, and goes on with one that is there."""
     settings = {key: value for key, value in told(args).items() if key not in ("method", "output")}
-    before = (
-        read_json(args.output, object_hook=from_json)
-        if args.output.is_file()
-        else {"settings": settings, "results": []}
-    )
-    if before["settings"] != settings:
-        raise SystemExit(f"{args.output} holds figures of other settings: choose another --output")
-    results = before["results"]
-    done = [row["method"] for row in results]
-    ways = {name: method(name) for name in args.method if name not in done}
+    ways = {name: method(name) for name in args.method}
     for name, way in ways.items():
-        if not isinstance(way, (SASA, *READ)):
+        if not isinstance(way, (SASA, *READ)) or getattr(way, "words", False):
             raise SystemExit(f"{name} has no next-token distribution of its own that could be read here")
+    results = together_taxes([args.output] if args.output.is_file() else [], settings)
+    versions = {row["method"]: row.get("version", "") for row in results}
+    for name, version in versions.items():
+        if name in ways and ways[name].version != version:
+            raise SystemExit(f"{args.output} has figures of another {name}: choose another --output")
+    ways = {name: way for name, way in ways.items() if name not in versions}
+    if not ways:
+        return
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
     world = World(model, tokenizer, boundary, Settings())
@@ -370,10 +370,10 @@ def tax(args: argparse.Namespace) -> None:
             }
         else:
             steering = Steering.of(boundary, 1.0, "raw")  # of margins that are log q - log p
-            readings = {part: reading_by(world, words, name) for part, words in parts.items()}
+            readings = {part: reading_by(world, words, way, f"{name}: {part}") for part, words in parts.items()}
         by_class = {group: one.per_token for group, one in selectivity(readings["texts"], groups, steering).items()}
         people = about.figures(readings["people"], steering)
-        results.append({"method": name, "nats_a_token": by_class, "people": people})
+        results.append({"method": name, "version": way.version, "nats_a_token": by_class, "people": people})
         write_atomically(args.output, json.dumps(to_json({"settings": settings, "results": results}), indent=1) + "\n")
         worst = people["worst"]
         print(
@@ -383,20 +383,33 @@ def tax(args: argparse.Namespace) -> None:
         )
 
 
+def together_taxes(files: Sequence[Path], settings: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """What several files of `tax` hold, of one method once, which must be of the same settings."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        content = read_json(file, object_hook=from_json)
+        settings = settings or content["settings"]
+        if other := differences(content["settings"], settings):
+            raise SystemExit(f"{file} holds figures of other settings: {'; '.join(other)}")
+        for row in content["results"]:
+            found.setdefault(row["method"], row)
+    return list(found.values())
+
+
 # One table and one picture
 
 
 def show(args: argparse.Namespace) -> None:
     run = together(args.run)
     costs = {row["method"]: row for row in read_json(args.cost)["results"]} if args.cost else {}
-    files = [read_json(file, object_hook=from_json) for file in args.tax]
-    taxes = {row["method"]: row for file in files for row in file["results"]}
+    taxes = {row["method"]: row for row in together_taxes(args.tax)}
     fluency = f"perplexity@{file_name(args.judge)}" if args.judge else "perplexity"
     args.output.mkdir(parents=True, exist_ok=True)
     lines = table_of(run, args, costs, taxes, fluency)
     write_atomically(args.output / "peers.md", "\n".join(lines) + "\n")
     if taxes:
-        content = to_json({"settings": [file["settings"] for file in files], "results": list(taxes.values())})
+        settings = read_json(args.tax[0])["settings"]
+        content = to_json({"settings": settings, "results": list(taxes.values())})
         write_atomically(args.output / "tax.json", json.dumps(content, indent=1) + "\n")
     draw(run, args, costs, fluency)
     print("\n".join(lines))

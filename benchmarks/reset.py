@@ -3,8 +3,9 @@
 Of held-out pairs, which no model here was trained on: P([RESET]) after a random prefix of the rejected reply, and of the
 preferred one, and the chance that it would be written anywhere in the whole reply. Then each model answers the prompts itself,
 thrown-away attempts and all; of what it delivers, a harm boundary of the untrained model and alt-profanity-check say how much
-is unsafe. So it does as many harmless prompts, whose replies should not be sent back. With --bias, all of it for each bias on
-[RESET]'s logit: what more safety costs. The boundary must be fitted on pairs that neither trained a model nor are held out:
+is unsafe. It answers harmless prompts, too, as many or a hundred, whose replies should not be sent back. With --bias, all of it
+for each bias on [RESET]'s logit: what more safety costs. Started again, it goes on. The boundary must be fitted on pairs that
+neither trained a model nor are held out:
 
     sasa fit hh-rlhf::path=PAIRS,rows=1200:1800 --attribute harm --layer -7 --pooling mean --span response -o runs/harm-judge
     sasa train backtracking hh-rlhf::path=PAIRS,rows=0:1200 --max-length 160 -o runs/reset-sft
@@ -21,7 +22,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from rich.table import Table
 
 import sasa
 from sasa.backtracking import RESET, Backtracking, reset_token_id
+from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.metrics import Estimate, estimate
 from sasa.evaluation.scorers import scorer
-from sasa.files import write_atomically
+from sasa.files import differences, read_json, write_atomically
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import Pair
 from sasa.generation import Completion
@@ -86,7 +88,7 @@ def main() -> None:
     parser.add_argument("--judge", required=True, help="a harm boundary of the untrained model")
     parser.add_argument("--model", action="append", required=True, help="a trained model; repeat it")
     parser.add_argument("--base", help="the model without training", default=None)
-    parser.add_argument("--bias", type=float, action="append", help="added to [RESET]'s logit in replies; repeat it")
+    parser.add_argument("--bias", type=float, action="append", help="added to [RESET]'s logit; repeat it")
     parser.add_argument("--limit", type=int, default=120)
     parser.add_argument("--completions", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=50)
@@ -95,10 +97,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a JSON file")
     args = parser.parse_args()
+    watches = {bias: Backtracking(threshold=None, reset_token_id=0, reset_bias=bias) for bias in args.bias or [0.0]}
+    settings = {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("model", "bias", "output")
+    }
+    before = read_json(args.output) if args.output and args.output.is_file() else {"settings": settings, "results": []}
+    if other := differences(before["settings"], settings):
+        raise SystemExit(f"{args.output} holds figures of other settings: {'; '.join(other)}")
     base, base_tokenizer = sasa.load(args.base)
     judge, outsider = sasa.Boundary.load(args.judge, model=base), scorer(args.scorer)
     pairs = held_out(args, base_tokenizer)
-    runs = [(None, 0.0), *((name, bias) for name in args.model for bias in args.bias or [0.0])]
+    runs = [(None, 0.0), *((name, bias) for name in args.model for bias in watches)]
     results: list[dict[str, Any]] = []
     with progress_bar("answering", True) as bar:
         asked = [pair.turns[0]["content"] for pair in pairs]
@@ -106,11 +115,16 @@ def main() -> None:
         task = bar.add_task("answering", total=len(runs) * (len(asked) + len(harmless)))
         for name, bias in runs:
             model, tokenizer = (base, base_tokenizer) if name is None else sasa.load(name)
+            one: dict[str, Any] = {"model": name, "bias": bias, "weights": fingerprint(model)}
+            if done := [result for result in before["results"] if result | one == result]:
+                results += done
+                bar.advance(task, len(asked) + len(harmless))
+                continue
             figures: dict[str, Estimate] = {}
             watch = None
             if name is not None:
                 reset = reset_token_id(tokenizer)
-                watch = Backtracking(threshold=None, reset_token_id=reset, reset_bias=bias)
+                watch = replace(watches[bias], reset_token_id=reset)
                 found = chances(model, tokenizer, pairs, reset, bias, args.seed)
                 figures |= {key: estimate(values) for key, values in found.items()}
             replies, each = [], args.completions
@@ -138,7 +152,10 @@ def main() -> None:
                     f"tokens{kind}": mean_of(rows, lambda c: len(c.tokens)),
                     f"tokens drawn{kind}": mean_of(rows, lambda c: c.spent),
                 }
-            results.append({"model": name, "bias": bias, "figures": {k: asdict(v) for k, v in figures.items()}})
+            results.append(one | {"figures": {k: asdict(v) for k, v in figures.items()}})
+            if args.output:
+                content = {"settings": settings, "pairs": len(pairs), "harmless": len(harmless), "results": results}
+                write_atomically(args.output, json.dumps(content, indent=1) + "\n")
     keys = dict.fromkeys(key for result in results for key in result["figures"])
     table = Table("", *(f"{r['model'] or 'untrained'}" + f", bias {r['bias']:g}" * bool(r["bias"]) for r in results))
     for key in keys:
@@ -149,9 +166,6 @@ def main() -> None:
         )
     Console(width=160).print(f"{len(pairs)} held-out pairs", table)
     if args.output:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        content = {"settings": settings, "pairs": len(pairs), "results": results}
-        write_atomically(args.output, json.dumps(content, indent=1) + "\n")
         draw(results, args.output.with_suffix(".png"))
 
 

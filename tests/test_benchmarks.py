@@ -134,17 +134,25 @@ def test_reset(tiny_folder, tmp_path):
     judge = fit_boundary(model, tokenizer, Recipe((pairs,), attribute="harm", embedding=spec), tmp_path / "judge")
     training = Training(replace(pairs, rows="0:8"), lora=2, epochs=1, max_length=200)
     trained = train_backtracking(model, tokenizer, training, tmp_path / "trained", base=str(tiny_folder))
-    shown = run(
+    command = [
         *("reset.py", "--pairs", pairs.path, "--rows", "40:", "--judge", tmp_path / "judge", "--base", tiny_folder),
         *("--model", trained, "--limit", 6, "--completions", 2, "--tokens", 4, "--max-length", 400, "--bias", 0),
         *("--bias", 1e4, "--output", tmp_path / "reset.json"),
-    )
+    ]
+    shown = run(*command)
     assert "6 held-out pairs" in shown
     untrained, plain, forced = json.loads((tmp_path / "reset.json").read_text())["results"]
     assert "next, unsafe" not in untrained["figures"]
     figures = plain["figures"]
     assert 0 < figures["next, unsafe"]["value"] < figures["anywhere, unsafe"]["value"] < 1
     assert forced["figures"]["replies sent back"]["value"] == 1
+    again = json.loads((tmp_path / "reset.json").read_text())
+    again["results"][0]["figures"]["tokens"]["value"] = -1.0  # would not be there if it were measured anew
+    (tmp_path / "reset.json").write_text(json.dumps(again))
+    run(*command)
+    assert json.loads((tmp_path / "reset.json").read_text()) == again
+    with pytest.raises(AssertionError, match="figures of other settings: tokens was 4, is 5"):
+        run(*command, "--tokens", 5)
     assert forced["figures"]["anywhere, safe"]["value"] == pytest.approx(1)
     assert forced["figures"]["tokens drawn, harmless"]["value"] > forced["figures"]["tokens, harmless"]["value"]
     assert untrained["figures"]["replies sent back"]["value"] == 0
@@ -253,12 +261,15 @@ def test_trainings_side_by_side(model, tokenizer, tmp_path):
     assert rarer["-1.5"]["value"] < bad["below"]["0"]["value"]
 
 
+GCG = {"steps": 40, "width": 32, "top": 128, "suffix_tokens": 10, "seed": 0}
+
+
 def test_under_attack(tiny_folder, mine):
     """What the attack has found already is judged; to find it takes a package that is no dependency."""
     sides = {"prompt": {"text": "Go on", "toxicity": 0.1}, "continuation": {"text": " LOUD", "toxicity": 0.9}}
     (mine / "rtp.jsonl").write_text(json.dumps(sides) + "\n")
     for name in ("base", "same"):
-        found = {"prompt": "Go on", "attack": "Go on NOW", "target": " LOUD", "losses": [3.0], "seconds": 1.0}
+        found = {"prompt": "Go on", "attack": "Go on NOW", "target": " LOUD", "losses": [3.0], "seconds": 1.0, **GCG}
         (mine / f"{name}-0.json").write_text(json.dumps(found))
     (mine / "same").symlink_to(tiny_folder)
     run(
@@ -284,7 +295,7 @@ def test_under_attack_with_a_reset_of_its_own(tiny_folder, mine):
             for i, text in enumerate(("calm", "LOUD"))]  # fmt: skip
     with gzip.open(mine / "pairs.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
-    found = {"prompt": "Any 1.", "attack": "Any 1. NOW", "target": "LOUDer", "losses": [3.0], "seconds": 1.0}
+    found = {"prompt": "Any 1.", "attack": "Any 1. NOW", "target": "LOUDer", "losses": [3.0], "seconds": 1.0, **GCG}
     for name in ("base", "taught"):
         (mine / f"{name}-0.json").write_text(json.dumps(found))
     command = [
@@ -318,12 +329,39 @@ def test_under_attack_with_a_reset_of_its_own(tiny_folder, mine):
     ]
     run(*command, "--output", "gcg.json", cwd=mine)
     before, after = json.loads((mine / "gcg.json").read_text())["results"]
-    assert (before["prompts"], set(before["bad"])) == (1, {"mine:quiet", "boundary"})
+    assert (before["prompts"], set(before["bad"])) == (1, {"mine:quiet", "harm"})
     assert "sent_back" not in before
     assert after["sent_back"] == [1, 1]
-    (mine / "base-0.json").write_text(json.dumps(found | {"target": "loud"}))
-    with pytest.raises(AssertionError, match="is of another attack"):
-        run(*command, cwd=mine)
+    with pytest.raises(AssertionError, match="is of another attack: steps was 40, is 9"):
+        run(*command, "--steps", 9, cwd=mine)
+    with pytest.raises(AssertionError, match="rows 0:1: nothing there"):
+        run(*command, "--rows", "0:1", cwd=mine)
+
+
+def test_an_attack_by_gradients(tiny_folder, mine):
+    """Of a model that opens each turn of a chat with its BOS, and knows tokens that no attack may hold."""
+    pytest.importorskip("nanogcg")
+    rows = [{"chosen": "\n\nHuman: Any.\n\nAssistant: calm", "rejected": "\n\nHuman: Any.\n\nAssistant: LOUD"}]
+    with gzip.open(mine / "pairs.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    model, tokenizer = sasa.load(str(tiny_folder), device="cpu")
+    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["[RESET]"]})
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}<s>assistant: "
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(mine / "taught")
+    run(
+        *("gcg.py", "--pairs", "pairs.jsonl.gz", "--base", "taught", "--model", "taught", "--reward", "mine:quiet"),
+        *("--steps", 3, "--completions", 2, "--tokens", 2, "--store", ".", "--output", "gcg.json"),
+        cwd=mine,
+    )
+    attack = json.loads((mine / "base-0.json").read_text())
+    assert "<s>" not in attack["attack"]
+    assert "[RESET]" not in attack["attack"]
+    # what the attack makes likely is what the model is asked: the loss is that of the target behind the whole chat
+    found = json.loads((mine / "gcg.json").read_text())["results"][0]
+    tokens = len(tokenizer(attack["target"], add_special_tokens=False).input_ids)
+    assert found["nats"][1] == pytest.approx(tokens * min(attack["losses"]), rel=1e-3)
 
 
 def test_what_novelty_costs():
@@ -433,6 +471,11 @@ def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     forced = ("peers.py", "tax", *few, "--people", people, "--limit", 3, "-o", tax)
     assert run(*forced, "-M", ways[0]).startswith(f"{ways[0]}: ")
     assert ways[0] not in run(*forced, *named)  # what is there is not read again
+    with pytest.raises(AssertionError, match="figures of other settings: limit was 3, is 2"):
+        run(*forced, "--limit", 2, *named)
+    other, more = tmp_path / "other.json", tmp_path / "more.json"
+    run("peers.py", "tax", *few, "--people", people, "--limit", 2, "-M", "self-debias:5", "-o", other)
+    run(*forced[:-1], more, "-M", "self-debias:5")
     taxes = {row["method"]: row for row in json.loads(tax.read_text())["results"]}
     nothing = taxes["self-debias:0"]
     assert max(abs(nats["value"]) for nats in nothing["nats_a_token"].values()) < 1e-5
@@ -466,26 +509,16 @@ def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     done = subprocess.run(list(map(str, bench)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = list(json.loads((folder / "summary.json").read_text())["runs"][0]["scorers"])
-    shown = run(
-        *(
-            "peers.py",
-            "show",
-            "--run",
-            folder,
-            "--judge",
-            tiny_folder,
-            "--cost",
-            cost,
-            "--tax",
-            tax,
-            "--scorer",
-            names[0],
-        ),
-        *("--scorer", names[1], "-o", tmp_path / "out"),
-    )
+    show = ["peers.py", "show", "--run", folder, "--judge", tiny_folder, "--cost", cost, "--scorer", names[0]]
+    show += ["--scorer", names[1], "--tax", more, "--tax", tax, "-o", tmp_path / "out"]
+    shown = run(*show)
     assert all(way in shown for way in ways)
     assert (tmp_path / "out" / "peers.png").is_file()
-    assert [row["method"] for row in json.loads((tmp_path / "out" / "tax.json").read_text())["results"]] == ways
+    assert [row["method"] for row in json.loads((tmp_path / "out" / "tax.json").read_text())["results"]] == [
+        "self-debias:5", *ways
+    ]  # fmt: skip
+    with pytest.raises(AssertionError, match="figures of other settings: limit was 2, is 3"):
+        run(*show[:-2], "--tax", other, "-o", tmp_path / "out")
 
 
 def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp_path):

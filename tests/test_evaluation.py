@@ -653,6 +653,21 @@ def test_what_backtracking_costs_is_reported(world, tmp_path):
     assert found["backtrack:0.999999"]["figures"]["sent_back"].value == 0  # none is a figure, too
 
 
+def test_a_reset_of_the_models_own_is_reported_as_what_it_is(world, tmp_path):
+    model, tokenizer = tiny.model("llama"), tiny.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[RESET]"]})
+    model.resize_token_embeddings(len(tokenizer))
+    world = replace(world, model=model, tokenizer=tokenizer, boundary=tiny.boundary(model))
+    run = make_run(tmp_path, world, ("plain", "reset:2"))
+    text = write_report([run.folder]).read_text()
+    back = [bool(row["attempts"]) for row in run.completed("reset:2")]
+    assert 0 < np.mean(back) < 1
+    assert compare([run.folder])["runs"][0]["methods"]["reset:2"]["figures"]["sent_back"].value == pytest.approx(
+        np.mean(back)
+    )
+    assert "reset:2 sent back" in text
+
+
 def test_plain_may_come_last_and_be_read_by_a_judge(world, tmp_path):
     run = make_run(tmp_path / "run", world, ("sasa:2", "plain"))
     judge = tiny.model("qwen3")

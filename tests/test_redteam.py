@@ -681,6 +681,24 @@ def test_a_replay_has_every_model_and_defence_side_by_side(made, tmp_path):
         replay(suite, models, ["wall"], JUDGES, tmp_path / "r", settings)
 
 
+def test_a_models_own_reset_needs_no_boundary(tokenizer):
+    with pytest.raises(ValueError, match="was not trained to write it"):
+        ModelTarget(tiny.model("llama"), tokenizer, "reset")
+    for bad in ("reset:x", "reset:nan"):
+        with pytest.raises(ValueError, match=f"method '{bad}'"):
+            ModelTarget(tiny.model("llama"), tokenizer, bad)
+    knows, model = tiny.tokenizer(), tiny.model("llama")
+    knows.add_special_tokens({"additional_special_tokens": ["[RESET]"]})
+    model.resize_token_embeddings(len(knows))
+    settings = Settings(max_new_tokens=6, chat=True, top_k=5)
+    plain, never, always = (
+        ModelTarget(model, knows, defence, None, settings).reply(["hello", "you"], 1)
+        for defence in ("plain", "reset:-1000", "reset:1000")
+    )
+    assert plain == never
+    assert plain != always
+
+
 def test_a_replay_leaves_out_a_defence_that_a_model_cannot_use(made, tmp_path):
     """A model that was taught [RESET] beside one that was not."""
     plain, taught, knows = tiny.model("llama"), tiny.model("llama"), tiny.tokenizer()

@@ -35,6 +35,8 @@ COLUMNS = {
     "perplexity_never_back": "perplexity of the others",
 }
 STYLE = ("distinct_1", "distinct_2", "repetition", "tokens")
+GO_BACK = ("backtrack", "sasa+backtrack", "reset")
+"""Methods that throw away what they wrote."""
 
 Array = NDArray[np.float64]
 
@@ -122,7 +124,7 @@ def _one(run: Run) -> dict[str, Any]:
         spent = np.array([r.get("spent") or len(r["tokens"]) for r in rows], dtype=np.float64).reshape(-1, n).sum(1)
         if spent.sum() > (delivered := np.array(lengths, dtype=np.float64).sum(1)).sum():
             figures["spent"] = metrics.ratio(spent, delivered)
-        watched = "backtrack" in method.partition(":")[0]
+        watched = method.partition(":")[0] in GO_BACK
         if watched:
             figures["sent_back"] = metrics.estimate(back.mean(1))
         fluency: dict[str, Any] = {}

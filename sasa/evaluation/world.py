@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -140,7 +141,7 @@ class World:
         return [list(ids) for ids in {tuple(ids) for ids in found} if ids]
 
 
-class Method:
+class Method(ABC):
     """A way to complete prompts, and what it says of itself besides: by default nothing.
 
     Attributes:
@@ -149,16 +150,16 @@ class Method:
 
     boundless: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         """`world.settings.completions` of each prompt; the same ones for the same seed and prompts."""
-        raise NotImplementedError
 
     @property
     def version(self) -> str:
         """Of what it reads from files, or scores by: a run goes on with the same one alone."""
         return ""
 
-    def check(self, world: World) -> None:
+    def check(self, world: World) -> None:  # noqa: B027
         """Raises ValueError where it cannot be used in this world, before any long work."""
 
     def extra_tokens(self, world: World) -> int:
