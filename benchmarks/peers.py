@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import re
 import statistics
 import sys
 import time
@@ -416,7 +417,7 @@ def show(args: argparse.Namespace) -> None:
 
 
 def together(folders: Sequence[Path]) -> dict[str, Any]:
-    """A run whose methods are those of several, of the same prompts and settings."""
+    """A run whose methods are those of several, of the same prompts and settings; each kind's from weak to strong."""
     found: dict[str, Any] = {}
     for folder in folders:
         (run,) = read_json(folder / "summary.json", object_hook=from_json)["runs"]
@@ -425,6 +426,13 @@ def together(folders: Sequence[Path]) -> dict[str, Any]:
             raise SystemExit(f"{folder} is another run: its {', '.join(differ)} differ")
         found = found or run
         found["methods"] = found["methods"] | {k: v for k, v in run["methods"].items() if k not in found["methods"]}
+    kinds = list(dict.fromkeys(name.partition(":")[0] for name in found["methods"]))
+
+    def place(name: str) -> tuple[int, float]:
+        strength = name.rpartition(":")[2]
+        return kinds.index(name.partition(":")[0]), float(strength) if re.fullmatch(r"[0-9.]+", strength) else 0.0
+
+    found["methods"] = {name: found["methods"][name] for name in sorted(found["methods"], key=place)}
     return found
 
 
