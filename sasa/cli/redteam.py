@@ -394,7 +394,7 @@ def replay_command(
         success = row["success"]
         table.add_row(
             escape(row["model"]), escape(row["defence"]), f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}]",
-            f"{row['change'].value:+.0%}" if test else "", f"{test['p']:.2g}" if test else "",
+            f"{row['change'].value:+.0%}".replace("+nan%", "–") if test else "", f"{test['p']:.2g}" if test else "",
             f"{row['perplexity'].value:.2f}", f"{row['tokens'].value:.1f}",
         )  # fmt: skip
     out.print(table)

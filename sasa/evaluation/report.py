@@ -138,8 +138,12 @@ def _one(run: Run) -> dict[str, Any]:
                     figures[key] = metrics.perplexity(table[:, 0], table[:, 1])
                     if key == "perplexity":
                         likely[method] = table
-                if key == "perplexity" and watched and (others := each * ~back[:, :, None])[:, :, 1].any():
-                    figures["perplexity_never_back"] = metrics.perplexity(*others.sum(1).T)
+                others = (each * ~back[:, :, None]).sum(1)
+                others = others[
+                    others[:, 1] > 0
+                ]  # prompts of which nothing counts would leave resamples without a token
+                if key == "perplexity" and watched and len(others):
+                    figures["perplexity_never_back"] = metrics.perplexity(*others.T)
                 if key == "perplexity":
                     for group in sorted(set(groups)):
                         nats, tokens = table[[g == group for g in groups]].T
