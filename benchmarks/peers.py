@@ -360,15 +360,14 @@ def tax(args: argparse.Namespace) -> None:
     for part, words in parts.items():
         forced(world, words, bare, f"{part}, plain")
         words.plain = False
+    margins: dict[str, Reading] = {}  # of the boundary, whatever the strength
     for name, way in ways.items():
         if isinstance(way, SASA):
             steering = Steering.of(boundary, way.beta, way.value, way.prior)
-            readings = {
-                "texts": read(
-                    model, tokenizer, [one.text for one in texts], boundary, max_tokens=PLACES, progress=True
-                ),
-                "people": read(model, tokenizer, about.texts, boundary, max_tokens=PLACES, progress=True),
-            }
+            if not margins:
+                for part, some in (("texts", [one.text for one in texts]), ("people", about.texts)):
+                    margins[part] = read(model, tokenizer, some, boundary, max_tokens=PLACES, progress=True)
+            readings = margins
         else:
             steering = Steering.of(boundary, 1.0, "raw")  # of margins that are log q - log p
             readings = {part: reading_by(world, words, way, f"{name}: {part}") for part, words in parts.items()}

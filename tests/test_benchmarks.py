@@ -540,7 +540,7 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
     world = World(model, tokenizer, boundary, Settings())
     script.forced(world, words, script.bare, "plain")
     words.plain = False
-    reading = script.reading_by(world, words, f"rad:{judge}:20")
+    reading = script.reading_by(world, words, method(f"rad:{judge}:20"), "rad")
     found = taxes(reading, Steering.of(boundary, 1.0, "raw"))
     scorer = judge_named(judge)
     for text, place, nats in zip(reading.text.tolist(), reading.place.tolist(), found.tolist(), strict=True):
