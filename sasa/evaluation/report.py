@@ -138,10 +138,9 @@ def _one(run: Run) -> dict[str, Any]:
                     figures[key] = metrics.perplexity(table[:, 0], table[:, 1])
                     if key == "perplexity":
                         likely[method] = table
+                # Prompts whose completions all went back would leave resamples without a token.
                 others = (each * ~back[:, :, None]).sum(1)
-                others = others[
-                    others[:, 1] > 0
-                ]  # prompts of which nothing counts would leave resamples without a token
+                others = others[others[:, 1] > 0]
                 if key == "perplexity" and watched and len(others):
                     figures["perplexity_never_back"] = metrics.perplexity(*others.T)
                 if key == "perplexity":
