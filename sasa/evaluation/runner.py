@@ -252,19 +252,27 @@ def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progre
 
 def check_methods(run: Run, methods: dict[str, Method], world: World) -> None:
     """Raises ValueError where a method cannot be used on this run's prompts; before any of them writes."""
+    for error in refusals(run, methods, world).values():
+        raise ValueError(error)
+
+
+def refusals(run: Run, methods: dict[str, Method], world: World) -> dict[str, str]:
+    """The methods that cannot be used on this run's prompts, and why."""
     longest = max(map(len, contexts(run, world.model, world.tokenizer)))
-    window = context_window(world.model)
+    window, found = context_window(world.model), {}
     for name, made in methods.items():
         try:
             made.check(world)
             extra = made.extra_tokens(world)
         except ValueError as error:
-            raise ValueError(f"method {name}: {error}") from error
+            found[name] = f"method {name}: {error}"
+            continue
         if window is not None and longest + extra + world.settings.max_new_tokens > window:
-            raise ValueError(
+            found[name] = (
                 f"method {name} puts {extra} tokens before a prompt, of which the longest has {longest}: with "
                 f"max_new_tokens={world.settings.max_new_tokens} that is beyond the model's context window of {window}"
             )
+    return found
 
 
 def seed_of(run: Run, batch: Sequence[Prompt]) -> int:

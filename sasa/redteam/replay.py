@@ -21,7 +21,7 @@ from sasa.evaluation.importance import proportion
 from sasa.evaluation.methods import method
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.report import in_cell
-from sasa.evaluation.runner import Run, check_methods, generate_stage, likelihood_stage, score_stage
+from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, refusals, score_stage
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import Method, Settings, World
@@ -131,13 +131,7 @@ def replay(
         name: Run.create(folder / _file(name), suite, world, seed=seed, batch_size=batch_size)
         for name, world in worlds.items()
     }
-    refused: dict[str, dict[str, str]] = {name: {} for name in models}
-    for model, run in runs.items():
-        for name, way in ways.items():
-            try:
-                check_methods(run, {name: way}, worlds[model])
-            except ValueError as error:
-                refused[model][name] = str(error)
+    refused = {model: refusals(run, ways, worlds[model]) for model, run in runs.items()}
     for name in ways:
         if all(name in why for why in refused.values()):
             raise ValueError(next(iter(refused.values()))[name])
