@@ -201,14 +201,15 @@ class Boundary:
         """Signed margins, float32 (...), of embeddings (..., d); positive is safe."""
         return hidden.float() @ self.weight.to(hidden.device) + self.bias
 
-    def log_odds(self, margin: Tensor, prior: float = 0.5) -> Tensor:
+    def log_odds(self, margin: Tensor, prior: float | Tensor = 0.5) -> Tensor:
         """Calibrated log-odds of being safe, of margins of any shape.
 
         Args:
             prior: the share of text that is unsafe, in (0, 1), by Bayes' rule; at 0.5 both classes
-                are equally likely, as the calibration has them.
+                are equally likely, as the calibration has them. A tensor has one for each margin.
         """
-        return self.scale * margin + (self.shift + math.log((1 - prior) / prior))
+        odds = (1 - prior) / prior
+        return self.scale * margin + (self.shift + (odds.log() if isinstance(odds, Tensor) else math.log(odds)))
 
     @property
     def fingerprint(self) -> str:
@@ -299,7 +300,7 @@ class Boundary:
             FileNotFoundError: nothing of that name, with what there is.
             ValueError: the file is damaged or not a boundary, or it does not fit the model.
         """
-        boundary = cls._read(cls._find(name, model, strict))
+        boundary = cls._read(cls.find(name, model, strict))
         if model is not None:
             boundary.check(model, strict)
             if not strict:  # settled here once, so that no later check asks again
@@ -309,7 +310,8 @@ class Boundary:
         return boundary if device is None else boundary.to(device)
 
     @classmethod
-    def _find(cls, name: str | os.PathLike[str], model: PreTrainedModel | None, strict: bool) -> Path:
+    def find(cls, name: str | os.PathLike[str], model: PreTrainedModel | None = None, strict: bool = True) -> Path:
+        """The file of what `load` would load, fetched from the Hub where it is there; errors as there."""
         path = Path(name)
         if path.is_dir() and (path / FILE_NAME).is_file():
             return path / FILE_NAME

@@ -66,23 +66,66 @@ def select(scores: Tensor, top_k: int | None = None, top_p: float | None = None)
         most = int(((scores >= least) & (scores > -torch.inf)).sum(-1).max())
         if most > top_k:
             values, ids = scores.topk(most)
-        mask = (values >= least) & (values > -torch.inf)
     else:
         most = max(1, int((scores > -torch.inf).sum(-1).max()))
         values, ids = scores.topk(most)
-        mask = values > -torch.inf
-    if top_p is not None and top_p < 1.0:
-        # Summed from the least likely on, as transformers' TopPLogitsWarper sums.
-        total = values.masked_fill(~mask, -torch.inf).flip(-1).softmax(-1).cumsum(-1).flip(-1)
-        mask &= total > 1 - top_p
-        mask[:, 0] = True
+    mask = survivors(values, top_k or None, top_p)
     width = max(1, int(mask.sum(-1).max()))  # the rows are sorted: survivors come first
     return Candidates(ids[:, :width], mask[:, :width])
+
+
+def survivors(scores: Tensor, top_k: Tensor | int | None, top_p: Tensor | float | None) -> Tensor:
+    """Survivors of top-k, then top-p, bool (B, K), among scores float (B, K) that are sorted, the greatest first.
+
+    Args:
+        top_k: a number, or each row's own, int64 (B, 1); None, and from K on, for no limit. Ties with the k-th survive.
+        top_p: a number, or each row's own, float (B, 1); None, and 1, for no limit.
+    """
+    mask = scores > -torch.inf
+    if isinstance(top_k, Tensor):
+        mask &= scores >= scores.gather(1, top_k.clamp(max=scores.shape[1]) - 1)
+    elif top_k is not None and top_k < scores.shape[1]:
+        mask &= scores >= scores[:, top_k - 1 : top_k]
+    if isinstance(top_p, Tensor) or (top_p is not None and top_p < 1.0):
+        # Summed from the least likely on, as transformers' TopPLogitsWarper sums.
+        total = scores.masked_fill(~mask, -torch.inf).flip(-1).softmax(-1).cumsum(-1).flip(-1)
+        within = total > 1 - top_p
+        if isinstance(top_p, Tensor):
+            within |= top_p >= 1  # of all, a share may be too small for a float
+        mask &= within
+        mask[:, 0] = True
+    return mask
 
 
 def noise(scores: Tensor) -> Tensor:
     """Exponential noise (B, V) for scores (B, V), as `torch.multinomial` draws it."""
     return torch.empty_like(scores).exponential_()
+
+
+def keyed_noise(seeds: Tensor, places: Tensor, ids: Tensor) -> Tensor:
+    """Exponential noise, float32 (B, K), that is a function of a row's seed, of the place of the token that is drawn, and
+    of the candidate.
+
+    It is the same on every machine and in every batch, whatever was drawn before: for an engine that interrupts
+    requests, reads them again, and draws on several devices at once.
+
+    Args:
+        seeds, places: int64 (B,). ids: int64 (B, K), candidates.
+    """
+    row = _mixed(_mixed(seeds) * _GOLDEN + places)
+    bits = _mixed(row[:, None] * _GOLDEN + ids)
+    share = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / (1 << 53)  # in (0, 1)
+    return share.log().neg().float()
+
+
+_GOLDEN = -7046029254386353131  # 2**64 divided by the golden ratio, odd, as a signed number
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser (Steele, Lea & Flood 2014), on int64 that wrap around."""
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
 class Race:

@@ -182,10 +182,10 @@ def generate(
     config = model.generation_config
     limits = Limits(
         do_sample=do_sample,
-        temperature=_first(temperature, config.temperature, 1.0),
-        top_k=_first(top_k, config.top_k, DEFAULT_TOP_K),
-        top_p=_first(top_p, config.top_p, TOP_P),
-        min_p=_first(min_p, config.min_p),
+        temperature=first_of(temperature, config.temperature, 1.0),
+        top_k=first_of(top_k, config.top_k, DEFAULT_TOP_K),
+        top_p=first_of(top_p, config.top_p, TOP_P),
+        min_p=first_of(min_p, config.min_p),
     )
     numbers = dict(batch_size=batch_size, max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences)
     _validate(limits, numbers, boundary, backtrack, refusal, generate_kwargs)
@@ -295,18 +295,18 @@ class _Request:
         self.max_new_tokens, self.num_return_sequences, self.refusal = max_new_tokens, num_return_sequences, refusal
         kwargs = dict(generate_kwargs)
         self.reach = _reach(kwargs, model.generation_config)
-        self.beams = int(_first(kwargs.get("num_beams"), model.generation_config.num_beams, 1))
+        self.beams = int(first_of(kwargs.get("num_beams"), model.generation_config.num_beams, 1))
         self.streams = kwargs.get("streamer") is not None
         self.allowed = kwargs.pop("prefix_allowed_tokens_fn", None)
         self.ours = decoding is not None
         self.measured = self.ours and cast(Any, decoding)["boundary"] is not None
         self.eos = token_ids(self.model, "eos_token_id", kwargs.pop("eos_token_id", None))
-        self.pad_id = _first(kwargs.pop("pad_token_id", None), self.tokenizer.pad_token_id, *self.eos, 0)
+        self.pad_id = first_of(kwargs.pop("pad_token_id", None), self.tokenizer.pad_token_id, *self.eos, 0)
         # What transformers keeps from a custom_generate callable: see SASADecoder.
         self.criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
         if stop_strings := kwargs.pop("stop_strings", None):
             self.criteria.append(StopStringCriteria(self.tokenizer, stop_strings))
-        later = any(_first(kwargs.get(n), getattr(self.model.generation_config, n, None)) for n in LATER)
+        later = any(first_of(kwargs.get(n), getattr(self.model.generation_config, n, None)) for n in LATER)
         theirs, own = _truncation(limits, do_sample, self.ours and self.model.device.type == "cpu" and not later)
         if decoding is not None:
             told = None
@@ -421,7 +421,7 @@ def _reach(kwargs: dict[str, Any], config: Any) -> int:
     """How many of a text's last tokens processors and criteria may read; 0 where none does."""
 
     def given(name: str) -> Any:
-        return _first(kwargs.get(name), getattr(config, name, None))
+        return first_of(kwargs.get(name), getattr(config, name, None))
 
     if any(given(name) not in (None, neutral) for name, neutral in READERS.items()):
         return 1 << 62
@@ -528,5 +528,5 @@ def _cut(row: list[int], eos: list[int], stop: int | None) -> list[int]:
     return next((row[: place + 1] for place, token in enumerate(row) if token in eos), row)
 
 
-def _first(*values: Any) -> Any:
+def first_of(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)

@@ -41,7 +41,7 @@ class Value(NamedTuple):
     bounds it.
     """
 
-    of: Callable[[Boundary, Tensor, float], Tensor]
+    of: Callable[[Boundary, Tensor, float | Tensor], Tensor]
     bound: float | None
 
 

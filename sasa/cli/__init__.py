@@ -1,5 +1,5 @@
-"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa tune`, `sasa train`, `sasa redteam`, `sasa inspect`,
-`sasa audit`, `sasa selectivity` and `sasa classifiers`."""
+"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa tune`, `sasa train`, `sasa redteam`, `sasa serve`,
+`sasa inspect`, `sasa audit`, `sasa selectivity` and `sasa classifiers`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 import sasa
-from sasa.cli import audit, bench, classifiers, fit, generate, inspect, redteam, selectivity, train, tune
+from sasa.cli import audit, bench, classifiers, fit, generate, inspect, redteam, selectivity, serve, train, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +35,7 @@ app.command("fit")(fit.command)
 app.command("tune")(tune.command)
 app.add_typer(train.app, name="train")
 app.add_typer(redteam.app, name="redteam")
+app.command("serve", context_settings=serve.SETTINGS, options_metavar="[MODEL] [OPTIONS]")(serve.command)
 app.command("audit")(audit.command)
 app.command("selectivity")(selectivity.command)
 app.command("inspect")(inspect.command)

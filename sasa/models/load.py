@@ -76,7 +76,7 @@ def load(
         dtype = named
     if name is not None and (local(name) / ADAPTER).is_file():
         return _adapted(local(name), device, dtype)
-    source, identity = _resolve(name)
+    source, identity = source_of(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
@@ -187,8 +187,10 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sasa"
 
 
-def _resolve(name: str | os.PathLike[str] | None) -> tuple[str, str | None]:
-    """What transformers can load, and the id that the model goes by where that is not its name."""
+def source_of(name: str | os.PathLike[str] | None) -> tuple[str, str | None]:
+    """What transformers and engines can load, a folder or a Hub id, and the id that the model goes by where that is not
+    its name. A GGUF file is converted.
+    """
     if name is None:
         gguf = _default_gguf()
         return (str(_converted(gguf)), DEFAULT_MODEL) if gguf else (DEFAULT_MODEL, None)

@@ -1,0 +1,40 @@
+"""SASA inside vLLM's engine. The only room that imports vLLM, of which it relies on what `RELIES_ON` in `served` names.
+
+A candidate is a draft of length one: the engine reads it at the place behind the text, as it would read a speculative
+token, and takes it or leaves it. vLLM knows "drafts and no bonus token" from diffusion models, so that taking back what
+was read, steps without output, preemption and the prefix cache are the engine's own affair. What is ours:
+
+    a model class     vLLM's own decoder, which also keeps the states of the boundaries' layers
+    a sampler         in place of vLLM's: which candidate is read next, and which one has won (`sasa.serving.slots`)
+    a scheduler       that expects no token beyond the draft
+    admission         requests that cannot be done as asked are refused in the front end, before they reach the engine
+
+vLLM has two model runners. The second, the default on GPUs, takes all of these through its own extension points; what is
+chosen stays on the device. The first, which the CPU build uses, needs a worker of ours; it has the winner and the next
+candidate read in one pass.
+
+    LLM("…", boundary="toxicity").complete(["…"], beta=4.0)      offline
+    sasa serve … --boundary toxicity                              vLLM's OpenAI-compatible server
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+try:
+    import vllm as _vllm  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "serving needs vLLM, in an environment of its own: pip install 'sasa-decoding[vllm]', or on a CPU see `make vllm`"
+    ) from error
+
+_HOMES = {"LLM": "offline", "engine_options": "options", "register": "admission"}
+__all__ = ["LLM", "engine_options", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, each imported when it is first used: every process of vLLM's imports this package."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,117 @@
+"""vLLM's `LLM` under SASA, for texts that are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import vllm
+
+from sasa.boundary import EmbeddingSpec
+from sasa.candidates import DEFAULT_TOP_K
+from sasa.generation import TOP_P, Completion, Limits, completion_text, encode_prompts, first_of
+from sasa.sampling import seed_of
+from sasa.serving.vllm.options import engine_options, model_at
+from sasa.values import BETA, PRIOR, VALUE
+
+
+class LLM(vllm.LLM):
+    """vLLM's `LLM`, whose requests may be steered: `SamplingParams(extra_args={"sasa_beta": 4.0})`.
+
+    Args:
+        model, boundary, strict: see `engine_options`.
+        options: vLLM's own.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        boundary: str | Sequence[str] = "toxicity",
+        *,
+        strict: bool = True,
+        **options: Any,
+    ) -> None:
+        self.source, self.identity, self.skeleton = model_at(model)
+        super().__init__(**engine_options(model, boundary, strict=strict, **options))
+
+    def complete(
+        self,
+        prompts: str | Sequence[str],
+        beta: float = BETA,
+        *,
+        boundary: str | Sequence[str] | None = None,
+        value: str = VALUE,
+        prior: float = PRIOR,
+        chat: bool = False,
+        seed: int | None = None,
+        progress: bool = False,
+        max_new_tokens: int = 50,
+        do_sample: bool = True,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        num_return_sequences: int = 1,
+    ) -> list[Completion] | list[list[Completion]]:
+        """`sasa.generate`, in this engine: the arguments, their defaults and errors are the same, and so is the
+        distribution of what is written; greedily, so is the text. Draws of equal seeds differ from `sasa.generate`'s. A
+        completion does not depend on what else the engine is doing. Completions have no margins.
+
+        Args:
+            boundary: of those that the engine was started with; None for the first. NAME::WEIGHT, or several.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        config = self._generation_config()
+        limits = Limits(
+            do_sample=do_sample,
+            temperature=first_of(temperature, config.temperature, 1.0),
+            top_k=first_of(top_k, config.top_k, DEFAULT_TOP_K),
+            top_p=first_of(top_p, config.top_p, TOP_P),
+            min_p=first_of(min_p, config.min_p),
+        )
+        for name, number in dict(max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences).items():
+            if not number > 0:
+                raise ValueError(f"{name} must be > 0, got {number}")
+        tokenizer = self.get_tokenizer()
+        encoded = encode_prompts(self.skeleton, tokenizer, texts, EmbeddingSpec(), chat, max_new_tokens)
+        extra: dict[str, Any] = {"sasa_beta": beta, "sasa_value": value, "sasa_prior": prior}
+        if boundary is not None:
+            extra["sasa_boundary"] = boundary if isinstance(boundary, str) else list(boundary)
+        own: dict[str, Any] = dict(temperature=limits.temperature, top_k=limits.top_k, top_p=limits.top_p)
+        if not do_sample:  # vLLM truncates nothing in greedy decoding
+            extra |= {"sasa_top_k": limits.top_k, "sasa_top_p": limits.top_p}
+            own = dict(temperature=0.0)
+        elif limits.min_p:
+            own["min_p"] = limits.min_p
+        seeds = [None if seed is None else seed_of(seed, i) for i in range(len(texts))]
+        params = [
+            vllm.SamplingParams(n=num_return_sequences, max_tokens=max_new_tokens, seed=each, extra_args=extra, **own)
+            for each in seeds
+        ]
+        inputs = [{"prompt_token_ids": ids} for ids in encoded]
+        found = self.generate(inputs, params, use_tqdm=progress)
+        rows = [[_completion(tokenizer, ids, o) for o in out.outputs] for ids, out in zip(encoded, found, strict=True)]
+        return rows[0] if isinstance(prompts, str) else rows
+
+    def counts(self) -> dict[str, int]:
+        """Engine steps, and candidates read in them, since the engine was started."""
+        return dict(self.collective_rpc("sasa_counts")[0])
+
+    def _generation_config(self) -> Any:
+        from transformers import GenerationConfig
+
+        try:
+            return GenerationConfig.from_pretrained(self.source)
+        except OSError:
+            return GenerationConfig()
+
+
+def _completion(tokenizer: Any, prompt: list[int], out: Any) -> Completion:
+    tokens = list(out.token_ids)
+    return Completion(
+        text=completion_text(tokenizer, prompt, tokens),
+        tokens=tokens,
+        margin=None,
+        finish_reason="length" if out.finish_reason == "length" else "stop",
+        spent=len(tokens),
+    )
