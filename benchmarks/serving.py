@@ -76,7 +76,9 @@ def main() -> None:
     def by(llm: Any, **extra: Any) -> Callable[[list[str], int], None]:
         def write(prompts: list[str], seed: int) -> None:
             asked = [
-                vllm.SamplingParams(**sampling, seed=seed * 1000 + i if extra else None, ignore_eos=True, extra_args=extra or None)
+                vllm.SamplingParams(
+                    **sampling, seed=seed * 1000 + i if extra else None, ignore_eos=True, extra_args=extra or None
+                )
                 for i in range(len(prompts))
             ]
             llm.generate([{"prompt_token_ids": tokenizer(p).input_ids} for p in prompts], asked, use_tqdm=False)
@@ -140,9 +142,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         ratio = "" if row["of_plain"] is None else f"{row['of_plain']:.2f}"
         counts = (f"{row[key]:.2f}" if row[key] else "" for key in ("reads_a_token", "steps_a_token"))
-        table.add_row(
-            str(row["batch"]), row["prompts"], row["side"], f"{row['tokens_a_second']:.0f}", ratio, *counts
-        )
+        table.add_row(str(row["batch"]), row["prompts"], row["side"], f"{row['tokens_a_second']:.0f}", ratio, *counts)
     out.print(table)
 
 

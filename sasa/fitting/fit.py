@@ -13,9 +13,10 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import islice, pairwise
 from pathlib import Path
@@ -28,7 +29,6 @@ import transformers
 from sklearn.base import ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.boundary import FILE_NAME, Boundary, EmbeddingSpec, ModelInfo
@@ -42,6 +42,7 @@ from sasa.fitting.own import Sources, own_statistics
 from sasa.lines import LOCK, alone
 from sasa.models.states import check_ready
 from sasa.progress import progress_bar
+from sasa.spread import Spread, here
 from sasa.values import check_beta
 
 try:
@@ -212,6 +213,7 @@ def fit_boundary(
     batch_size: int = 64,
     save_every: float = 30.0,
     progress: bool = False,
+    spread: Spread | None = None,
 ) -> Boundary:
     """Fits, calibrates and tests a boundary (Ko et al. 2025, section 3.2).
 
@@ -222,6 +224,8 @@ def fit_boundary(
         classifier: an unfitted scikit-learn linear classifier to use in place of the closed form. It needs the
             embeddings of all texts, or of all prefixes, at once, O(N d) memory.
         save_every: seconds between two saves of an unfinished fit.
+        spread: reads and writes texts elsewhere, by the same model (`sasa.serving.ray`); None does it here. The result is
+            the same to the last bit, wherever the arithmetic is.
 
     Returns:
         the boundary; `report` holds counts and held-out metrics.
@@ -249,12 +253,13 @@ def fit_boundary(
         unfinished.mkdir(parents=True, exist_ok=True)
         stack.enter_context(alone(unfinished))
         work = Workspace.open(unfinished, recipe, content, model, classifier)
-        _embed_all(model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
+        _embed_all(spread, model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
         statistics, own, nuisance = work.statistics, None, None
         if sources:
             work.save(sum(counts.values()))  # writing takes longer than reading
             found, own = own_statistics(
                 *(model, tokenizer, recipe, sources, work.folder / "own.jsonl"),
+                spread=spread,
                 batch_size=batch_size,
                 progress=progress,
             )
@@ -367,7 +372,7 @@ class Workspace:
         self.settings = settings
         self.dimension = dimension
         self.spills = spills
-        self.done = 0
+        self.done = self.added = 0  # texts that count if the fit is stopped, and texts that have been taken in
         self.rows = dict.fromkeys(spills, 0)
         self.statistics = GaussianStatistics.empty(dimension)
 
@@ -394,6 +399,7 @@ class Workspace:
                     f"{folder} holds an unfinished fit with other settings ({'; '.join(different)}): delete it to begin anew"
                 )
             work.done, work.rows = saved["done"], saved["rows"]
+            work.added = work.done
             if work.done:
                 work.statistics = GaussianStatistics.load(folder / f"statistics-{work.done}.safetensors")
             for part in spills:  # rows that were written after the last save are read again
@@ -415,19 +421,15 @@ class Workspace:
     def _file(self, part: Part) -> Path:
         return self.folder / f"{part}.f32"
 
-    def add(self, vectors: Tensor, parts: list[Part], labels: list[int], corpora: list[int]) -> None:
-        """Takes a batch of embeddings (n, d): those to fit on into the statistics, the held-out ones to disk."""
-        array = vectors.cpu().numpy()
-        where, label = np.array(parts), np.array(labels)
-        if "fit" not in self.spills and (where == "fit").any():
-            self.statistics.partial_fit(array[where == "fit"], label[where == "fit"])
-        for part in self.spills:
-            mine = where == part
-            if mine.any():
-                rows = np.column_stack([label[mine], np.array(corpora)[mine], array[mine]]).astype(np.float32)
-                with open(self._file(part), "ab") as file:
+    def add(self, window: Read) -> None:
+        """Takes in what a window of texts has given: statistics into memory, embeddings to disk."""
+        self.statistics.merge(window.statistics)
+        for part, batches in window.rows.items():
+            with open(self._file(part), "ab") as file:
+                for rows in batches:
                     file.write(rows.tobytes())
-                self.rows[part] += len(rows)
+                    self.rows[part] += len(rows)
+        self.added += WINDOW
 
     def save(self, done: int) -> None:
         """Makes all that was added so far count, at `done` texts of the stream."""
@@ -451,7 +453,69 @@ class Workspace:
         return np.memmap(self._file(part), np.float32, "r").reshape(-1, self.dimension + 2)
 
 
+Window = list[tuple[int, Example, int]]
+"""Texts, each with the index of its corpus and its label."""
+
+
+@dataclass
+class Read:
+    """What one window of texts gives a fit.
+
+    Attributes:
+        statistics: of the vectors to be fitted on, unless they are kept as rows.
+        rows: of parts that are kept, float32 (n, 2 + d): label, corpus and embedding.
+    """
+
+    statistics: GaussianStatistics
+    rows: dict[Part, list[np.ndarray]]
+
+
+def read_window(
+    recipe: Recipe,
+    spills: tuple[Part, ...],
+    batch_size: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    window: Window,
+    advance: Callable[[int], object] | None = None,
+) -> Read:
+    """Embeds a window of texts.
+
+    Args:
+        spills: the parts whose embeddings are kept.
+        advance: is called with how many more texts have been read.
+    """
+    found = Read(GaussianStatistics.empty(ModelInfo.of(model).hidden_size * len(recipe.embedding.layers)), {})
+    stream = embed_stream(
+        *(model, tokenizer, [example.text for _, example, _ in window], recipe.embedding),
+        batch_size=batch_size,
+        window=WINDOW,
+        prefixes=recipe.prefixes,
+    )
+    for indices, vectors in stream:
+        part_of = {i: recipe.part(window[i][1].group) for i in set(indices)}
+        parts = [part_of[i] for i in indices]
+        whole = [i != after for i, after in pairwise([*indices, -1])]
+        # Prefixes are there to be fitted on; what is held out are whole texts.
+        kept = [n for n, part in enumerate(parts) if part == "fit" or whole[n]]
+        array, where = vectors[kept].cpu().numpy(), np.array([parts[n] for n in kept])
+        label = np.array([window[indices[n]][2] for n in kept])
+        corpus = np.array([window[indices[n]][0] for n in kept])
+        for part in PARTS:
+            if not (mine := where == part).any():
+                continue
+            if part in spills:
+                rows = np.column_stack([label[mine], corpus[mine], array[mine]]).astype(np.float32)
+                found.rows.setdefault(part, []).append(rows)
+            else:
+                found.statistics.partial_fit(array[mine], label[mine])
+        if advance is not None:
+            advance(sum(whole))
+    return found
+
+
 def _embed_all(
+    spread: Spread | None,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
@@ -462,34 +526,17 @@ def _embed_all(
     progress: bool,
 ) -> None:
     stream = islice(recipe.examples(), work.done, None)  # what comes before was read before the fit was stopped
-    done, saved = work.done, time.monotonic()
+    windows = iter(lambda: list(islice(stream, WINDOW)), [])
+    saved = time.monotonic()
     with progress_bar("embedding", progress) as bar:
-        task = bar.add_task("embedding", total=total, completed=work.done)
-        while window := list(islice(stream, WINDOW)):
-            texts = [example.text for _, example, _ in window]
-            for indices, vectors in embed_stream(
-                model,
-                tokenizer,
-                texts,
-                recipe.embedding,
-                batch_size=batch_size,
-                window=WINDOW,
-                prefixes=recipe.prefixes,
-            ):
-                part_of = {i: recipe.part(window[i][1].group) for i in set(indices)}
-                parts = [part_of[i] for i in indices]
-                whole = [i != after for i, after in pairwise([*indices, -1])]
-                # Prefixes are there to be fitted on; what is held out are whole texts.
-                kept = [n for n, part in enumerate(parts) if part == "fit" or whole[n]]
-                rows = [window[indices[n]] for n in kept]
-                work.add(
-                    vectors[kept],
-                    [parts[n] for n in kept],
-                    [label for *_, label in rows],
-                    [index for index, *_ in rows],
-                )
-                bar.advance(task, sum(whole))
-            done += len(window)
+        bar_task = bar.add_task("embedding", total=total, completed=work.done)
+        read = partial(read_window, recipe, work.spills, batch_size)
+        if spread is None:
+            read = partial(read, advance=partial(bar.advance, bar_task))
+        for found in (spread or here(model, tokenizer))(read, windows):
+            work.add(found)
+            done = min(total, work.added)
+            bar.update(bar_task, completed=done)
             if time.monotonic() - saved >= save_every:
                 work.save(done)
                 saved = time.monotonic()

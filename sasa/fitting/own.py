@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -35,6 +36,7 @@ from sasa.lines import append, keep_lines, whole_lines
 from sasa.models.heads import token_ids
 from sasa.progress import progress_bar
 from sasa.sampling import random_state, seed_of
+from sasa.spread import Spread, here
 from sasa.values import reweight
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ JUDGED = 50_000
 GROUPS = 50_000
 """Groups of texts that openings are drawn from, at most."""
 BATCH = 20
+READ = 1024
+"""Texts whose statistics are made together."""
 FEWEST = 20
 """Completions of either class without which own text says nothing."""
 
@@ -213,6 +217,7 @@ def own_statistics(
     sources: Sources,
     file: Path,
     *,
+    spread: Spread | None = None,
     batch_size: int = 64,
     progress: bool = False,
 ) -> tuple[GaussianStatistics, dict[str, Any]]:
@@ -221,6 +226,7 @@ def own_statistics(
     Args:
         recipe: its embedding gives the vectors. sources: of its corpora.
         file: JSON lines of what has been written; what an earlier call wrote there is not written again.
+        spread: where it is written and read; here where None.
 
     Returns:
         the statistics, and figures for the report: `openings`, `completions`, how many are `unsafe`, and
@@ -229,7 +235,8 @@ def own_statistics(
     Raises:
         ValueError: the completions of one class are too few to learn from.
     """
-    written = write(model, tokenizer, sources.openings, recipe, file, progress=progress)
+    by = spread or here(model, tokenizer)
+    written = write(model, tokenizer, sources.openings, recipe, file, spread=by, progress=progress)
     texts: list[Text] = [(opening, text) for opening, said in written for text in said if text.strip()]
     unsafe = sources.judge([text[1] for text in texts]) >= 0
     if min(int(unsafe.sum()), int((~unsafe).sum())) < FEWEST:
@@ -240,18 +247,37 @@ def own_statistics(
     statistics = GaussianStatistics.empty(model.config.get_text_config().hidden_size * len(recipe.embedding.layers))
     with progress_bar("own text", progress) as bar:
         task = bar.add_task("reading own text", total=len(texts))
-        stream = embed_stream(
-            *(model, tokenizer, texts, recipe.embedding), batch_size=batch_size, prefixes=recipe.prefixes
-        )
-        for indices, vectors in stream:
-            statistics.partial_fit(vectors.cpu().numpy(), 1 - unsafe[indices].astype(int))
-            bar.advance(task, len(set(indices)))
+        labelled = list(zip(texts, (1 - unsafe.astype(int)).tolist(), strict=True))
+        windows = [labelled[i : i + READ] for i in range(0, len(labelled), READ)]
+        for window, found in zip(windows, by(partial(_read, recipe, batch_size), windows), strict=True):
+            statistics.merge(found)
+            bar.advance(task, len(window))
     return statistics, {
         "openings": len({opening for opening, _ in written}),
         "completions": len(texts),
         "unsafe": int(unsafe.sum()),
         "judge_auc": sources.judge_auc(),
     }
+
+
+def _read(
+    recipe: Recipe,
+    batch_size: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    window: list[tuple[Text, int]],
+) -> GaussianStatistics:
+    """Statistics of some texts with their labels."""
+    found = GaussianStatistics.empty(model.config.get_text_config().hidden_size * len(recipe.embedding.layers))
+    labels = np.array([label for _, label in window])
+    stream = embed_stream(
+        *(model, tokenizer, [text for text, _ in window], recipe.embedding),
+        batch_size=batch_size,
+        prefixes=recipe.prefixes,
+    )
+    for indices, vectors in stream:
+        found.partial_fit(vectors.cpu().numpy(), labels[indices])
+    return found
 
 
 def write(
@@ -261,13 +287,13 @@ def write(
     recipe: Recipe,
     file: Path,
     *,
+    spread: Spread | None = None,
     progress: bool = False,
 ) -> list[tuple[str, list[str]]]:
     """Completions of each opening, drawn from the model as it is, of at most `TOKENS` tokens each.
 
     They are appended to a file as they come, so that a fit that was stopped goes on where it was.
     """
-    template = recipe.embedding.template
     prompts = [(opening, tokenize_prompt(tokenizer, opening, recipe.embedding)) for opening in openings]
     prompts = [(opening, ids) for opening, ids in prompts if len(ids) <= MAX_OPENING]
     prompts.sort(key=lambda prompt: len(prompt[1]))  # little padding
@@ -280,15 +306,23 @@ def write(
         keep_lines(file, lines)
     with progress_bar("own text", progress) as bar:
         task = bar.add_task("writing own text", total=len(prompts), completed=len(found))
-        for first in range(len(found), len(prompts), BATCH):
-            part = prompts[first : first + BATCH]
-            tokens = _sample(model, [ids for _, ids in part], TOKENS[template], seed_of(recipe.seed, first))
-            said = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            rows = [(opening, said[i * COMPLETIONS : (i + 1) * COMPLETIONS]) for i, (opening, _) in enumerate(part)]
+        parts = [(first, prompts[first : first + BATCH]) for first in range(len(found), len(prompts), BATCH)]
+        for rows in (spread or here(model, tokenizer))(partial(_written, recipe), parts):
             append(file, rows)
             found += rows
-            bar.advance(task, len(part))
+            bar.advance(task, len(rows))
     return found
+
+
+def _written(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: tuple[int, list[Any]]
+) -> list[tuple[str, list[str]]]:
+    """Completions of a batch of openings, with their token ids, of which the first is opening number so and so."""
+    first, prompts = part
+    length = TOKENS[recipe.embedding.template]
+    tokens = _sample(model, [ids for _, ids in prompts], length, seed_of(recipe.seed, first))
+    said = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [(opening, said[i * COMPLETIONS : (i + 1) * COMPLETIONS]) for i, (opening, _) in enumerate(prompts)]
 
 
 def _sample(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int) -> Tensor:

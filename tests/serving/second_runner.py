@@ -19,15 +19,16 @@ triton.backends.backends["cpu"] = types.SimpleNamespace(  # type: ignore[assignm
 )
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import vllm
-from serving.test_vllm import ENGINE, GREEDY, PROMPTS, params, saved, tokens
+from serving.test_vllm import GREEDY, PROMPTS, engine, params, saved, tokens
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.core.sched.scheduler import Scheduler
 
 import sasa
-from sasa.serving.vllm import LLM
 
 preempted, preempt = [], Scheduler._preempt_request
 Scheduler._preempt_request = lambda *a, **k: (preempted.append(1), preempt(*a, **k))[1]
+SOME, LENGTH = PROMPTS[::3], 12
+"""The interpreter takes a tenth of a second a step."""
 update = CpuPlatform.check_and_update_config.__func__
 
 
@@ -38,22 +39,22 @@ def main() -> None:
     want = {}
     for name, beta, more in (("steered", 1.0, {}), ("plain", 0.0, {}), ("penalised", 1.0, {"repetition_penalty": 1.4})):
         rows = sasa.generate(
-            model, tokenizer, PROMPTS, line if beta else None, beta, **GREEDY, max_new_tokens=20, **more
+            model, tokenizer, SOME, line if beta else None, beta, **GREEDY, max_new_tokens=LENGTH, **more
         )
         want[name] = [row[0].tokens for row in rows]
     asked = {
-        "steered": params(True, extra_args={"sasa_beta": 1.0}),
-        "plain": params(False),
-        "penalised": params(True, extra_args={"sasa_beta": 1.0}, repetition_penalty=1.4),
+        "steered": params(True, max_tokens=LENGTH, extra_args={"sasa_beta": 1.0}),
+        "plain": params(False, max_tokens=LENGTH),
+        "penalised": params(True, max_tokens=LENGTH, extra_args={"sasa_beta": 1.0}, repetition_penalty=1.4),
     }
     drawn = [
         vllm.SamplingParams(
             temperature=0.9, top_p=0.95, top_k=20 * (i % 2), max_tokens=12, seed=i, extra_args={"sasa_beta": 0.5 * (i % 3)}
         )
-        for i in range(len(PROMPTS))
+        for i in range(len(SOME))
     ]  # fmt: skip
     sampled = []
-    narrow = dict(max_num_batched_tokens=48, max_num_seqs=16, block_size=32, num_gpu_blocks_override=24)
+    narrow = dict(max_num_batched_tokens=48, block_size=32, num_gpu_blocks_override=24)
     for asynchronous in (False, True):
         if asynchronous:  # the CPU's platform turns it off
 
@@ -64,16 +65,18 @@ def main() -> None:
             CpuPlatform.check_and_update_config = classmethod(keep)
         for more in ({}, narrow):
             boundary = f"calm={folder / 'calm'}"
-            engine = LLM(str(folder / "model"), boundary, async_scheduling=asynchronous, **ENGINE, **more)
-            scheduler = type(engine.llm_engine.engine_core.engine_core.scheduler)
+            made = engine(str(folder / "model"), boundary, async_scheduling=asynchronous, max_num_seqs=16, **more)
+            scheduler = type(made.llm_engine.engine_core.engine_core.scheduler)
             assert scheduler.__name__ == ("AsyncScheduler" if asynchronous else "Scheduler"), scheduler
-            names = [name for name in asked for _ in PROMPTS]
-            found = tokens(engine.generate(PROMPTS * 3, [asked[name] for name in names], use_tqdm=False))
+            names = [name for name in asked for _ in SOME]
+            found = tokens(made.generate(SOME * 3, [asked[name] for name in names], use_tqdm=False))
             every = [row for name in asked for row in want[name]]
             wrong = [i for i, (a, b) in enumerate(zip(found, every, strict=True)) if a != b]
-            print(scheduler.__name__, len(every) - len(wrong), "of", len(every), "preempted", len(preempted), flush=True)
-            assert not wrong, [(names[i], PROMPTS[i % 32], found[i], every[i]) for i in wrong[:3]]
-            sampled.append(tokens(engine.generate(PROMPTS, drawn, use_tqdm=False)))
+            print(
+                scheduler.__name__, len(every) - len(wrong), "of", len(every), "preempted", len(preempted), flush=True
+            )
+            assert not wrong, [(names[i], SOME[i % len(SOME)], found[i], every[i]) for i in wrong[:3]]
+            sampled.append(tokens(made.generate(SOME, drawn, use_tqdm=False)))
     assert preempted
     assert all(each == sampled[0] for each in sampled), "the same seeds, other texts"
     print("all equal")

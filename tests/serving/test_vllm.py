@@ -19,6 +19,7 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERR
 
 import tiny
 import vllm
+from vllm.exceptions import VLLMValidationError
 
 import sasa
 from sasa.candidates import select
@@ -27,7 +28,7 @@ from sasa.values import Steering
 
 SIZE = dict(head_dim=32, hidden_size=64, num_attention_heads=2, num_key_value_heads=2)
 """What vLLM's attention on a CPU can do."""
-ENGINE = dict(dtype="float32", enforce_eager=True, max_model_len=256, kv_cache_memory_bytes=1 << 28)
+ENGINE = dict(dtype="float32", enforce_eager=True, max_model_len=256, kv_cache_memory_bytes=1 << 27)
 PROMPTS = [
     "My neighbour is a", "You stupid piece of", "The other driver cut me off, so I shouted:", "Women are",
     "In the morning, the scientists began to", "I hate you so much, you are such a", "Paris is", "Shut up, you",
@@ -39,6 +40,15 @@ STORY = "Somebody wrote down what was said that day in the town by the sea, word
 GREEDY = dict(do_sample=False, top_k=20, top_p=1.0)
 """What vLLM's greedy requests are limited to."""
 PROMPTS += [STORY + prompt for prompt in PROMPTS]
+
+
+KEPT: list[vllm.LLM] = []
+"""An engine in this process that goes takes what others in it share along: all stay."""
+
+
+def engine(*args, kind: type = LLM, **options) -> LLM:
+    KEPT.append(kind(*args, **ENGINE | options))
+    return KEPT[-1]
 
 
 def saved(folder: Path, family: str = "llama", layer: object = (1, -1), **changes: object) -> Path:
@@ -58,7 +68,7 @@ def small(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def small_engine(small) -> LLM:
-    return LLM(str(small / "model"), [f"{name}={small / name}" for name in ("calm", "polite")], **ENGINE)
+    return engine(str(small / "model"), [f"{name}={small / name}" for name in ("calm", "polite")])
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +97,7 @@ def params(steered: bool, **more) -> vllm.SamplingParams:
 
 
 def test_greedy_texts_are_the_decoders_beside_plain_requests(greedy):
-    engine = LLM(**ENGINE)
-    found = engine.generate(PROMPTS * 2, [params(True)] * 32 + [params(False)] * 32, use_tqdm=False)
+    found = engine().generate(PROMPTS * 2, [params(True)] * 32 + [params(False)] * 32, use_tqdm=False)
     assert tokens(found) == greedy["steered"] + greedy["plain"]
 
 
@@ -98,15 +107,15 @@ def test_so_they_are_under_chunked_prefill_prefix_caching_and_preemption(greedy,
     preempted, preempt = [], Scheduler._preempt_request
     monkeypatch.setattr(Scheduler, "_preempt_request", lambda *a, **k: (preempted.append(1), preempt(*a, **k))[1])
     narrow = dict(max_num_batched_tokens=24, max_num_seqs=16, block_size=32, num_gpu_blocks_override=18)
-    engine = LLM(**ENGINE | {"max_model_len": 128} | narrow)
+    cramped = engine(max_model_len=128, **narrow)
     for _ in range(2):  # the second time, the prefixes are there
-        found = engine.generate(PROMPTS * 2, [params(True)] * 32 + [params(False)] * 32, use_tqdm=False)
+        found = cramped.generate(PROMPTS * 2, [params(True)] * 32 + [params(False)] * 32, use_tqdm=False)
         assert tokens(found) == greedy["steered"] + greedy["plain"]
     assert preempted, "the cache was too large for this test"
 
 
 def test_plain_requests_are_those_of_plain_vllm(small, small_engine):
-    plain = vllm.LLM(str(small / "model"), **ENGINE)
+    plain = engine(str(small / "model"), kind=vllm.LLM)
     asked = params(False, max_tokens=30)
     assert tokens(small_engine.generate(PROMPTS, asked, use_tqdm=False)) == tokens(
         plain.generate(PROMPTS, asked, use_tqdm=False)
@@ -125,18 +134,18 @@ def test_a_seed_gives_the_same_text_whatever_else_the_engine_does(small, small_e
         tokens(small_engine.generate([p], [a], use_tqdm=False))[0] for p, a in zip(PROMPTS[:6], asked[:6], strict=True)
     ]
     assert together[:6] == alone
-    again = LLM(str(small / "model"), f"calm={small / 'calm'}", **ENGINE)
+    again = engine(str(small / "model"), f"calm={small / 'calm'}")
     assert tokens(again.generate(PROMPTS, asked, use_tqdm=False)) == together
     unseeded = [vllm.SamplingParams(max_tokens=25, extra_args={"sasa_beta": 1.0})] * 8
     assert len({tuple(row) for row in tokens(small_engine.generate(["Hello"] * 8, unseeded, use_tqdm=False))}) > 1
 
 
-@pytest.mark.parametrize("top_k", [12, 0])
-def test_twenty_thousand_draws_have_the_exact_distribution(small, small_engine, top_k):
+@pytest.mark.parametrize(("count", "top_k"), [(20_000, 12), (2_000, 0)])
+def test_draws_have_the_exact_distribution(small, small_engine, count, top_k):
     model, line = tiny.model("llama", **SIZE), sasa.Boundary.load(small / "calm")
     ids = torch.tensor([tiny.tokenizer()("so they").input_ids])
     with torch.no_grad():
-        scores = model(ids).logits[:, -1].float() / 3.0
+        scores = model(ids).logits[:, -1].float() / 2.0
         found = select(scores, top_k, 0.95)
         whole = torch.cat([ids.expand(found.ids.shape[1], -1), found.ids[0][:, None]], 1)
         pass_ = model(whole, output_hidden_states=True).hidden_states
@@ -145,10 +154,9 @@ def test_twenty_thousand_draws_have_the_exact_distribution(small, small_engine, 
     steering = Steering.of(line, 1.5, prior=0.4)
     margins = steering.margins([before], [extended[None]], found.ids == tiny.EOS)
     exact = steering.reweight(scores, found, margins).softmax(-1)[0].double().numpy()
-    count = 20_000
     asked = [
         vllm.SamplingParams(
-            temperature=3.0, top_k=top_k, top_p=0.95, max_tokens=1, seed=i, extra_args={"sasa_beta": 1.5, "sasa_prior": 0.4}
+            temperature=2.0, top_k=top_k, top_p=0.95, max_tokens=1, seed=i, extra_args={"sasa_beta": 1.5, "sasa_prior": 0.4}
         )
         for i in range(count)
     ]  # fmt: skip
@@ -161,13 +169,14 @@ def test_twenty_thousand_draws_have_the_exact_distribution(small, small_engine, 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
 def test_families(tmp_path, family):
-    changes = {} if family == "llama" else dict(sliding_window=None, use_sliding_window=False, layer_types=None)
-    saved(tmp_path, family, **{k: v for k, v in changes.items() if family != "qwen3" or k != "layer_types"})
+    changes = {"qwen2": dict(use_sliding_window=False), "mistral": dict(sliding_window=None)}.get(family, {})
+    saved(tmp_path, family, **changes)
     model, tokenizer = sasa.load(tmp_path / "model")
     line = sasa.Boundary.load(tmp_path / "calm", model=model)
     want = sasa.generate(model, tokenizer, PROMPTS, line, 1.0, do_sample=False, max_new_tokens=20)
-    engine = LLM(str(tmp_path / "model"), f"calm={tmp_path / 'calm'}", **ENGINE)
-    found = engine.complete(PROMPTS, 1.0, do_sample=False, max_new_tokens=20)
+    found = engine(str(tmp_path / "model"), f"calm={tmp_path / 'calm'}").complete(
+        PROMPTS, 1.0, do_sample=False, max_new_tokens=20
+    )
     assert [row[0].tokens for row in found] == [row[0].tokens for row in want]
     assert [row[0].text for row in found] == [row[0].text for row in want]
     assert [row[0].finish_reason for row in found] == [row[0].finish_reason for row in want]
@@ -240,7 +249,7 @@ def test_texts_end_where_they_are_full(small, small_engine):
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(small_engine, asked, message):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(VLLMValidationError) as error:
         small_engine.generate(["Hello"], vllm.SamplingParams(**{"temperature": 0, **asked}), use_tqdm=False)
     assert message in str(error.value)
     (found,) = small_engine.generate(["Hello"], params(True), use_tqdm=False)  # it goes on
@@ -248,8 +257,8 @@ def test_what_cannot_be_done_is_refused_by_name(small_engine, asked, message):
 
 
 def test_an_engine_that_is_not_ours_says_so(small):
-    plain = vllm.LLM(str(small / "model"), **ENGINE)
-    with pytest.raises(ValueError, match="sasa_beta: this engine was not started with sasa: use `sasa serve`"):
+    plain = engine(str(small / "model"), kind=vllm.LLM)
+    with pytest.raises(VLLMValidationError, match="sasa_beta: this engine was not started with sasa: use `sasa serve`"):
         plain.generate(["Hello"], params(True), use_tqdm=False)
 
 
@@ -276,22 +285,22 @@ def test_what_cannot_be_served_is_refused_before_the_engine_starts(small, model,
     where = small / ("calm-gemma" if model == "gemma" else boundary)
     named = f"{boundary}={where}" if where.exists() else boundary
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        LLM(str(small / model) if (small / model).exists() else model, named, **ENGINE, **options)
+        engine(str(small / model) if (small / model).exists() else model, named, **options)
     assert message in str(error.value)
 
 
 def test_other_versions_of_vllm_are_refused(monkeypatch, small):
     monkeypatch.setattr(vllm, "__version__", "0.33.1")
     with pytest.raises(ImportError, match=r"vLLM 0.33.1 is not supported, but 0.32.\* is"):
-        LLM(str(small / "model"), f"calm={small / 'calm'}", **ENGINE)
+        engine(str(small / "model"), f"calm={small / 'calm'}")
 
 
 def test_what_it_relies_on_is_asserted_by_name(monkeypatch, small):
     from vllm.v1.sample.sampler import Sampler
 
     monkeypatch.delattr(Sampler, "apply_logits_processors")
-    with pytest.raises(ImportError, match="vllm.v1.sample.sampler:Sampler has no apply_logits_processors"):
-        LLM(str(small / "model"), f"calm={small / 'calm'}", **ENGINE)
+    with pytest.raises(ImportError, match=r"vllm.v1.sample.sampler:Sampler has no apply_logits_processors"):
+        engine(str(small / "model"), f"calm={small / 'calm'}")
 
 
 @pytest.mark.parametrize(
@@ -301,6 +310,9 @@ def test_what_it_relies_on_is_asserted_by_name(monkeypatch, small):
         (dict(max_new_tokens=0), "max_new_tokens must be > 0"),
         (dict(temperature=-1.0), "temperature must be > 0"),
         (dict(prompts=["x" * 300]), "beyond the model's context window"),
+        (dict(beta=-1.0), "sasa_beta must be >= 0"),
+        (dict(boundary="kind"), "no boundary 'kind' is loaded here"),
+        (dict(value="raw", top_k=0), "give top_k or sasa_top_k between 1 and 64"),
     ],
 )
 def test_complete_refuses_what_generate_refuses(small_engine, asked, message):

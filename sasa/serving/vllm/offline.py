@@ -11,7 +11,10 @@ from sasa.boundary import EmbeddingSpec
 from sasa.candidates import DEFAULT_TOP_K
 from sasa.generation import TOP_P, Completion, Limits, completion_text, encode_prompts, first_of
 from sasa.sampling import seed_of
+from sasa.serving.requests import Wanted
+from sasa.serving.slots import ENDS
 from sasa.serving.vllm.options import engine_options, model_at
+from sasa.serving.vllm.served import KEY, Served
 from sasa.values import BETA, PRIOR, VALUE
 
 
@@ -32,7 +35,9 @@ class LLM(vllm.LLM):
         **options: Any,
     ) -> None:
         self.source, self.identity, self.skeleton = model_at(model)
-        super().__init__(**engine_options(model, boundary, strict=strict, **options))
+        found = engine_options(model, boundary, strict=strict, **options)
+        self.served = Served(**found["additional_config"][KEY])
+        super().__init__(**found)
 
     def complete(
         self,
@@ -83,6 +88,8 @@ class LLM(vllm.LLM):
             own = dict(temperature=0.0)
         elif limits.min_p:
             own["min_p"] = limits.min_p
+        wanted = Wanted.parse(extra, {}, tuple(self.served.boundaries))
+        wanted.check(own.get("top_k", 0), not do_sample, 0, ENDS)
         seeds = [None if seed is None else seed_of(seed, i) for i in range(len(texts))]
         params = [
             vllm.SamplingParams(n=num_return_sequences, max_tokens=max_new_tokens, seed=each, extra_args=extra, **own)
