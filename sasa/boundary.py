@@ -197,6 +197,10 @@ class Boundary:
         if not self.scale > 0:
             raise ValueError(f"the calibration's scale must be > 0, got {self.scale}")
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # What was unpickled may lie anywhere in memory, and the last bit of a product depends on where.
+        self.__dict__.update(state | {"weight": state["weight"].clone()})
+
     def margin(self, hidden: Tensor) -> Tensor:
         """Signed margins, float32 (...), of embeddings (..., d); positive is safe."""
         return hidden.float() @ self.weight.to(hidden.device) + self.bias
@@ -354,7 +358,7 @@ class Boundary:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {})["sasa"])
-                weight = file.get_tensor("weight").float()
+                weight = file.get_tensor("weight").float().clone()  # see __setstate__
         except KeyError as error:
             raise ValueError(f"{path} is a safetensors file, but not a sasa boundary ({error} is missing)") from error
         except (safetensors.SafetensorError, ValueError, RecursionError, RuntimeError) as error:

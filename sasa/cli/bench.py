@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,22 @@ from rich.table import Table
 import sasa
 from sasa.candidates import check_truncation
 from sasa.cli import tail
-from sasa.cli.common import BoundariesOption, DeviceOption, DtypeOption, ModelOption, StrictOption, load_boundaries, out
+from sasa.cli.common import (
+    AddressOption,
+    BoundariesOption,
+    DeviceOption,
+    DtypeOption,
+    EngineOption,
+    ModelOption,
+    RayOption,
+    StrictOption,
+    WorkersOption,
+    check_engine,
+    load_boundaries,
+    out,
+    spread_by_ray,
+    start_engine,
+)
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
@@ -22,7 +38,7 @@ from sasa.evaluation.suites import load_suite
 from sasa.evaluation.world import WORDS, Method, Settings, World
 from sasa.files import read_json
 from sasa.fitting.corpora import parse_rows
-from sasa.models.load import load_named
+from sasa.models.load import DEFAULT_MODEL, load_named
 from sasa.tables import read_lines
 from sasa.values import BETA
 
@@ -109,12 +125,19 @@ def suite_command(name: str) -> Callable[..., None]:
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Only say what would be done and how long it will take.")
         ] = False,
+        engine: EngineOption = None,
+        ray: RayOption = False,
+        ray_address: AddressOption = None,
+        ray_workers: WorkersOption = None,
         strict: StrictOption = True,
         device: DeviceOption = None,
         dtype: DtypeOption = None,
     ) -> None:
+        check_engine(engine, device, ray)
         wanted = list(dict.fromkeys(methods or ["plain", f"sasa:{BETA:g}"]))
         made = {spec: ways.method(spec) for spec in wanted}
+        if engine and (refused := [name for name, method in made.items() if not method.served]):
+            raise ValueError(f"--engine writes plain and sasa alone, not {', '.join(refused)}")
         asked = list(dict.fromkeys(judges or ["profanity"]))
         if asked == ["boundary"]:
             raise ValueError("the boundary steers, and cannot be the only scorer of a report: add another --scorer")
@@ -140,6 +163,8 @@ def suite_command(name: str) -> Callable[..., None]:
             completions, max_new_tokens, temperature, top_k, top_p, chat, _words(words) if words else WORDS
         )
         world = World(loaded, tokenizer, lines, settings)
+        if engine:
+            world = replace(world, engine=start_engine(model, boundary, strict, dtype))
         run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run)
         for reason, count in run.about["skipped"].items():
             out.print(f"left out: {count} prompts {reason}")
@@ -151,10 +176,12 @@ def suite_command(name: str) -> Callable[..., None]:
         if judging:
             runner.contexts(run, *judging, judging=True)  # what it cannot read shows here, before the long work
         margin = [scorers.Margin(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []
-        runner.generate_stage(run, made, world, progress=True)
-        runner.likelihood_stage(run, loaded, tokenizer, wanted, progress=True)
+        spread = spread_by_ray(ray, ray_address, ray_workers, model, device, dtype)
+        runner.generate_stage(run, made, world, progress=True, spread=spread)
+        runner.likelihood_stage(run, loaded, tokenizer, wanted, progress=True, spread=spread)
         if judging:
-            runner.likelihood_stage(run, *judging, wanted, judge=judge, progress=True)
+            by_judge = spread and replace(spread, model=None if judge == DEFAULT_MODEL else judge)
+            runner.likelihood_stage(run, *judging, wanted, judge=judge, progress=True, spread=by_judge)
         runner.score_stage(run, [*independent, *margin], run.methods, progress=True)
         show(write_report([output]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,8 @@ from sasa.values import check_beta
 
 if TYPE_CHECKING:
     from sasa.evaluation.rewards import Reward
+    from sasa.generation import Completion
+    from sasa.serving.ray import Ray
 
 ModelOption = Annotated[
     str | None,
@@ -85,6 +88,64 @@ LimitOption = Annotated[
 ]
 
 out = Console(highlight=False)
+
+
+RayOption = Annotated[
+    bool,
+    typer.Option("--ray", help="Spread the work over workers that each hold the model, one a GPU, else one a core."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="With --ray: auto, the cluster that this machine is in, or HOST:PORT.",
+        show_default="workers here",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--ray-workers", min=1, help="With --ray: at most so many.", show_default="all there is room for"),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(help="vllm: have vLLM's engine write, in place of transformers.", show_default="transformers"),
+]
+
+
+def spread_by_ray(
+    ray: bool, address: str | None, workers: int | None, model: str | None, device: str | None, dtype: str | None
+) -> Ray | None:
+    """The workers of `--ray`, which join or start the cluster now; None where nobody asks for any."""
+    if not ray:
+        if address is not None or workers is not None:
+            raise ValueError("--ray-address and --ray-workers belong to --ray: give it, too")
+        return None
+    from sasa.serving.ray import LOCAL, Ray
+
+    made = Ray(model, device, dtype, address or LOCAL, workers, progress=True)
+    made.connect()
+    return made
+
+
+def check_engine(engine: str | None, device: str | None, ray: bool = False) -> None:
+    """Raises ValueError where there is no such engine, or what else is asked for does not go with one."""
+    if engine not in (None, "vllm"):
+        raise ValueError(f"--engine must be vllm, got {engine!r}")
+    if engine and device:
+        raise ValueError("--device does not go with --engine: an engine takes the device that it was built for")
+    if engine and ray:
+        raise ValueError("--ray does not go with --engine: an engine has workers of its own")
+
+
+def start_engine(
+    model: str | None, boundaries: list[str] | None, strict: bool, dtype: str | None
+) -> Callable[..., list[list[Completion]]]:
+    """vLLM's engine with the boundaries of `--boundary`, as what `World.engine` is: `sasa.generate` from the prompts on."""
+    from sasa.serving.vllm import LLM
+
+    names = boundaries or ["toxicity"]
+    engine = LLM(model, [name.partition("::")[0] for name in names], strict=strict, dtype=dtype or "auto")
+    return engine.writer(names)
 
 
 def load_boundaries(names: list[str] | None, model: PreTrainedModel, strict: bool) -> list[tuple[Boundary, float]]:

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from sasa.cli.common import DeviceOption, DtypeOption, ModelOption, out
+from sasa.cli.common import (
+    AddressOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    RayOption,
+    WorkersOption,
+    out,
+    spread_by_ray,
+)
 from sasa.tables import left_out
 
 
@@ -101,6 +110,9 @@ def command(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling and of the split.", show_default="0")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 64,
+    ray: RayOption = False,
+    ray_address: AddressOption = None,
+    ray_workers: WorkersOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -154,8 +166,11 @@ def command(
     estimator = _classifier(classifier)
     for corpus in used:  # a wrong path or column shows before the model is loaded
         next(corpus.examples(full.seed), None)
+    spread = spread_by_ray(ray, ray_address, ray_workers, full.model, device, dtype)
     loaded, tokenizer = sasa.load(full.model, device, dtype)
-    boundary = fit_boundary(loaded, tokenizer, full, output, classifier=estimator, batch_size=batch_size, progress=True)
+    boundary = fit_boundary(
+        *(loaded, tokenizer, full, output), classifier=estimator, batch_size=batch_size, progress=True, spread=spread
+    )
     table = Table("held-out texts", "safe", "unsafe", "AUC", "avg. precision", "accuracy", "ECE")
     for name, m in {"all": boundary.report["test"], **boundary.report["test_by_corpus"]}.items():
         figures = (f"{m[k]:.3f}" if k in m else "–" for k in ("auc", "average_precision", "accuracy", "ece"))

@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sasa
 from sasa.backtracking import MAX_RESETS, THRESHOLD, Backtracking, reset_token_id
 from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.candidates import check_truncation
 from sasa.cli.common import (
+    AddressOption,
     BoundariesOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     ModelOption,
     PriorOption,
+    RayOption,
     StrictOption,
     ValueOption,
+    WorkersOption,
+    check_engine,
     in_unicode,
     load_boundaries,
     out,
     print_json,
     probability,
     read_prompts,
+    spread_by_ray,
+    start_engine,
     style,
 )
 from sasa.generation import Completion, encode_prompts
+from sasa.spread import Spread, here
 from sasa.values import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
 NO_BOUNDARY = "none"
@@ -107,6 +118,10 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON line a prompt on stdout, and nothing else.")
     ] = False,
+    engine: EngineOption = None,
+    ray: RayOption = False,
+    ray_address: AddressOption = None,
+    ray_workers: WorkersOption = None,
     strict: StrictOption = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -152,7 +167,10 @@ def command(
     check_truncation(top_k, top_p)
     if temperature is not None and temperature <= 0 and not greedy:
         raise ValueError(f"--temperature must be > 0, got {temperature:g}; the best token each time is --greedy")
-    loaded, tokenizer = sasa.load(model, device, dtype)
+    check_engine(engine, device, ray)
+    if engine and (backtrack or alone):
+        raise ValueError("--engine goes back nowhere, and needs a boundary: leave --backtrack and --boundary none out")
+    loaded, tokenizer = sasa.load(model, "meta" if engine else device, dtype)
     if watch is not None and reset_token is not None:
         watch = replace(
             watch,
@@ -175,16 +193,18 @@ def command(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         num_return_sequences=num_return_sequences,
-        progress=True,
     )
     seed = random.randrange(2**31) if seed is None else seed
     # A few batches at a time, so that a long run shows what it has.
-    for first in range(0, len(texts), 8 * batch_size):
-        part = texts[first : first + 8 * batch_size]
-        settings |= {"seed": seed + first}
-        watched = settings | {"backtrack": watch, "refusal": refusal}
-        steered = sasa.generate(loaded, tokenizer, part, lines, beta, **watched)
-        plain = sasa.generate(loaded, tokenizer, part, lines, 0.0, **settings) if compare else []
+    each = 8 * batch_size
+    parts = [(seed + first, texts[first : first + each]) for first in range(0, len(texts), each)]
+    spread: Spread | None = spread_by_ray(ray, ray_address, ray_workers, model, device, dtype)
+    settings["progress"] = spread is None  # a worker's bar is seen by nobody
+    write = partial(_write, lines, beta, settings, {"backtrack": watch, "refusal": refusal}, compare)
+    if engine:
+        del settings["batch_size"]
+        write = partial(_write_by, start_engine(model, boundary, strict, dtype), beta, settings, compare)
+    for (_, part), (steered, plain) in zip(parts, (spread or here(loaded, tokenizer))(write, parts), strict=True):
         for i, prompt in enumerate(part):
             if as_json:
                 row = {"prompt": prompt, "completions": [asdict(c) for c in steered[i]]}
@@ -197,6 +217,34 @@ def command(
             else:
                 for completion in steered[i]:
                     out.print(Text(prompt, style="dim") + _coloured(line, completion), soft_wrap=True)
+
+
+Completions = list[list[Completion]]
+
+
+def _write(
+    lines: Any,
+    beta: float,
+    settings: dict[str, Any],
+    going_back: dict[str, Any],
+    compare: bool,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    part: tuple[int, list[str]],
+) -> tuple[Completions, Completions]:
+    """Completions of some prompts, steered, and plain where they are to be compared, from a seed."""
+    seed, prompts = part
+    steered = sasa.generate(model, tokenizer, prompts, lines, beta, seed=seed, **settings, **going_back)
+    return steered, sasa.generate(model, tokenizer, prompts, lines, 0.0, seed=seed, **settings) if compare else []
+
+
+def _write_by(
+    engine: Callable[..., Completions], beta: float, settings: dict[str, Any], compare: bool, _: Any, __: Any, part: Any
+) -> tuple[Completions, Completions]:
+    """The same, by an engine."""
+    seed, prompts = part
+    steered = engine(prompts, beta, seed=seed, **settings)
+    return steered, engine(prompts, 0.0, seed=seed, **settings) if compare else []
 
 
 def _coloured(boundary: Boundary | None, completion: Completion) -> Text:

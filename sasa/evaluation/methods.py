@@ -23,6 +23,7 @@ class Plain(Method):
     """What the model writes on its own."""
 
     boundless = True
+    served = True
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         return world.generate(prompts, seed=seed)
@@ -56,6 +57,10 @@ class SASA(Method):
         check_value(made.value)
         check_prior(made.prior)
         return made
+
+    @property
+    def served(self) -> bool:  # type: ignore[override]
+        return not self.words
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         return world.generate(prompts, self.beta, self.value, self.prior, words=self.words, seed=seed)

@@ -25,8 +25,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import torch
@@ -57,6 +58,7 @@ from sasa.lines import alone, append, keep_lines, line, parse, read, whole_lines
 from sasa.models.skinny import kernel
 from sasa.models.states import context_window
 from sasa.sampling import log_probs
+from sasa.spread import Spread, here
 from sasa.values import BETA, PRIOR, VALUE, fingerprint_of
 
 LONGEST = 160
@@ -133,6 +135,7 @@ class Run:
             "dtype": str(world.model.dtype).removeprefix("torch."),
             "device": world.model.device.type,
             "boundary": fingerprint_of(world.boundary),
+            "engine": world.engine and str(getattr(world.engine, "name", "another")),
             "default": f"sasa:{BETA:g}:{VALUE}:{PRIOR:g}",  # what sasa means
             "special_tokens": world.first.embedding.special_tokens,
             "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},
@@ -222,21 +225,23 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name)
 
 
-def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progress: bool = False) -> None:
-    """Writes what is missing of each method's completions."""
+def generate_stage(
+    run: Run, methods: dict[str, Method], world: World, *, progress: bool = False, spread: Spread | None = None
+) -> None:
+    """Writes what is missing of each method's completions; by `spread` elsewhere, where it is given."""
+    by = spread or here(world.model, world.tokenizer)
     with alone(run.folder), _bar(progress) as bar:
         todo = {name: _whole_batches(run, run.file(name)) for name in methods}
         for name, made in methods.items():
             run.note(name, made.version)
             task = bar.add_task(escape(name), total=len(run.prompts) * run.completions)
-            for number, batch in enumerate(run.batches):
-                size = len(batch) * run.completions
-                if number < todo[name]:
-                    bar.advance(task, size)
-                    continue
-                start = time.perf_counter()
-                seed = seed_of(run, batch)
-                rows = made(world, [p.text for p in batch], seed)
+            left = run.batches[todo[name] :]
+            bar.advance(task, sum(map(len, run.batches[: todo[name]])) * run.completions)
+            jobs = [([p.text for p in batch], seed_of(run, batch)) for batch in left]
+            # The model is where the work is done.
+            written = by(partial(_write, made, replace(world, model=cast(Any, None), tokenizer=cast(Any, None))), jobs)
+            for number, (batch, (rows, seconds)) in enumerate(zip(left, written, strict=True), todo[name]):
+                size, seed = len(batch) * run.completions, seed_of(run, batch)
                 lines = [
                     _record(prompt, index, completion, number, seed)
                     for prompt, row in zip(batch, rows, strict=True)
@@ -245,9 +250,22 @@ def generate_stage(run: Run, methods: dict[str, Method], world: World, *, progre
                 if len(lines) != size:
                     raise ValueError(f"method {name} wrote {len(lines)} completions where {size} were asked for")
                 append(run.file(name), lines)
-                seconds = {"method": name, "batch": number, "seconds": round(time.perf_counter() - start, 3)}
-                append(run.folder / "timings.jsonl", [seconds | {"completions": size}])
+                timing = {"method": name, "batch": number, "seconds": round(seconds, 3), "completions": size}
+                append(run.folder / "timings.jsonl", [timing])
                 bar.advance(task, size)
+
+
+def _write(
+    made: Method,
+    world: World,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    job: tuple[list[str], int],
+) -> tuple[list[list[Completion]], float]:
+    """What a method writes after some prompts, from a seed, and the seconds it takes."""
+    start = time.perf_counter()
+    rows = made(replace(world, model=model, tokenizer=tokenizer), *job)
+    return rows, time.perf_counter() - start
 
 
 def check_methods(run: Run, methods: dict[str, Method], world: World) -> None:
@@ -261,6 +279,9 @@ def refusals(run: Run, methods: dict[str, Method], world: World) -> dict[str, st
     longest = max(map(len, contexts(run, world.model, world.tokenizer)))
     window, found = context_window(world.model), {}
     for name, made in methods.items():
+        if world.engine is not None and not made.served:
+            found[name] = f"method {name}: an engine cannot write it, but plain and sasa alone"
+            continue
         try:
             made.check(world)
             extra = made.extra_tokens(world)
@@ -317,6 +338,7 @@ def likelihood_stage(
     *,
     judge: str | None = None,
     progress: bool = False,
+    spread: Spread | None = None,
 ) -> None:
     """Nats and tokens of each completion given its prompt.
 
@@ -336,19 +358,28 @@ def likelihood_stage(
             done = _whole_batches(run, file)
             task = bar.add_task(escape(f"{name}, likelihood"), total=len(rows))
             bar.advance(task, min(done * size * n, len(rows)))
+            jobs = []
             for first in range(done * size * n, len(rows), size * n):
                 part = rows[first : first + size * n]
                 written = [
                     r["tokens"] if judge is None else tokenizer(r["text"], add_special_tokens=False).input_ids
                     for r in part
                 ]
-                nats = negative_log_likelihood(model, [prompts[r["prompt"]] for r in part[::n]], written)
+                jobs.append((part, [prompts[r["prompt"]] for r in part[::n]], written))
+            found = (spread or here(model, tokenizer))(_likelihoods, [job[1:] for job in jobs])
+            for (part, _, written), nats in zip(jobs, found, strict=True):
                 lines = [
                     {"prompt": r["prompt"], "index": r["index"], "nats": round(nat, 5), "tokens": len(ids)}
                     for r, nat, ids in zip(part, nats, written, strict=True)
                 ]
                 append(file, lines)
                 bar.advance(task, len(part))
+
+
+def _likelihoods(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: tuple[list[list[int]], list[list[int]]]
+) -> list[float]:
+    return negative_log_likelihood(model, *job)
 
 
 def contexts(

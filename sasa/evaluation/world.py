@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -61,12 +61,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class World:
-    """What a method works with; a boundary, unless the method needs none."""
+    """What a method works with; a boundary, unless the method needs none.
+
+    Attributes:
+        engine: what writes in place of the model, with `sasa.generate`'s arguments from the prompts on, for methods that
+            are `served`.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     boundary: Boundaries | None
     settings: Settings
+    engine: Callable[..., Any] | None = None
 
     @property
     def first(self) -> Boundary:
@@ -86,6 +92,11 @@ class World:
     ) -> list[list[Completion]]:
         """`sasa.generate` with these settings, and the word filter or not."""
         s = self.settings
+        if self.engine is not None:
+            return self.engine(
+                list(prompts), beta, value=value, prior=prior, chat=s.chat, seed=seed, max_new_tokens=s.max_new_tokens,
+                temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, num_return_sequences=s.completions,
+            )  # fmt: skip
         more: dict[str, Any] = {"bad_words_ids": self._bad_words()} if words else {}
         return sasa.generate(
             self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
@@ -146,9 +157,11 @@ class Method(ABC):
 
     Attributes:
         boundless: it needs no boundary.
+        served: an engine can write it, which has no word filter, goes back nowhere and gives no margins.
     """
 
     boundless: ClassVar[bool] = False
+    served: bool = False
 
     @abstractmethod
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:

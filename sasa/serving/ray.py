@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -48,7 +49,6 @@ class Ray:
             return
         self.connect()
         import ray.data
-        from ray.exceptions import RayError
 
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
@@ -63,11 +63,11 @@ class Ray:
             compute=ray.data.ActorPoolStrategy(size=min(count, len(shards))),
             **each,
         )
-        try:
-            for row in data.iter_rows():
-                yield pickle.loads(row["result"])
-        except RayError as error:
-            raise _of_the_work(error) from error
+        for row in data.iter_rows():
+            found = pickle.loads(row["result"])
+            if isinstance(found, Failed):
+                raise found.error
+            yield found
 
     def connect(self) -> None:
         """Joins the cluster, or starts one here; does nothing where that is done."""
@@ -83,8 +83,11 @@ class Ray:
             ray.init(address="local", include_dashboard=False, **quiet)
             return
         try:
+            if self.address != "auto":  # Ray itself would wait for minutes, and end the process
+                host, _, port = self.address.rpartition("//")[2].rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=self.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ConnectionError(f"no Ray cluster at {self.address!r}: {error}") from error
 
     def _places(self) -> tuple[int, dict[str, Any]]:
@@ -103,29 +106,34 @@ class Ray:
         return self.workers or most, each
 
 
+@dataclass(frozen=True)
+class Failed:
+    """In place of a result: what a user can mend, which Ray would wrap up, and try again."""
+
+    error: Exception
+
+
 class Worker:
     """An actor: it loads the model once, and works through shards."""
 
     def __init__(self, task: Callable[[Any, Any, Any], Any], *model: str | None) -> None:
         import torch
 
-        import sasa
-
         if cores := os.environ.get("OMP_NUM_THREADS"):  # Ray says how many are this worker's
             torch.set_num_threads(int(cores))
-        self.task = task
-        self.model, self.tokenizer = sasa.load(*model)
+        self.task: Any = task
+        self.model: Any = model
+        self.loaded: tuple[Any, Any] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        found = [self.task(self.model, self.tokenizer, pickle.loads(item)) for item in batch["item"]]
-        return {"result": [pickle.dumps(one) for one in found]}
+        return {"result": [pickle.dumps(self._found(pickle.loads(item))) for item in batch["item"]]}
 
+    def _found(self, item: Any) -> Any:
+        import sasa
 
-def _of_the_work(error: BaseException) -> BaseException:
-    """What the work itself raised, where that can be found in Ray's error."""
-    found: BaseException | None = error
-    for _ in range(10):
-        if isinstance(found, (ValueError, OSError, ImportError)) and not type(found).__module__.startswith("ray."):
-            return type(found)(str(found).strip().splitlines()[-1].removeprefix(f"{type(found).__name__}: "))
-        found = getattr(found, "cause", None) or (found.__cause__ if found is not None else None)
-    return error
+        try:
+            if self.loaded is None:
+                self.loaded = sasa.load(*self.model)
+            return self.task(*self.loaded, item)
+        except (ValueError, OSError, ImportError) as error:
+            return Failed(error)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import vllm
 
-from sasa.boundary import EmbeddingSpec
 from sasa.candidates import DEFAULT_TOP_K
 from sasa.generation import TOP_P, Completion, Limits, completion_text, encode_prompts, first_of
 from sasa.sampling import seed_of
@@ -37,6 +37,7 @@ class LLM(vllm.LLM):
         self.source, self.identity, self.skeleton = model_at(model)
         found = engine_options(model, boundary, strict=strict, **options)
         self.served = Served(**found["additional_config"][KEY])
+        self.boundaries = self.served.load()
         super().__init__(**found)
 
     def complete(
@@ -78,7 +79,6 @@ class LLM(vllm.LLM):
             if not number > 0:
                 raise ValueError(f"{name} must be > 0, got {number}")
         tokenizer = self.get_tokenizer()
-        encoded = encode_prompts(self.skeleton, tokenizer, texts, EmbeddingSpec(), chat, max_new_tokens)
         extra: dict[str, Any] = {"sasa_beta": beta, "sasa_value": value, "sasa_prior": prior}
         if boundary is not None:
             extra["sasa_boundary"] = boundary if isinstance(boundary, str) else list(boundary)
@@ -90,6 +90,8 @@ class LLM(vllm.LLM):
             own["min_p"] = limits.min_p
         wanted = Wanted.parse(extra, {}, tuple(self.served.boundaries))
         wanted.check(own.get("top_k", 0), not do_sample, 0, ENDS)
+        spec = self.boundaries[wanted.boundaries[0][0]].embedding
+        encoded = encode_prompts(self.skeleton, tokenizer, texts, spec, chat, max_new_tokens)
         seeds = [None if seed is None else seed_of(seed, i) for i in range(len(texts))]
         params = [
             vllm.SamplingParams(n=num_return_sequences, max_tokens=max_new_tokens, seed=each, extra_args=extra, **own)
@@ -99,6 +101,12 @@ class LLM(vllm.LLM):
         found = self.generate(inputs, params, use_tqdm=progress)
         rows = [[_completion(tokenizer, ids, o) for o in out.outputs] for ids, out in zip(encoded, found, strict=True)]
         return rows[0] if isinstance(prompts, str) else rows
+
+    def writer(self, boundary: str | Sequence[str] | None = None) -> Callable[..., list[list[Completion]]]:
+        """`complete` with these boundaries, as a function with a `name`, which `World.engine` is."""
+        found: Any = partial(self.complete, boundary=boundary)
+        found.name = f"vllm {vllm.__version__}"
+        return found
 
     def counts(self) -> dict[str, int]:
         """Engine steps, and candidates read in them, since the engine was started."""
