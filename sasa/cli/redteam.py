@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,6 +86,12 @@ def run(
     ] = None,
     target_model: Annotated[
         str | None, typer.Option(help="What an endpoint calls the model; its key is in $OPENAI_API_KEY.")
+    ] = None,
+    target_extra: Annotated[
+        str | None,
+        typer.Option(
+            help='JSON that an endpoint gets with each request: \'{"vllm_xargs": {"sasa_beta": 4}}\' has `sasa serve` steer.'
+        ),
     ] = None,
     defence: Annotated[
         str,
@@ -204,7 +211,9 @@ def run(
     for one in (*scoring, *([natural] if natural else [])):
         scorers.try_judge(one)
     sampling = Settings(1, reply_tokens, temperature, top_k, top_p, chat)
-    attacked = _target(target, target_model, defence, boundary, sampling, timeout, strict, device, dtype)
+    attacked = _target(
+        *(target, target_model, target_extra, defence, boundary, sampling, timeout, strict, device, dtype)
+    )
     loaded, tokenizer = sasa.load(attacker, device, dtype)
     store = red_team(
         attacked, loaded, tokenizer, texts, scoring, output, settings, embed=load_encoder(encoder, device),
@@ -428,6 +437,7 @@ def _sampling(
 def _target(
     name: str | None,
     model: str | None,
+    extra: str | None,
     defence: str,
     boundary: list[str] | None,
     sampling: Settings,
@@ -453,9 +463,12 @@ def _target(
     if name is not None and name.startswith(("http://", "https://")):
         if not model:
             raise ValueError("an endpoint serves models by name: say --target-model NAME")
-        return Endpoint(name, model, sampling.max_new_tokens, sampling.temperature, sampling.top_p, timeout)
-    if model:
-        raise ValueError("--target-model is for endpoints, http://HOST/v1")
+        more = _json_object("--target-extra", extra)
+        return Endpoint(
+            *(name, model, sampling.max_new_tokens, sampling.temperature, sampling.top_p, timeout), extra=more
+        )
+    if model or extra:
+        raise ValueError(f"{'--target-model' if model else '--target-extra'} is for endpoints, http://HOST/v1")
     if name is not None and name.startswith("command:"):
         return Command(name.removeprefix("command:"), timeout)
     if name is not None and is_function(name):
@@ -463,6 +476,16 @@ def _target(
     loaded, tokenizer = sasa.load(name, device, dtype)
     lines = load_boundaries(boundary, loaded, strict) if not ways.method(defence).boundless else None
     return ModelTarget(loaded, tokenizer, defence, lines, sampling)
+
+
+def _json_object(option: str, given: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(given or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} must be a JSON object, got {given!r}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{option} must be a JSON object, got {given!r}")
+    return found
 
 
 def _nearest(novelty: str) -> int:

@@ -152,6 +152,7 @@ class Endpoint:
         model: as the endpoint calls it.
         timeout: seconds of one try.
         workers: requests at a time.
+        extra: what the body of a request has besides, such as {"vllm_xargs": {"sasa_beta": 4.0}} for `sasa serve`.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class Endpoint:
         timeout: float = 60.0,
         tries: int = TRIES,
         workers: int = WORKERS,
+        extra: dict[str, Any] | None = None,
     ) -> None:
         try:
             import openai
@@ -176,6 +178,8 @@ class Endpoint:
         self._options: dict[str, Any] = dict(
             model=model, max_tokens=max_new_tokens, temperature=temperature, top_p=top_p
         )
+        if extra:
+            self._options["extra_body"] = extra
         self._workers = workers
         self.about = {"kind": "endpoint", "url": url, "sampling": self._options}
 

@@ -115,7 +115,7 @@ def bench(folder: Path, output: Path, spread: Ray | None) -> dict[str, str]:
     prompts = tuple(Prompt(str(i), f"prompt number {i}", "") for i in range(60))
     world = World(model, tokenizer, line, Settings(completions=3, max_new_tokens=8))
     run = runner.Run.create(output, Suite("rtp", "made up", prompts), world, batch_size=10)
-    made = {name: method(name) for name in ("plain", "sasa:1", "words", "best-of:2")}
+    made = {name: method(name) for name in ("plain", "sasa:1")}
     runner.generate_stage(run, made, world, spread=spread)
     runner.likelihood_stage(run, model, tokenizer, list(made), spread=spread)
     return {str(f.relative_to(output)): f.read_text() for f in output.rglob("*.jsonl") if f.name != "timings.jsonl"}
@@ -126,7 +126,7 @@ def test_a_benchmark_is_the_same_with_a_worker_killed_in_the_middle(folder, two,
     marker = tmp_path / "marker"
     marker.mkdir()
     there = bench(folder, tmp_path / "there", lambda task, items: two(partial(dying, marker, task), items))
-    assert len(here) == 9
+    assert len(here) == 5
     assert there == here
 
 
@@ -140,7 +140,7 @@ def failing(model, tokenizer, item):
 
 
 def test_what_the_work_raises_is_what_is_raised_here(two):
-    with pytest.raises(ValueError, match="^text 7 is no text$"):
+    with pytest.raises(ValueError, match=r"^text 7 is no text$"):
         list(two(failing, [7]))
     assert list(two(failing, [])) == []
 
@@ -187,7 +187,7 @@ def test_a_cluster_that_is_not_there_is_named(folder):
     import ray
 
     ray.shutdown()
-    with pytest.raises(ConnectionError, match="no Ray cluster at '127.0.0.1:1'"):
+    with pytest.raises(ConnectionError, match=r"no Ray cluster at '127.0.0.1:1'"):
         Ray(str(folder / "model"), address="127.0.0.1:1").connect()
     with pytest.raises(ConnectionError, match="no Ray cluster at 'nonsense'"):
         Ray(str(folder / "model"), address="nonsense").connect()
