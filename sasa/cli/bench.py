@@ -20,16 +20,17 @@ from sasa.cli.common import (
     BoundariesOption,
     DeviceOption,
     DtypeOption,
+    Engine,
     EngineOption,
     ModelOption,
     RayOption,
     StrictOption,
     WorkersOption,
     check_engine,
+    dtype_of,
     load_boundaries,
     out,
     spread_by_ray,
-    start_engine,
 )
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
@@ -133,7 +134,7 @@ def suite_command(name: str) -> Callable[..., None]:
         device: DeviceOption = None,
         dtype: DtypeOption = None,
     ) -> None:
-        check_engine(engine, device, ray)
+        check_engine(engine, ray)
         wanted = list(dict.fromkeys(methods or ["plain", f"sasa:{BETA:g}"]))
         made = {spec: ways.method(spec) for spec in wanted}
         if engine and (refused := [name for name, method in made.items() if not method.served]):
@@ -164,7 +165,7 @@ def suite_command(name: str) -> Callable[..., None]:
         )
         world = World(loaded, tokenizer, lines, settings)
         if engine:
-            world = replace(world, engine=start_engine(model, boundary, strict, dtype))
+            world = replace(world, engine=Engine(model, boundary, strict, dtype_of(loaded)))
         run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run)
         for reason, count in run.about["skipped"].items():
             out.print(f"left out: {count} prompts {reason}")
@@ -176,7 +177,7 @@ def suite_command(name: str) -> Callable[..., None]:
         if judging:
             runner.contexts(run, *judging, judging=True)  # what it cannot read shows here, before the long work
         margin = [scorers.Margin(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []
-        spread = spread_by_ray(ray, ray_address, ray_workers, model, device, dtype)
+        spread = spread_by_ray(ray, ray_address, ray_workers, model, device, dtype_of(loaded))
         runner.generate_stage(run, made, world, progress=True, spread=spread)
         runner.likelihood_stage(run, loaded, tokenizer, wanted, progress=True, spread=spread)
         if judging:

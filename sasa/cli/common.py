@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,25 +126,41 @@ def spread_by_ray(
     return made
 
 
-def check_engine(engine: str | None, device: str | None, ray: bool = False) -> None:
+def check_engine(engine: str | None, ray: bool) -> None:
     """Raises ValueError where there is no such engine, or what else is asked for does not go with one."""
     if engine not in (None, "vllm"):
         raise ValueError(f"--engine must be vllm, got {engine!r}")
-    if engine and device:
-        raise ValueError("--device does not go with --engine: an engine takes the device that it was built for")
+    if engine:
+        import sasa.serving.vllm  # noqa: F401  # says what is missing
     if engine and ray:
         raise ValueError("--ray does not go with --engine: an engine has workers of its own")
 
 
-def start_engine(
-    model: str | None, boundaries: list[str] | None, strict: bool, dtype: str | None
-) -> Callable[..., list[list[Completion]]]:
-    """vLLM's engine with the boundaries of `--boundary`, as what `World.engine` is: `sasa.generate` from the prompts on."""
-    from sasa.serving.vllm import LLM
+class Engine:
+    """vLLM's engine with the boundaries of `--boundary`, as what `World.engine` is: `sasa.generate` from the prompts on.
 
-    names = boundaries or ["toxicity"]
-    engine = LLM(model, [name.partition("::")[0] for name in names], strict=strict, dtype=dtype or "auto")
-    return engine.writer(names)
+    It starts when it is first used, once all else has been checked.
+    """
+
+    def __init__(self, model: str | None, boundaries: list[str] | None, strict: bool, dtype: str) -> None:
+        import vllm
+
+        self.name = f"vllm {vllm.__version__}"
+        self._names = boundaries or ["toxicity"]
+        self._options: dict[str, Any] = dict(model=model, strict=strict, dtype=dtype)
+        self._engine: Any = None
+
+    def __call__(self, prompts: list[str], beta: float, **settings: Any) -> list[list[Completion]]:
+        from sasa.serving.vllm import LLM
+
+        if self._engine is None:
+            self._engine = LLM(boundary=[name.partition("::")[0] for name in self._names], **self._options)
+        return self._engine.complete(prompts, beta, boundary=self._names, **settings)
+
+
+def dtype_of(model: PreTrainedModel) -> str:
+    """As `--dtype` has it."""
+    return str(model.dtype).removeprefix("torch.")
 
 
 def load_boundaries(names: list[str] | None, model: PreTrainedModel, strict: bool) -> list[tuple[Boundary, float]]:

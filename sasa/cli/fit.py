@@ -16,6 +16,7 @@ from sasa.cli.common import (
     ModelOption,
     RayOption,
     WorkersOption,
+    dtype_of,
     out,
     spread_by_ray,
 )
@@ -166,8 +167,8 @@ def command(
     estimator = _classifier(classifier)
     for corpus in used:  # a wrong path or column shows before the model is loaded
         next(corpus.examples(full.seed), None)
-    spread = spread_by_ray(ray, ray_address, ray_workers, full.model, device, dtype)
     loaded, tokenizer = sasa.load(full.model, device, dtype)
+    spread = spread_by_ray(ray, ray_address, ray_workers, full.model, device, dtype_of(loaded))
     boundary = fit_boundary(
         *(loaded, tokenizer, full, output), classifier=estimator, batch_size=batch_size, progress=True, spread=spread
     )

@@ -25,6 +25,7 @@ from sasa.cli.common import (
     BoundariesOption,
     DeviceOption,
     DtypeOption,
+    Engine,
     EngineOption,
     ModelOption,
     PriorOption,
@@ -33,6 +34,7 @@ from sasa.cli.common import (
     ValueOption,
     WorkersOption,
     check_engine,
+    dtype_of,
     in_unicode,
     load_boundaries,
     out,
@@ -40,10 +42,10 @@ from sasa.cli.common import (
     probability,
     read_prompts,
     spread_by_ray,
-    start_engine,
     style,
 )
 from sasa.generation import Completion, encode_prompts
+from sasa.models.load import best_device
 from sasa.spread import Spread, here
 from sasa.values import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
@@ -167,10 +169,14 @@ def command(
     check_truncation(top_k, top_p)
     if temperature is not None and temperature <= 0 and not greedy:
         raise ValueError(f"--temperature must be > 0, got {temperature:g}; the best token each time is --greedy")
-    check_engine(engine, device, ray)
+    check_engine(engine, ray)
+    if engine and device:
+        raise ValueError("--device does not go with --engine: vLLM takes the device that it was built for")
     if engine and (backtrack or alone):
         raise ValueError("--engine goes back nowhere, and needs a boundary: leave --backtrack and --boundary none out")
-    loaded, tokenizer = sasa.load(model, "meta" if engine else device, dtype)
+    # An engine, or workers, have the weights: here is what they are checked by.
+    plain_dtype = dtype or ("float32" if (device or best_device().type) == "cpu" else "bfloat16")
+    loaded, tokenizer = sasa.load(model, "meta" if engine or ray else device, plain_dtype)
     if watch is not None and reset_token is not None:
         watch = replace(
             watch,
@@ -198,12 +204,12 @@ def command(
     # A few batches at a time, so that a long run shows what it has.
     each = 8 * batch_size
     parts = [(seed + first, texts[first : first + each]) for first in range(0, len(texts), each)]
-    spread: Spread | None = spread_by_ray(ray, ray_address, ray_workers, model, device, dtype)
+    spread: Spread | None = spread_by_ray(ray, ray_address, ray_workers, model, device, plain_dtype)
     settings["progress"] = spread is None  # a worker's bar is seen by nobody
     write = partial(_write, lines, beta, settings, {"backtrack": watch, "refusal": refusal}, compare)
     if engine:
         del settings["batch_size"]
-        write = partial(_write_by, start_engine(model, boundary, strict, dtype), beta, settings, compare)
+        write = partial(_write_by, Engine(model, boundary, strict, dtype or dtype_of(loaded)), beta, settings, compare)
     for (_, part), (steered, plain) in zip(parts, (spread or here(loaded, tokenizer))(write, parts), strict=True):
         for i, prompt in enumerate(part):
             if as_json:

@@ -15,9 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sasa.tables import local
+
 T = TypeVar("T")
 R = TypeVar("R")
 LOCAL = "local"
+RETRIES = 5
+"""How often a worker may die, and a shard be tried anew: one that kills whoever reads it must not go on for ever."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class Ray:
         count, each = self._places()
         data = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
             Worker,
-            fn_constructor_args=(task, self.model, self.device, self.dtype),
+            fn_constructor_args=(task, self._model(), self.device and self.device.partition(":")[0], self.dtype),
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=min(count, len(shards))),
@@ -89,6 +95,10 @@ class Ray:
             ray.init(address=self.address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConnectionError(f"no Ray cluster at {self.address!r}: {error}") from error
+
+    def _model(self) -> str | None:
+        """Workers have a working directory of their own."""
+        return str(local(self.model).resolve()) if self.model is not None and local(self.model).exists() else self.model
 
     def _places(self) -> tuple[int, dict[str, Any]]:
         """How many workers, and what each takes of a machine."""
@@ -135,5 +145,5 @@ class Worker:
             if self.loaded is None:
                 self.loaded = sasa.load(*self.model)
             return self.task(*self.loaded, item)
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
             return Failed(error)

@@ -25,10 +25,12 @@ from sasa.candidates import keyed_noise, survivors
 from sasa.serving.requests import SERIAL, Wanted
 from sasa.values import VALUES
 
-ENDS = 16
+ENDS = 64
 """Tokens that may end a request: they are no texts, and get the value of the text that they would end."""
 FIRST = SERIAL - 16
 """Up to so many candidates of a request are found among the `SERIAL` likeliest tokens, ties with the last included."""
+AT_ONCE = 1 << 22
+"""Tokens of the vocabulary, of all requests together, whose keys are worked out at a time: they take some of 50 bytes each."""
 KINDS = tuple(VALUES)
 FIND = ("all", "likeliest", "sorted")
 """How a request's candidates are found: all tokens are, or some of the likeliest, or what a limit leaves of all."""
@@ -158,10 +160,7 @@ class Slots:
     def settings(self) -> tuple[Tensor, Tensor]:
         """What requests ask for, on the device; copied there when it has changed."""
         if self._on_device is None:
-            both = torch.from_numpy(self._asked.copy()), torch.from_numpy(self._whole.copy())
-            if self.device.type == "cuda":
-                both = both[0].pin_memory(), both[1].pin_memory()
-            self._on_device = both[0].to(self.device, non_blocking=True), both[1].to(self.device, non_blocking=True)
+            self._on_device = there(self._asked.copy(), self.device), there(self._whole.copy(), self.device)
         return self._on_device
 
     def values(self, slots: Tensor, states: Tensor) -> Tensor:
@@ -192,17 +191,20 @@ class Slots:
             where: bool (n,), only there; None for everywhere.
         """
         host = self._asked[rows, 5:9]
-        few = np.minimum(host[:, 0], host[:, 2]) <= FIRST
+        # The request's own top-p is of what its own top-k leaves, and must not be taken of less.
+        few = (host[:, 0] <= FIRST) | ((host[:, 1] >= 1) & (host[:, 2] <= FIRST))
         limited = (host != [self.vocabulary, 1, self.vocabulary, 1]).any(1)
         kinds = few + 2 * (limited & ~few)  # what is known on the host decides about shapes, and nothing else
         for kind in np.unique(kinds):
-            if (kinds == kind).all():
-                self._open(slots, scores, value, place, host, where, FIND[kind])
-                continue
-            part = np.flatnonzero(kinds == kind)
-            i = torch.from_numpy(part).to(self.device, non_blocking=True)
-            inside = None if where is None else where[i]
-            self._open(slots[i], scores[i], value[i], place[i], host[part], inside, FIND[kind])
+            of_kind = np.flatnonzero(kinds == kind)
+            most = len(of_kind) if FIND[kind] == "likeliest" else max(1, AT_ONCE // self.vocabulary)
+            for part in np.split(of_kind, range(most, len(of_kind), most)):
+                if len(part) == len(rows):
+                    self._open(slots, scores, value, place, host, where, FIND[kind])
+                    continue
+                i = there(part, self.device)
+                inside = None if where is None else where[i]
+                self._open(slots[i], scores[i], value[i], place[i], host[part], inside, FIND[kind])
 
     def _open(
         self,
@@ -232,7 +234,9 @@ class Slots:
 
         # An end of sequence is no text: it is valued without a read. Of a plain request, everything is.
         plain = whole[:, 1:2] == 0
-        valued = (ids[..., None] == ends[:, None]).any(-1) | plain
+        closing = torch.zeros(len(ids), self.vocabulary + 1, dtype=torch.bool, device=ids.device)
+        closing.scatter_(1, torch.where(ends < 0, self.vocabulary, ends), True)
+        valued = closing.gather(1, ids) | plain
         added = value[:, None].masked_fill(plain, 0.0)
         best, winner = _greatest(keys.masked_fill(~valued, -torch.inf) + added, ids)
         likeliest = ids.gather(1, keys.argmax(1, keepdim=True))[:, 0]
@@ -273,7 +277,8 @@ class Slots:
         now.value = torch.where(better, value, now.value)
         now.at = torch.where(now.decided, now.at, now.at + 1)
         now = self._refilled(slots, now, rows)
-        now.decided = now.decided | ~self._can_win(slots, now.keys[line, now.at], now.best)
+        # A value that is no number: what is left would have none either, and the best so far is taken.
+        now.decided = now.decided | value.isnan() | ~self._can_win(slots, now.keys[line, now.at], now.best)
         now.pending = torch.where(now.decided, now.winner, now.ids[line, now.at])
         self._write(slots, now, None)
         return now.decided, better | (now.winner == token)
@@ -287,7 +292,9 @@ class Slots:
 
     def _refilled(self, slots: Tensor, now: Choice, rows: np.ndarray) -> Choice:
         """Puts more candidates in order where all that were have been read."""
-        unlimited = (np.minimum(self._asked[rows, 5], self._asked[rows, 7]) > FIRST) & (self._whole[rows, 1] > 0)
+        asked = self._asked[rows]
+        few = (asked[:, 5] <= FIRST) | ((asked[:, 6] >= 1) & (asked[:, 7] <= FIRST))
+        unlimited = ~few & (self._whole[rows, 1] > 0)
         if not unlimited.any():
             return now
         empty = (now.at == SERIAL) & ~now.decided
@@ -312,6 +319,12 @@ class Slots:
             if where is not None:
                 fresh = torch.where(where.view(-1, *[1] * (fresh.ndim - 1)), fresh, kept[slots])
             kept[slots] = fresh
+
+
+def there(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device, without waiting for the device: only pinned memory is copied so."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _greatest(sums: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

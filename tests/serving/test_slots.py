@@ -75,6 +75,8 @@ CASES = [
     (Wanted(1.0, (("toxicity", 1.0),), value="raw"), 12, 0.9),
     (Wanted(3.0, (("toxicity", 1.0),), top_k=5, top_p=0.7), 0, 1.0),
     (Wanted(3.0, (("toxicity", 1.0),), top_p=0.7), 30, 0.95),
+    (Wanted(3.0, (("toxicity", 1.0),), top_k=5), 0, 0.6),
+    (Wanted(3.0, (("toxicity", 1.0),), top_k=5), 100, 0.6),
 ]
 
 

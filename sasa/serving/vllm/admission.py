@@ -35,11 +35,14 @@ def register() -> None:
     if not supported():
         return
     from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.v1.engine.input_processor import InputProcessor
 
     for architecture in [*ModelRegistry.models]:
         if not architecture.startswith(CLASS):
             ModelRegistry.register_model(CLASS + architecture, f"{HOME}.model:{CLASS}{architecture}")
+            if architecture in MODELS_CONFIG_MAP:  # what vLLM sets for a model by its name
+                MODELS_CONFIG_MAP[CLASS + architecture] = MODELS_CONFIG_MAP[architecture]
     build = InputProcessor._build_logits_processors_params_validator
     if getattr(build, KEY, False):
         return
@@ -78,7 +81,7 @@ def admit(served: Served | None, params: Any, first: bool) -> None:
     if asked := [name for name, off in undone.items() if getattr(params, name) not in (off, None)]:
         raise ValueError(f"{', '.join(asked)} cannot be used in an engine that steers" + " on a CPU" * first)
     wanted = served.wanted(params)
-    wanted.check(params.top_k, params.temperature < GREEDY, len(params.stop_token_ids or ()) + 1, ENDS)
+    wanted.check(params.top_k, params.temperature < GREEDY, len(params.stop_token_ids or ()), ENDS // 2)
 
 
 def put(slots: Slots, slot: int, served: Served, params: Any, request: str) -> None:

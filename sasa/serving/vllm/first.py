@@ -16,7 +16,7 @@ from vllm.v1.worker import cpu_worker
 
 from sasa.serving.slots import Slots
 from sasa.serving.vllm.admission import put
-from sasa.serving.vllm.served import CLASS, Served
+from sasa.serving.vllm.served import CLASS, Served, of_first_rank
 
 
 class Drafts:
@@ -89,7 +89,7 @@ class Sampler:
         scores = scores / self._slots.settings()[0][slots, 3:4].float()
         values = torch.zeros(count)
         if self._slots.steered(every):
-            values = self._slots.values(slots, model.sasa_states[:, metadata.logits_indices])
+            values = of_first_rank(self._slots.values(slots, model.sasa_states[:, metadata.logits_indices]))
         lengths = torch.from_numpy(batch.num_tokens_no_spec[:count].astype(np.int64))
         drafted = np.array(metadata.num_draft_tokens) > 0
         skipped = runner.discard_request_mask.np[:count]
@@ -132,7 +132,9 @@ class Runner:
 
     def become_ours(self: Any) -> None:
         self.rejection_sampler = self.drafter.sampler = Sampler(self)
-        self.effective_drafter_max_model_len = self.max_model_len + 2  # drafts up to the end of the longest text
+
+    def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
+        return True  # drafts go on up to the end of the longest text
 
     def _calc_spec_decode_metadata(self: Any, num_draft_tokens: np.ndarray, cu_num_scheduled_tokens: np.ndarray) -> Any:
         last = torch.from_numpy(cu_num_scheduled_tokens.astype(np.int64) - 1)

@@ -35,8 +35,8 @@ def model_class(architecture: str) -> Any:
     base: Any = known.load_model_cls()
     if not supports_eagle3(base):
         raise ValueError(
-            f"vLLM's {architecture} gives no states of its layers, which a boundary measures. Llama, Mistral, Qwen 2 and 3, "
-            "Granite, MiniCPM, Gemma 4, gpt-oss, Cohere 2 and Apertus are among those that do"
+            f"vLLM's {architecture} gives no states of its layers, which a boundary measures. Llama, Mistral, Qwen 2 and "
+            "Qwen 3 do, and were tried"
         )
 
     class Keeping(base):  # type: ignore[misc]
@@ -47,6 +47,9 @@ def model_class(architecture: str) -> Any:
             served = Served.of(vllm_config)
             if served is None:
                 raise ValueError(f"{CLASS}{architecture} is for engines that sasa starts")
+            on_cpu, second = vllm_config.device_config.device_type == "cpu", vllm_config.use_v2_model_runner
+            if not (second or on_cpu):
+                raise ValueError("vLLM has chosen its first model runner, in which sasa works on a CPU alone")
             config = vllm_config.model_config.hf_text_config
             self.sasa_layers = layers_of(served.load())
             self.sasa_below = [layer for layer in self.sasa_layers if layer < config.num_hidden_layers]
@@ -67,8 +70,9 @@ def model_class(architecture: str) -> Any:
             last = super().forward(*args, **kwargs)
             last, aux = last if isinstance(last, tuple) else (last, [])
             # Copied to where they always stand: a CUDA graph that is replayed copies them, too.
-            for kept, found in zip(self.sasa_states, aux, strict=False):
-                kept[: len(found)].copy_(found)
+            assert len(aux) == len(self.sasa_below), "a compiled model of other layers"
+            for layer, found in enumerate(aux):
+                self.sasa_states[layer, : len(found)].copy_(found)
             if len(aux) < len(self.sasa_states):
                 self.sasa_states[-1, : len(last)].copy_(last)
             self.sasa_last[: len(last)].copy_(last)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import vllm
@@ -16,6 +15,16 @@ from sasa.serving.slots import ENDS
 from sasa.serving.vllm.options import engine_options, model_at
 from sasa.serving.vllm.served import KEY, Served
 from sasa.values import BETA, PRIOR, VALUE
+
+UNDONE = (
+    "no_repeat_ngram_size",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+    "guidance_scale",
+)
+"""What a generation config may set, and `sasa.generate` does."""
 
 
 class LLM(vllm.LLM):
@@ -82,16 +91,26 @@ class LLM(vllm.LLM):
         extra: dict[str, Any] = {"sasa_beta": beta, "sasa_value": value, "sasa_prior": prior}
         if boundary is not None:
             extra["sasa_boundary"] = boundary if isinstance(boundary, str) else list(boundary)
+        if refused := [name for name in UNDONE if getattr(config, name, None) not in (None, 0, 1.0, [])]:
+            raise ValueError(f"the model's generation config sets {', '.join(refused)}, which vLLM does not do")
         own: dict[str, Any] = dict(temperature=limits.temperature, top_k=limits.top_k, top_p=limits.top_p)
         if not do_sample:  # vLLM truncates nothing in greedy decoding
             extra |= {"sasa_top_k": limits.top_k, "sasa_top_p": limits.top_p}
             own = dict(temperature=0.0)
         elif limits.min_p:
             own["min_p"] = limits.min_p
+        if config.repetition_penalty is not None:
+            own["repetition_penalty"] = config.repetition_penalty
         wanted = Wanted.parse(extra, {}, tuple(self.served.boundaries))
         wanted.check(own.get("top_k", 0), not do_sample, 0, ENDS)
         spec = self.boundaries[wanted.boundaries[0][0]].embedding
         encoded = encode_prompts(self.skeleton, tokenizer, texts, spec, chat, max_new_tokens)
+        longest, window = max(map(len, encoded)), self.llm_engine.model_config.max_model_len
+        if longest + max_new_tokens > window:
+            raise ValueError(
+                f"a prompt has {longest} tokens: with max_new_tokens={max_new_tokens} that is beyond the engine's "
+                f"max_model_len of {window}"
+            )
         seeds = [None if seed is None else seed_of(seed, i) for i in range(len(texts))]
         params = [
             vllm.SamplingParams(n=num_return_sequences, max_tokens=max_new_tokens, seed=each, extra_args=extra, **own)
@@ -101,12 +120,6 @@ class LLM(vllm.LLM):
         found = self.generate(inputs, params, use_tqdm=progress)
         rows = [[_completion(tokenizer, ids, o) for o in out.outputs] for ids, out in zip(encoded, found, strict=True)]
         return rows[0] if isinstance(prompts, str) else rows
-
-    def writer(self, boundary: str | Sequence[str] | None = None) -> Callable[..., list[list[Completion]]]:
-        """`complete` with these boundaries, as a function with a `name`, which `World.engine` is."""
-        found: Any = partial(self.complete, boundary=boundary)
-        found.name = f"vllm {vllm.__version__}"
-        return found
 
     def counts(self) -> dict[str, int]:
         """Engine steps, and candidates read in them, since the engine was started."""

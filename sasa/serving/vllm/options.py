@@ -30,11 +30,15 @@ REFUSED = {
     "enable_prompt_embeds": "prompts as embeddings",
     "enable_batch_sharded_sampling": "sampling in shards",
     "watermark_config": "watermarks",
+    "enable_dbo": "two batches at a time",
+    "kv_sharing_fast_prefill": "prompts of which only the ends are read",
+    "enable_sleep_mode": "engines that sleep",
+    "return_sampling_mask": "sampling masks",
 }
 """vLLM's options that cannot be had together with ours."""
 
 
-def first_runner(given: Mapping[str, Any]) -> bool:
+def first_runner() -> bool:
     """Whether vLLM is going to use its first model runner. Raises ValueError where that is one that we cannot work in."""
     from vllm import envs
     from vllm.platforms import current_platform
@@ -75,11 +79,16 @@ def engine_options(
     for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
         if (given.get(name) or 1) > 1:
             raise ValueError(f"{name} must be 1 with sasa, got {given[name]}: tensor parallelism works")
-    source, identity, skeleton = model_at(model)
+    if callable(given.get("hf_overrides")):
+        raise ValueError("hf_overrides must be a dictionary with sasa, which adds to it")
+    code = {name: given[name] for name in ("revision", "trust_remote_code") if given.get(name)}
+    source, identity, skeleton = model_at(model, **code)
     named = [boundary] if isinstance(boundary, str) else list(boundary)
     files, loaded = {}, {}
     for each in named:
         name, separator, where = each.partition("=")
+        if name in loaded:
+            raise ValueError(f"two boundaries are called {name}: NAME=WHERE gives one another name")
         found = Boundary.find(where if separator else name, skeleton, strict)
         loaded[name] = Boundary.load(found)
         loaded[name].check(skeleton, strict)
@@ -88,18 +97,19 @@ def engine_options(
     Wanted.parse({}, defaults or {}, tuple(files))
     (architecture, *_) = skeleton.config.architectures or [type(skeleton).__name__]
     model_class(architecture)  # refuses what has no states to give
+    marks = {name: one.fingerprint for name, one in loaded.items()}
     options: dict[str, Any] = {
         "model": source,
         "served_model_name": identity or model,
         "worker_extension_cls": f"{HOME}.served.Counting",
-        "additional_config": {KEY: asdict(Served(files, dict(defaults or {})))},
+        "additional_config": {KEY: asdict(Served(files, dict(defaults or {}), marks))},
     }
     overrides = {"architectures": [CLASS + architecture]}
     options["hf_overrides"] = {**(given.pop("hf_overrides", None) or {}), **overrides}
     options["additional_config"] |= given.pop("additional_config", None) or {}
     if _platform() == "cpu" and not given.get("gpu_memory_utilization") and not os.environ.get(SPACE):
         options["kv_cache_memory_bytes"] = CACHE  # vLLM would take nine tenths of the machine's memory
-    if first_runner(given):
+    if first_runner():
         options |= {
             "worker_cls": f"{HOME}.first.CPUWorker",
             "scheduler_cls": f"{HOME}.first.Scheduler",
@@ -125,14 +135,21 @@ def _platform() -> str:
     return str(current_platform.device_type)
 
 
-def model_at(name: str | None) -> tuple[str, str | None, Any]:
-    """Where an engine finds a model, the id that it goes by where that is not its name, and the model without weights."""
+def model_at(name: str | None, **code: Any) -> tuple[str, str | None, Any]:
+    """Where an engine finds a model, the id that it goes by where that is not its name, and the model without weights.
+
+    Args:
+        code: `revision` and `trust_remote_code`, for the Hub.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if name is not None and (local(name) / ADAPTER).is_file():
         raise ValueError(f"{name} holds an adapter: merge it into its model and save that, then serve it")
     source, identity = source_of(name)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+        skeleton = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(source, **code),
+            **{name: value for name, value in code.items() if name == "trust_remote_code"},
+        )
     skeleton.config._name_or_path = identity or source
     return source, identity, skeleton

@@ -11,9 +11,9 @@ from vllm.v1.core.sched import async_scheduler, scheduler
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
-from sasa.serving.slots import Slots
+from sasa.serving.slots import Slots, there
 from sasa.serving.vllm.admission import put
-from sasa.serving.vllm.served import Served
+from sasa.serving.vllm.served import Served, of_first_rank
 
 
 class State(DefaultModelState):
@@ -80,30 +80,30 @@ class Sampler:
         self.counts["steps"] += 1
         self.counts["reads"] += int(drafted.sum())
         if (new := read & ~drafted).any():  # prompts, and texts that were interrupted
-            ends, rows = self._there(last[new]), every[new]
-            slots = self._there(rows.astype(np.int64))
+            ends, rows = there(last[new], device), every[new]
+            slots = there(rows.astype(np.int64), device)
             scores = self._processed(self.model.compute_logits(self.model.sasa_last[ends]), batch, new, ends, 0)
-            values = self.slots.values(slots, self.model.sasa_states[:, ends])
+            values = of_first_rank(self.slots.values(slots, self.model.sasa_states[:, ends]))
             self.slots.open(slots, scores, values, lengths[slots].long(), rows)
         if drafted.any():
-            ends, rows, at = self._there(last[drafted]), every[drafted], self._there(np.flatnonzero(drafted))
-            slots = self._there(rows.astype(np.int64))
+            ends, rows, at = (
+                there(last[drafted], self.slots.device),
+                every[drafted],
+                there(np.flatnonzero(drafted), self.slots.device),
+            )
+            slots = there(rows.astype(np.int64), device)
             scores = self._processed(logits, batch, drafted, ends, 1)
-            values = self.slots.values(slots, self.model.sasa_states[:, ends])
+            values = of_first_rank(self.slots.values(slots, self.model.sasa_states[:, ends]))
             token = self.slots.choice.pending[slots]
             over, _ = self.slots.take(slots, values, rows)
             # A winner that others were read after has lost its place in the cache: it is read once more.
             won = over & (self.slots.choice.winner[slots] == token)
             sampled[at, 0], accepted[at], rejected[at] = token.int(), won.int(), (~won).int()
             self.slots.open(slots, scores, values, lengths[slots].long() + 1, rows, won)
-        slots = self._there(every.astype(np.int64))
+        slots = there(every.astype(np.int64), device)
         drafts = self.base.req_states.draft_tokens
         drafts[slots, 0] = self.slots.choice.pending[slots].to(drafts.dtype)
         return out
-
-    def _there(self, array: np.ndarray) -> Tensor:
-        """On the device, without waiting for it."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.slots.device, non_blocking=True)
 
     def _processed(self, logits: Tensor, batch: Any, rows: np.ndarray, ends: Tensor, drafts: int) -> Tensor:
         """Logits (n, V) as vLLM's own biases, penalties, bad words, temperature and min-p leave them, in float32.
@@ -112,7 +112,7 @@ class Sampler:
             rows: bool, which rows of the batch they belong to. ends: int64 (n,), where their last tokens stand in it.
             drafts: 1 where those are drafts, which count like what was written, else 0.
         """
-        inside = self._there(np.flatnonzero(rows))
+        inside = there(np.flatnonzero(rows), self.slots.device)
         mapping = batch.idx_mapping[inside]
         position = torch.full((len(ends),), drafts, dtype=torch.int32, device=self.slots.device)
         found = self.base.apply_sampling_params(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import vllm
+from torch import Tensor
 
 from sasa.boundary import Boundary
 from sasa.serving.requests import Wanted
@@ -23,7 +24,7 @@ RELIES_ON: dict[str, tuple[str, ...]] = {
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler": (),
     "vllm.v1.worker.gpu.model_states.default:DefaultModelState": ("custom_sampler", "add_request"),
     "vllm.v1.worker.gpu.sample.sampler:Sampler": ("add_request", "apply_staged_writes", "apply_sampling_params"),
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": ("_calc_spec_decode_metadata", "sample_tokens"),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": ("_calc_spec_decode_metadata", "_input_fits_in_drafter"),
     "vllm.v1.sample.sampler:Sampler": ("apply_logits_processors",),
 }
 """Names of vLLM that its documentation promises nothing about."""
@@ -52,10 +53,13 @@ class Served:
     Attributes:
         boundaries: the file of each that requests may name.
         defaults: what holds for requests that ask for nothing, as `sasa_*` without the prefix.
+        fingerprints: of the boundaries, in the order of their layers: vLLM keeps compiled models by its configuration, and
+            another boundary in the same file may need other layers.
     """
 
     boundaries: dict[str, str]
     defaults: dict[str, Any]
+    fingerprints: dict[str, str]
 
     @classmethod
     def of(cls, config: Any) -> Served | None:
@@ -65,10 +69,23 @@ class Served:
 
     def load(self) -> dict[str, Boundary]:
         """Its boundaries; that they fit the model was checked when the engine was started."""
-        return {name: Boundary.load(file) for name, file in self.boundaries.items()}
+        found = {name: Boundary.load(file) for name, file in self.boundaries.items()}
+        if changed := [name for name, one in found.items() if one.fingerprint != self.fingerprints[name]]:
+            raise ValueError(f"boundary {', '.join(changed)} has changed since the engine was started")
+        return found
 
     def wanted(self, params: Any) -> Wanted:
         return Wanted.parse(params.extra_args or {}, self.defaults, tuple(self.boundaries))
+
+
+def of_first_rank(values: Tensor) -> Tensor:
+    """Values as the first of several tensor-parallel ranks has them: all must read the same candidate next, and sums of
+    theirs may differ in the last bit.
+    """
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = get_tp_group()
+    return values if group.world_size == 1 else group.broadcast(values, 0)
 
 
 class Counting:

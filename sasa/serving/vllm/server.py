@@ -29,6 +29,10 @@ def serve(
         ValueError, FileNotFoundError: as `engine_options`, before anything is started.
     """
     parser = make_arg_parser(FlexibleArgumentParser(prog="sasa serve"))
+    if any(each.split("=")[0] in ("--model", "--config") for each in arguments):
+        raise ValueError(
+            "name the model without --model, as in `sasa serve MODEL`, and options without a --config file"
+        )
     given = parser.parse_args([*arguments])
     untouched = parser.parse_args([])
     changed = {name: value for name, value in vars(given).items() if value != getattr(untouched, name, None)}
