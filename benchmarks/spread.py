@@ -50,7 +50,7 @@ def main() -> None:
     many = Ray(workers=given.workers)
     many.connect()
     corpus = replace(Corpus.parse(given.texts), limit=given.limit)
-    recipe = Recipe((corpus,), embedding=sasa.EmbeddingSpec(layer=(18, 27)))
+    recipe = Recipe((corpus,), embedding=sasa.EmbeddingSpec(layer=6))  # the first layers are read alone: minutes
     suite = load_suite("rtp", given.prompts, rows=parse_rows(given.rows), limit=60)
     line = sasa.Boundary.load("toxicity", model=model)
     world = World(model, tokenizer, line, Settings(completions=5))

@@ -297,7 +297,7 @@ class Slots:
         unlimited = ~few & (self._whole[rows, 1] > 0)
         if not unlimited.any():
             return now
-        empty = (now.at == SERIAL) & ~now.decided
+        empty = (now.at == SERIAL) & ~now.decided & there(unlimited, self.device)
         if not self.fixed and not empty.any():
             return now
         keys, ids = self._rest[slots].topk(min(SERIAL, self.vocabulary))

@@ -100,18 +100,16 @@ class Sampler:
         if drafted.any():
             rows = np.flatnonzero(drafted)
             at, mine = torch.from_numpy(rows), slots[drafted]
-            token = self._slots.choice.pending[mine]
-            # Near a text's greatest length, the engine may have drafts of its own.
-            own = (metadata.draft_token_ids.long() == token) & (self._slots.choice.place[mine] == lengths[at])
-            rows, at, mine, token = rows[own.numpy()], at[own], mine[own], token[own]
-            if len(rows):
-                over, best = self._slots.take(mine, values[at], every[rows])
-                self._behind[mine[best]] = scores[at[best]]
-                won, winner = at[over], self._slots.choice.winner[mine[over]]
-                out[won, 0] = winner.int()
-                scores[won], values[won] = self._behind[mine[over]], self._slots.choice.value[mine[over]]
-                lengths[won] += 1
-                new[won] = ~(winner[:, None] == self._slots.settings()[1][mine[over], 2:]).any(1)
+            choice = self._slots.choice
+            ours = (metadata.draft_token_ids.long() == choice.pending[mine]) & (choice.place[mine] == lengths[at])
+            assert ours.all(), "the engine has read another token than it was given"
+            over, best = self._slots.take(mine, values[at], every[rows])
+            self._behind[mine[best]] = scores[at[best]]
+            won, winner = at[over], choice.winner[mine[over]]
+            out[won, 0] = winner.int()
+            scores[won], values[won] = self._behind[mine[over]], choice.value[mine[over]]
+            lengths[won] += 1
+            new[won] = ~(winner[:, None] == self._slots.settings()[1][mine[over], 2:]).any(1)
         new &= lengths < runner.max_model_len
         rows = np.flatnonzero(new.numpy())
         if len(rows):
