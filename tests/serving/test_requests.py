@@ -51,7 +51,7 @@ def test_greedy_requests_are_limited_as_the_decoder_is():
     ],
 )
 def test_a_bad_request_is_refused_by_name(asked, message):
-    with pytest.raises(ValueError, match="sasa_|weight") as error:
+    with pytest.raises(ValueError, match=r"sasa_|weight") as error:
         Wanted.parse(asked, {}, LOADED)
     assert message in str(error.value)
 
@@ -61,7 +61,10 @@ def test_a_bad_request_is_refused_by_name(asked, message):
     [
         (["generate", "Hello", "--engine", "llama"], "--engine must be vllm, got 'llama'"),
         (["generate", "Hello", "--ray-workers", "2"], "--ray-address and --ray-workers belong to --ray"),
-        (["bench", "rtp", "-o", "x", "--engine", "vllm", "-M", "words"], "--engine writes plain and sasa alone, not words"),
+        (
+            ["bench", "rtp", "-o", "x", "--engine", "vllm", "-M", "words"],
+            "--engine writes plain and sasa alone, not words",
+        ),
         (["serve", "--prior", "0.1"], "--prior are for requests that do not say how they are steered: give --beta"),
         (["serve", "--beta", "-1"], "beta must be >= 0, got -1.0"),
         (["serve"], "serving needs vLLM, in an environment of its own"),
