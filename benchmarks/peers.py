@@ -291,7 +291,7 @@ class Forced(World):
 def forced(world: World, words: Words, way: Any, title: str) -> None:
     """Has a method write the words that are there."""
     words.scores = [[] for _ in words.prompts]
-    inside = Forced(world.model, world.tokenizer, world.boundary, world.settings, words)
+    inside = Forced(world.model, world.tokenizer, world.boundary, world.settings, words=words)
     order = sorted(range(len(words.prompts)), key=lambda i: (len(world.tokenizer(words.prompts[i]).input_ids), i))
     with progress_bar(title, True) as bar:
         task = bar.add_task(title, total=len(order))
