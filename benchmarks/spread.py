@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,6 @@ def main() -> None:
     parser.add_argument("--rows", default="3000:4000")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
-    from dataclasses import replace
-
     import ray.cloudpickle
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no worker has this file

@@ -12,6 +12,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -179,14 +180,7 @@ def generate(
     check_model(model)
     if isinstance(boundary, str):
         boundary = Boundary.load(boundary, model=model)
-    config = model.generation_config
-    limits = Limits(
-        do_sample=do_sample,
-        temperature=first_of(temperature, config.temperature, 1.0),
-        top_k=first_of(top_k, config.top_k, DEFAULT_TOP_K),
-        top_p=first_of(top_p, config.top_p, TOP_P),
-        min_p=first_of(min_p, config.min_p),
-    )
+    limits = Limits.of(model.generation_config, do_sample, temperature, top_k, top_p, min_p)
     numbers = dict(batch_size=batch_size, max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences)
     _validate(limits, numbers, boundary, backtrack, refusal, generate_kwargs)
     spec = EmbeddingSpec()
@@ -226,6 +220,25 @@ class Limits:
     top_k: int
     top_p: float
     min_p: float | None
+
+    @classmethod
+    def of(
+        cls,
+        config: GenerationConfig,
+        do_sample: bool,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        min_p: float | None,
+    ) -> Limits:
+        """What is asked for; for what is None the model's generation config, and where that has none, the defaults."""
+        return cls(
+            do_sample=do_sample,
+            temperature=_first(temperature, config.temperature, 1.0),
+            top_k=_first(top_k, config.top_k, DEFAULT_TOP_K),
+            top_p=_first(top_p, config.top_p, TOP_P),
+            min_p=_first(min_p, config.min_p),
+        )
 
     def __post_init__(self) -> None:
         check_truncation(self.top_k, self.top_p, self.min_p)
@@ -295,18 +308,18 @@ class _Request:
         self.max_new_tokens, self.num_return_sequences, self.refusal = max_new_tokens, num_return_sequences, refusal
         kwargs = dict(generate_kwargs)
         self.reach = _reach(kwargs, model.generation_config)
-        self.beams = int(first_of(kwargs.get("num_beams"), model.generation_config.num_beams, 1))
+        self.beams = int(_first(kwargs.get("num_beams"), model.generation_config.num_beams, 1))
         self.streams = kwargs.get("streamer") is not None
         self.allowed = kwargs.pop("prefix_allowed_tokens_fn", None)
         self.ours = decoding is not None
         self.measured = self.ours and cast(Any, decoding)["boundary"] is not None
         self.eos = token_ids(self.model, "eos_token_id", kwargs.pop("eos_token_id", None))
-        self.pad_id = first_of(kwargs.pop("pad_token_id", None), self.tokenizer.pad_token_id, *self.eos, 0)
+        self.pad_id = _first(kwargs.pop("pad_token_id", None), self.tokenizer.pad_token_id, *self.eos, 0)
         # What transformers keeps from a custom_generate callable: see SASADecoder.
         self.criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
         if stop_strings := kwargs.pop("stop_strings", None):
             self.criteria.append(StopStringCriteria(self.tokenizer, stop_strings))
-        later = any(first_of(kwargs.get(n), getattr(self.model.generation_config, n, None)) for n in LATER)
+        later = any(_first(kwargs.get(n), getattr(self.model.generation_config, n, None)) for n in LATER)
         theirs, own = _truncation(limits, do_sample, self.ours and self.model.device.type == "cpu" and not later)
         if decoding is not None:
             told = None
@@ -421,7 +434,7 @@ def _reach(kwargs: dict[str, Any], config: Any) -> int:
     """How many of a text's last tokens processors and criteria may read; 0 where none does."""
 
     def given(name: str) -> Any:
-        return first_of(kwargs.get(name), getattr(config, name, None))
+        return _first(kwargs.get(name), getattr(config, name, None))
 
     if any(given(name) not in (None, neutral) for name, neutral in READERS.items()):
         return 1 << 62
@@ -528,5 +541,5 @@ def _cut(row: list[int], eos: list[int], stop: int | None) -> list[int]:
     return next((row[: place + 1] for place, token in enumerate(row) if token in eos), row)
 
 
-def first_of(*values: Any) -> Any:
+def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)

@@ -190,9 +190,7 @@ class Slots:
             place: int64 (n,), tokens of the texts.
             where: bool (n,), only there; None for everywhere.
         """
-        host = self._asked[rows, 5:9]
-        # The request's own top-p is of what its own top-k leaves, and must not be taken of less.
-        few = (host[:, 0] <= FIRST) | ((host[:, 1] >= 1) & (host[:, 2] <= FIRST))
+        host, few = self._asked[rows, 5:9], self._few(rows)
         limited = (host != [self.vocabulary, 1, self.vocabulary, 1]).any(1)
         kinds = few + 2 * (limited & ~few)  # what is known on the host decides about shapes, and nothing else
         for kind in np.unique(kinds):
@@ -283,6 +281,12 @@ class Slots:
         self._write(slots, now, None)
         return now.decided, better | (now.winner == token)
 
+    def _few(self, rows: np.ndarray) -> np.ndarray:
+        """Whether all candidates of these slots' requests are among the `SERIAL` likeliest tokens, bool (n,)."""
+        own_k, own_p, further_k, _ = self._asked[rows, 5:9].T
+        # The request's own top-p is of what its own top-k leaves, and must not be taken of less.
+        return (own_k <= FIRST) | ((own_p >= 1) & (further_k <= FIRST))
+
     def _can_win(self, slots: Tensor, key: Tensor, best: Tensor) -> Tensor:
         """Whether candidates with keys (n,), which nobody has read, can still win."""
         asked = self.settings()[0][slots]
@@ -292,9 +296,7 @@ class Slots:
 
     def _refilled(self, slots: Tensor, now: Choice, rows: np.ndarray) -> Choice:
         """Puts more candidates in order where all that were have been read."""
-        asked = self._asked[rows]
-        few = (asked[:, 5] <= FIRST) | ((asked[:, 6] >= 1) & (asked[:, 7] <= FIRST))
-        unlimited = ~few & (self._whole[rows, 1] > 0)
+        unlimited = ~self._few(rows) & (self._whole[rows, 1] > 0)
         if not unlimited.any():
             return now
         empty = (now.at == SERIAL) & ~now.decided & there(unlimited, self.device)

@@ -7,12 +7,11 @@ from typing import Any
 
 import vllm
 
-from sasa.candidates import DEFAULT_TOP_K
-from sasa.generation import TOP_P, Completion, Limits, completion_text, encode_prompts, first_of
+from sasa.generation import Completion, Limits, completion_text, encode_prompts
 from sasa.sampling import seed_of
 from sasa.serving.requests import Wanted
 from sasa.serving.slots import ENDS
-from sasa.serving.vllm.options import engine_options, model_at
+from sasa.serving.vllm.options import code_of, engine_options, model_at
 from sasa.serving.vllm.served import KEY, Served
 from sasa.values import BETA, PRIOR, VALUE
 
@@ -43,7 +42,7 @@ class LLM(vllm.LLM):
         strict: bool = True,
         **options: Any,
     ) -> None:
-        self.source, self.identity, self.skeleton = model_at(model)
+        self.source, _, self.skeleton = model_at(model, **code_of(options))
         found = engine_options(model, boundary, strict=strict, **options)
         self.served = Served(**found["additional_config"][KEY])
         self.boundaries = self.served.load()
@@ -77,13 +76,7 @@ class LLM(vllm.LLM):
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         config = self._generation_config()
-        limits = Limits(
-            do_sample=do_sample,
-            temperature=first_of(temperature, config.temperature, 1.0),
-            top_k=first_of(top_k, config.top_k, DEFAULT_TOP_K),
-            top_p=first_of(top_p, config.top_p, TOP_P),
-            min_p=first_of(min_p, config.min_p),
-        )
+        limits = Limits.of(config, do_sample, temperature, top_k, top_p, min_p)
         for name, number in dict(max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences).items():
             if not number > 0:
                 raise ValueError(f"{name} must be > 0, got {number}")

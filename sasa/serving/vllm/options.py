@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -81,8 +82,7 @@ def engine_options(
             raise ValueError(f"{name} must be 1 with sasa, got {given[name]}: tensor parallelism works")
     if callable(given.get("hf_overrides")):
         raise ValueError("hf_overrides must be a dictionary with sasa, which adds to it")
-    code = {name: given[name] for name in ("revision", "trust_remote_code") if given.get(name)}
-    source, identity, skeleton = model_at(model, **code)
+    source, identity, skeleton = model_at(model, **code_of(given))
     named = [boundary] if isinstance(boundary, str) else list(boundary)
     files, loaded = {}, {}
     for each in named:
@@ -135,6 +135,12 @@ def _platform() -> str:
     return str(current_platform.device_type)
 
 
+def code_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of a model's versions is meant, and whether its own code may run, of vLLM's options."""
+    return {name: given[name] for name in ("revision", "trust_remote_code") if given.get(name)}
+
+
+@functools.lru_cache(maxsize=1)  # offline, the engine and its front end both ask
 def model_at(name: str | None, **code: Any) -> tuple[str, str | None, Any]:
     """Where an engine finds a model, the id that it goes by where that is not its name, and the model without weights.
 
