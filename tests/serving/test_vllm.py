@@ -328,10 +328,21 @@ def test_completions_come_in_the_prompts_order_and_one_prompt_has_a_list(small_e
     assert small_engine.complete(PROMPTS[0], 1.0, num_return_sequences=4, seed=3, max_new_tokens=8) == rows[0]
 
 
-def test_the_second_model_runner():
-    """vLLM's default on GPUs, here by Triton's interpreter: synchronous and asynchronous, and under preemption."""
+def test_a_compiled_model_writes_the_same(small, small_engine):
+    compiled = engine(str(small / "model"), f"calm={small / 'calm'}", enforce_eager=False)
+    asked = [params(i % 2 == 0, extra_args={"sasa_beta": i % 2}) for i in range(len(PROMPTS))]
+    assert tokens(compiled.generate(PROMPTS, asked, use_tqdm=False)) == tokens(
+        small_engine.generate(PROMPTS, asked, use_tqdm=False)
+    )
+
+
+@pytest.mark.parametrize("script", ["second_runner.py", "tensor_parallel.py"])
+def test_in_processes_of_their_own(script):
+    """vLLM's second model runner, the default on GPUs, by Triton's interpreter, synchronous and asynchronous, and under
+    preemption; and a model that is spread over two processes.
+    """
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("second_runner.py"))], capture_output=True, text=True, timeout=900
+        [sys.executable, str(Path(__file__).with_name(script))], capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "all equal" in done.stdout
