@@ -14,7 +14,7 @@ help:
 	@echo "make test   lint, types and tests"
 	@echo "make bench-speed   what a token costs, against plain generate(), with a profile"
 	@echo "make setup  only the environment, in .venv"
-	@echo "make vllm   an environment with vLLM, in $(VLLM); make test-vllm: the tests that need it, ten minutes"
+	@echo "make vllm   an environment with vLLM, in $(VLLM); make test-vllm: the tests that need it, ten to twenty-five minutes"
 
 setup: $(STAMP)
 

@@ -62,7 +62,7 @@ def main() -> None:
             runner.generate_stage(run, made, world, spread=spread)
             runner.likelihood_stage(run, model, tokenizer, list(made), spread=spread)
             return {
-                f.name + f.parent.name: f.read_bytes()
+                str(f.relative_to(folder)): f.read_bytes()
                 for f in Path(folder).rglob("*.jsonl")
                 if f.name != "timings.jsonl"
             }

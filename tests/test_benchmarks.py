@@ -2,17 +2,22 @@
 
 import gzip
 import json
-import subprocess
+import runpy
 import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from test_training import write_pairs
+from typer.testing import CliRunner
 
 import sasa
+from sasa.cli import app
 from sasa.evaluation.rewards import function_reward
 from sasa.evaluation.tail import TailSettings, measure_tail
 from sasa.fitting import Recipe, fit_boundary
@@ -22,10 +27,25 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def run(script, *arguments, cwd=None):
-    command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What a script prints. It runs in this process: to start one takes longer than most of them.
+
+    Raises:
+        AssertionError: it failed, with what it says about that.
+    """
+    told = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as shown, redirect_stderr(told):
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        patch.syspath_prepend(BENCHMARKS)
+        if cwd:
+            patch.chdir(cwd)
+        try:
+            runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+        except SystemExit as ended:
+            if ended.code:
+                raise AssertionError(f"{told.getvalue()}{ended.code}") from ended
+        except Exception as error:
+            raise AssertionError(traceback.format_exc()) from error
+    return shown.getvalue()
 
 
 def test_speed_of_a_model_without_weights(tiny_folder, tmp_path):
@@ -57,10 +77,8 @@ def test_speed_of_several_boundaries(few_prompts, tmp_path):
     results = json.loads(output.read_text())["results"]
     assert [r["side"] for r in results] == ["plain", "raw", "several"]
     assert results[1]["times_raw"] == 1 != results[2]["times_raw"]
-    command = [sys.executable, BENCHMARKS / "speed.py", "--random-weights", model, *map(str, two)]
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "--random-weights draws its own boundary" in refused.stderr
+    with pytest.raises(AssertionError, match="--random-weights draws its own boundary"):
+        run("speed.py", "--random-weights", model, *two)
 
 
 def test_speed_over_the_whole_vocabulary(tiny_folder, tmp_path):
@@ -76,11 +94,8 @@ def test_speed_over_the_whole_vocabulary(tiny_folder, tmp_path):
     assert [r["mean_candidates"] for r in results if r["top_k"] == 0] == [tiny.VOCABULARY - 1] * 3, "all but EOS"
     assert all(("candidates_read" in r) == ("passes" in r) == (r["side"] != "plain") for r in results)
     assert all(1 <= r["passes"] <= r["candidates_read"] < tiny.VOCABULARY for r in results if r["side"] != "plain")
-    refused = subprocess.run(
-        [sys.executable, BENCHMARKS / "speed.py", "--candidates", "0"], capture_output=True, text=True
-    )
-    assert refused.returncode == 2
-    assert "not of the whole vocabulary" in refused.stderr
+    with pytest.raises(AssertionError, match="not of the whole vocabulary"):
+        run("speed.py", "--candidates", 0)
 
 
 def test_auc(real, shared_data):
@@ -491,32 +506,13 @@ def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     assert abs(nothing["people"]["controls"]) < 1e-5
     moved = {way: one["people"]["controls"] for way, one in taxes.items() if way != "self-debias:0"}
     assert min(abs(moved[way]) for way in ways if way.startswith(("sasa", "caa", "prompt"))) > 1e-3
-    refused = subprocess.run(
-        [sys.executable, BENCHMARKS / "peers.py", "tax", *map(str, few), "-M", "guard:1:profanity", "-o", tmp_path / "x"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert "no next-token distribution" in refused.stderr
+    with pytest.raises(AssertionError, match="no next-token distribution"):
+        run("peers.py", "tax", *few, "-M", "guard:1:profanity", "-o", tmp_path / "x")
     folder = tmp_path / "run"
-    bench = [
-        sys.executable,
-        "-m",
-        "sasa",
-        "bench",
-        "rtp",
-        "-p",
-        rows,
-        "-m",
-        tiny_folder,
-        "-b",
-        boundary,
-        "-c",
-        2,
-        "-n",
-        4,
-    ]
-    bench += ["-M", "plain", *named, "-s", judge, "-s", "profanity", "--judge", tiny_folder, "-o", folder]
-    done = subprocess.run(list(map(str, bench)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    bench = ["bench", "rtp", "-p", rows, "-m", tiny_folder, "-b", boundary, "-c", 2, "-n", 4, "-M", "plain", *named]
+    bench += ["-s", judge, "-s", "profanity", "--judge", tiny_folder, "-o", folder]
+    done = CliRunner().invoke(app, list(map(str, bench)))
+    assert done.exit_code == 0, done.output
     names = list(json.loads((folder / "summary.json").read_text())["runs"][0]["scorers"])
     show = ["peers.py", "show", "--run", folder, "--judge", tiny_folder, "--cost", cost, "--scorer", names[0]]
     show += ["--scorer", names[1], "--tax", more, "--tax", tax, "-o", tmp_path / "out"]

@@ -121,7 +121,7 @@ def spread_by_ray(
         return None
     from sasa.serving.ray import LOCAL, Ray
 
-    made = Ray(model, device, dtype, address or LOCAL, workers, progress=True)
+    made = Ray(model, device, dtype, address or LOCAL, workers)
     made.connect()
     return made
 

@@ -1,4 +1,4 @@
-"""Fits, benchmarks and completions by many workers, on this machine or a cluster: Ray Data's actors, each with the model.
+"""Fits, benchmarks and completions by many workers, on this machine or a cluster: Ray's actors, each with the model.
 
 What is done is cut into shards that do not depend on how many workers there are, and the results are put together in the
 shards' order: float64 sums in a fixed order, completions in the order of the prompts. A worker that dies costs its shard,
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sasa.tables import local
@@ -22,17 +21,19 @@ R = TypeVar("R")
 LOCAL = "local"
 RETRIES = 5
 """How often a worker may die, and a shard be tried anew: one that kills whoever reads it must not go on for ever."""
+AHEAD = 4
+"""Shards for each worker that are read, or done and waiting for one before them: memory must not grow with the texts."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ray:
-    """A `Spread` over the workers of a cluster.
+    """A `Spread` over the workers of a cluster, which are started when first there is work, and keep the model until
+    `close`, or until this object goes.
 
     Args:
         model, device, dtype: for `sasa.load`, in each worker; a local folder must be there on each machine.
         address: `local` starts workers on this machine; `auto` takes the cluster that this machine is part of; HOST:PORT.
         workers: None for one a GPU, or where there is none one a core.
-        progress: Ray's own bars.
 
     Raises:
         ImportError: Ray is not installed. ConnectionError: there is no such cluster. ValueError: more workers than can be
@@ -44,36 +45,55 @@ class Ray:
     dtype: str | None = None
     address: str = LOCAL
     workers: int | None = None
-    progress: bool = False
+    _actors: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __call__(self, task: Callable[[Any, Any, T], R], items: Iterable[T]) -> Iterator[R]:
-        """See `Spread`; the task and its results must be of a kind that can be pickled."""
-        shards = [{"item": pickle.dumps(item)} for item in items]
-        if not shards:
+        """See `Spread`; the task, the items and the results must be of a kind that can be pickled."""
+        left = enumerate(items)
+        shard = next(left, None)
+        if shard is None:
             return
-        self.connect()
-        import ray.data
+        actors = self._started()
+        import ray
 
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = self.progress
-        context.print_on_execution_start = False
-        count, each = self._places()
-        data = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-            Worker,
-            fn_constructor_args=(task, self._model(), self.device and self.device.partition(":")[0], self.dtype),
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(shards))),
-            **each,
-        )
-        for row in data.iter_rows():
-            found = pickle.loads(row["result"])
-            if isinstance(found, Failed):
-                raise found.error
-            yield found
+        sent, idle = ray.put(task), list(actors)
+        running: dict[Any, tuple[int, Any]] = {}
+        done: dict[int, Any] = {}
+        given = 0
+        while shard is not None or running:
+            while shard is not None and idle and shard[0] < given + AHEAD * len(actors):
+                worker = idle.pop()
+                running[worker.do.remote(sent, shard[1])] = shard[0], worker
+                shard = next(left, None)
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            number, worker = running.pop(ready)
+            idle.append(worker)
+            done[number] = ready
+            while given in done:
+                found = ray.get(done.pop(given))
+                if isinstance(found, Failed):
+                    raise found.error
+                yield found
+                given += 1
+
+    def _started(self) -> list[Any]:
+        """The workers."""
+        self.connect()
+        import ray
+
+        if not self._actors:
+            count, each = self._places()
+            kind = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES, **each)(Worker)
+            device = self.device and self.device.partition(":")[0]
+            self._actors = [kind.remote(self._model(), device, self.dtype) for _ in range(count)]
+        return self._actors
+
+    def close(self) -> None:
+        """Lets the workers go: the places that they take are free again, and more work starts new ones."""
+        import ray
+
+        while self._actors:
+            ray.kill(self._actors.pop())
 
     def connect(self) -> None:
         """Joins the cluster, or starts one here; does nothing where that is done."""
@@ -126,24 +146,22 @@ class Failed:
 class Worker:
     """An actor: it loads the model once, and works through shards."""
 
-    def __init__(self, task: Callable[[Any, Any, Any], Any], *model: str | None) -> None:
+    def __init__(self, *model: str | None) -> None:
         import torch
 
         if cores := os.environ.get("OMP_NUM_THREADS"):  # Ray says how many are this worker's
             torch.set_num_threads(int(cores))
-        self.task: Any = task
-        self.model: Any = model
-        self.loaded: tuple[Any, Any] | None = None
+        self.wanted = model
+        self.model: Any = None
+        self.tokenizer: Any = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        return {"result": [pickle.dumps(self._found(pickle.loads(item))) for item in batch["item"]]}
-
-    def _found(self, item: Any) -> Any:
+    def do(self, task: Callable[[Any, Any, Any], Any], item: Any) -> Any:
+        """What the task makes of an item."""
         import sasa
 
         try:
-            if self.loaded is None:
-                self.loaded = sasa.load(*self.model)
-            return self.task(*self.loaded, item)
+            if self.model is None:
+                self.model, self.tokenizer = sasa.load(*self.wanted)
+            return task(self.model, self.tokenizer, item)
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             return Failed(error)

@@ -130,6 +130,30 @@ def test_a_benchmark_is_the_same_with_a_worker_killed_in_the_middle(folder, two,
     assert there == here
 
 
+def process(model, tokenizer, item):
+    return os.getpid()
+
+
+def test_workers_stay_until_they_are_let_go(two):
+    first, second = set(two(process, range(8))), set(two(process, range(8)))
+    assert second <= first
+    assert len(first) <= 2
+    two.close()
+    assert not first & set(two(process, range(8)))
+
+
+def itself(model, tokenizer, item):
+    return item
+
+
+def test_shards_are_read_as_they_are_needed_and_come_in_their_order(two):
+    taken = []
+    found = two(itself, (taken.append(i) or i for i in range(100)))
+    assert next(found) == 0
+    assert len(taken) < 20
+    assert list(found) == list(range(1, 100))
+
+
 def test_more_workers_than_there_is_room_for_are_refused(folder):
     with pytest.raises(ValueError, match=r"workers must be between 1 and \d+, one a core of the cluster, got 500"):
         list(Ray(str(folder / "model"), "cpu", workers=500)(partial(dying, folder), [1]))
@@ -145,8 +169,9 @@ def test_what_the_work_raises_is_what_is_raised_here(two):
     assert list(two(failing, [])) == []
 
 
-def test_the_command_line(folder, tmp_path):
+def test_the_command_line(folder, two, tmp_path):
     """`sasa generate` and `sasa fit` by two workers, and what belongs to --ray."""
+    two.close()  # there are no more places in this cluster
     common = ["-m", str(folder / "model"), "--device", "cpu"]
     ask = [
         "generate",
