@@ -101,19 +101,9 @@ def main() -> None:
     source, _, _ = model_at(given.model)
     engine = ["--dtype", given.dtype, "--max-model-len", "512", "--max-num-seqs", str(given.concurrency)]
     engine += ["--served-model-name", "served", "--no-enable-prefix-caching", *["--enforce-eager"] * given.eager]
+    engine += ["--kv-cache-memory-bytes", str(1 << 30)]
     plain = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", source, *engine]
-    plain += ["--kv-cache-memory-bytes", str(1 << 30)]
-    ours = [
-        sys.executable,
-        "-m",
-        "sasa",
-        "serve",
-        source,
-        *engine,
-        "--kv-cache-memory-bytes",
-        str(1 << 30),
-        "--no-strict",
-    ]
+    ours = [sys.executable, "-m", "sasa", "serve", source, *engine, "--no-strict"]
     sides: dict[str, tuple[list[str], dict[str, Any]]] = {"plain": (plain, {}), "sasa, plain requests": (ours, {})}
     for prior in given.prior:
         sides[f"sasa, prior {prior:g}"] = ours, {"vllm_xargs": {"sasa_beta": given.beta, "sasa_prior": prior}}
@@ -126,18 +116,17 @@ def main() -> None:
             for name, (command, extra) in sides.items():
                 result = Path(folder, "result.json")
                 with serving(command, Path(folder, "log")) as url:
-                    client = [
-                        sys.executable,
-                        "-c",
-                        CLIENT,
-                        "--backend",
-                        "openai",
-                        "--base-url",
-                        url,
+                    client = [sys.executable, "-c", CLIENT, "--backend", "openai", "--base-url", url]
+                    client += [
                         "--model",
                         "served",
+                        "--tokenizer",
+                        source,
+                        "--dataset-name",
+                        "custom",
+                        "--dataset-path",
+                        str(texts),
                     ]
-                    client += ["--tokenizer", source, "--dataset-name", "custom", "--dataset-path", str(texts)]
                     client += ["--skip-chat-template", "--custom-output-len", str(given.tokens), "--ignore-eos"]
                     client += ["--num-prompts", str(given.requests), "--max-concurrency", str(given.concurrency)]
                     client += ["--num-warmups", str(given.concurrency), "--temperature", "1", "--disable-tqdm"]

@@ -49,26 +49,30 @@ class Ray:
 
     def __call__(self, task: Callable[[Any, Any, T], R], items: Iterable[T]) -> Iterator[R]:
         """See `Spread`; the task, the items and the results must be of a kind that can be pickled."""
-        left = enumerate(items)
-        shard = next(left, None)
-        if shard is None:
+        left = iter(items)
+        nothing = object()
+        shard = next(left, nothing)
+        if shard is nothing:
             return
         actors = self._started()
         import ray
 
-        sent, idle = ray.put(task), list(actors)
-        running: dict[Any, tuple[int, Any]] = {}
+        task_there = ray.put(task)
+        # A worker that has no place in the cluster yet gets no shard: the others do not wait for it.
+        running: dict[Any, tuple[int | None, Any]] = {worker.ready.remote(): (None, worker) for worker in actors}
+        idle: list[Any] = []
         done: dict[int, Any] = {}
-        given = 0
-        while shard is not None or running:
-            while shard is not None and idle and shard[0] < given + AHEAD * len(actors):
+        sent = given = 0
+        while shard is not nothing or given < sent:
+            while shard is not nothing and idle and sent < given + AHEAD * len(actors):
                 worker = idle.pop()
-                running[worker.do.remote(sent, shard[1])] = shard[0], worker
-                shard = next(left, None)
+                running[worker.do.remote(task_there, shard)] = sent, worker
+                sent, shard = sent + 1, next(left, nothing)
             (ready,), _ = ray.wait(list(running), num_returns=1)
             number, worker = running.pop(ready)
             idle.append(worker)
-            done[number] = ready
+            if number is not None:
+                done[number] = ready
             while given in done:
                 found = ray.get(done.pop(given))
                 if isinstance(found, Failed):
@@ -154,6 +158,9 @@ class Worker:
         self.wanted = model
         self.model: Any = None
         self.tokenizer: Any = None
+
+    def ready(self) -> None:
+        """Answers as soon as it has a place and no work."""
 
     def do(self, task: Callable[[Any, Any, Any], Any], item: Any) -> Any:
         """What the task makes of an item."""

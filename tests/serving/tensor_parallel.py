@@ -12,13 +12,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def main() -> None:
+    # Imported here: the engine's processes read this file, too.
     import vllm
     from serving.test_vllm import ENGINE, GREEDY, PROMPTS, params, saved, tokens
 
     import sasa
     from sasa.serving.vllm import LLM
 
-    os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
+    os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING")  # test_vllm has engines in its own process
     folder = saved(Path(tempfile.mkdtemp()))
     model, tokenizer = sasa.load(folder / "model")
     line = sasa.Boundary.load(folder / "calm", model=model)

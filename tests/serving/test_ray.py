@@ -154,6 +154,22 @@ def test_shards_are_read_as_they_are_needed_and_come_in_their_order(two):
     assert list(found) == list(range(1, 100))
 
 
+def test_nobody_waits_for_a_worker_that_finds_no_place(two):
+    import ray
+
+    two.close()
+    others = ray.remote(num_cpus=int(ray.cluster_resources()["CPU"]) - 1)(Other).remote()
+    ray.get(others.ready.remote())
+    assert list(two(itself, range(20))) == list(range(20))
+    ray.kill(others)
+    two.close()
+
+
+class Other:
+    def ready(self):
+        """There."""
+
+
 def test_more_workers_than_there_is_room_for_are_refused(folder):
     with pytest.raises(ValueError, match=r"workers must be between 1 and \d+, one a core of the cluster, got 500"):
         list(Ray(str(folder / "model"), "cpu", workers=500)(partial(dying, folder), [1]))

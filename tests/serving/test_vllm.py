@@ -330,7 +330,7 @@ def test_completions_come_in_the_prompts_order_and_one_prompt_has_a_list(small_e
 
 def test_a_compiled_model_writes_the_same(small, small_engine):
     compiled = engine(str(small / "model"), f"calm={small / 'calm'}", enforce_eager=False)
-    asked = [params(i % 2 == 0, extra_args={"sasa_beta": i % 2}) for i in range(len(PROMPTS))]
+    asked = [params(True, extra_args={"sasa_beta": float(i % 2)}) for i in range(len(PROMPTS))]
     assert tokens(compiled.generate(PROMPTS, asked, use_tqdm=False)) == tokens(
         small_engine.generate(PROMPTS, asked, use_tqdm=False)
     )
