@@ -30,7 +30,7 @@ from sasa.files import write_atomically
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import parse_rows
 from sasa.progress import progress_bar
-from sasa.values import BETA
+from sasa.settings import BETA
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:

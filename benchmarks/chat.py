@@ -33,8 +33,9 @@ from sasa.evaluation.methods import method
 from sasa.evaluation.metrics import Estimate, change, estimate, perplexity, perplexity_change, to_json
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.scorers import scored, scorer
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.world import World
 from sasa.files import write_atomically
 from sasa.fitting.corpora import parse_rows
 from sasa.redteam.encoder import encoder

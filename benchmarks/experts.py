@@ -30,8 +30,8 @@ from sasa.evaluation.peers.caa import VECTORS
 from sasa.evaluation.peers.dexperts import ANTI_EXPERT, EXPERT
 from sasa.files import write_atomically
 from sasa.fitting.corpora import parse_rows
-from sasa.models.load import DEFAULT_MODEL
 from sasa.models.states import hidden_states, numbered
+from sasa.settings import DEFAULT_MODEL
 from sasa.training.folder import save_adapter
 
 SAFE_BELOW = 0.3

@@ -22,10 +22,11 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["sasa"]):
-    from sasa.boundary import Boundary, bundled
+    from sasa.boundary import Boundary
     from sasa.evaluation.runner import Run
     from sasa.fitting import Corpus
     from sasa.redteam.store import RECORD, Attempts
+    from sasa.shipped import bundled
 
 CLEAR = (ValueError, OSError, ImportError)
 FOLDER = Path(tempfile.mkdtemp())

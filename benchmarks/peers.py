@@ -47,8 +47,9 @@ from sasa.evaluation.peers.rad import RAD
 from sasa.evaluation.report import in_cell
 from sasa.evaluation.runner import file_name
 from sasa.evaluation.selectivity import labelled, selectivity
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
-from sasa.evaluation.world import Method, Settings, World
+from sasa.evaluation.world import Method, World
 from sasa.files import differences, read_json, write_atomically
 from sasa.fitting import Corpus
 from sasa.fitting.corpora import parse_rows

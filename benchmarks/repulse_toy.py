@@ -26,10 +26,11 @@ import torch
 import sasa
 from sasa.evaluation.rewards import Reward, reward
 from sasa.files import write_atomically
-from sasa.models.load import DEFAULT_MODEL
 from sasa.sampling import sample
+from sasa.settings import DEFAULT_MODEL
 from sasa.training import Repulse, train_repulse
-from sasa.training.trainer import METHODS, judge
+from sasa.training.settings import METHODS
+from sasa.training.trainer import judge
 
 COLOURS = dict(zip(METHODS, ("tab:red", "tab:blue", "tab:green", "tab:purple"), strict=True))
 

@@ -32,8 +32,9 @@ from sasa.embedding import embed_each_prefix, length_batches, response_start, to
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.world import World
 from sasa.files import write_atomically
 from sasa.fitting import Corpus, Recipe
 from sasa.fitting.corpora import parse_rows

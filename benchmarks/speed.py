@@ -51,7 +51,8 @@ import sasa.lookahead.lookahead
 from sasa.boundary import ModelInfo
 from sasa.loop import Decoding
 from sasa.models.load import best_device
-from sasa.values import BETA, PRIOR, Boundaries
+from sasa.settings import BETA, PRIOR
+from sasa.values import Boundaries
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import reference

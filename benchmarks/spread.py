@@ -26,8 +26,9 @@ import torch
 import sasa
 from sasa.evaluation import runner
 from sasa.evaluation.methods import method
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.world import World
 from sasa.fitting import Corpus, Recipe, fit_boundary
 from sasa.fitting.corpora import parse_rows
 from sasa.serving.ray import Ray

@@ -6,10 +6,10 @@ The public names. What needs a model's library is imported when it is first used
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sasa.lazy import lazy
 
 if TYPE_CHECKING:
     from sasa.backtracking import Backtracking
@@ -58,16 +58,4 @@ __all__ = [
 __version__ = version("sasa-decoding")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"sasa.{_HOMES[name]}"), name)
-    elif not name.startswith("_") and importlib.util.find_spec(f"sasa.{name}"):
-        value = importlib.import_module(f"sasa.{name}")
-    else:
-        raise AttributeError(f"module 'sasa' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _HOMES)

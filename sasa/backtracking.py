@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from sasa.boundary import Boundary
+from sasa.settings import MAX_RESETS, THRESHOLD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-THRESHOLD, MAX_RESETS = 0.99, 4
-"""At this threshold two or three harmless completions of a hundred go back (benchmarks/NOTES.md)."""
 RESET = "[RESET]"
 
 

@@ -24,16 +24,13 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from sasa.files import write_atomically
+from sasa.shipped import FILE_NAME, FORMAT, about, bundled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Text: TypeAlias = "str | tuple[str, str]"
 """A text, or a (prompt, response) pair."""
-
-FILE_NAME = "boundary.safetensors"
-FORMAT = 1
-
 
 POOLINGS = ("last", "mean", "ema")
 SPANS = ("text", "response")
@@ -270,7 +267,7 @@ class Boundary:
         """
         path = Path(path)
         path = path if path.suffix == ".safetensors" else path / FILE_NAME
-        about = {
+        told = {
             "format": FORMAT,
             "attribute": self.attribute,
             "bias": self.bias,
@@ -281,7 +278,7 @@ class Boundary:
             "report": self.report,
         }
         weight = self.weight.detach().cpu().contiguous()
-        write_atomically(path, to_bytes({"weight": weight}, {"sasa": json.dumps(about)}))
+        write_atomically(path, to_bytes({"weight": weight}, {"sasa": json.dumps(told)}))
         return path
 
     @classmethod
@@ -355,22 +352,16 @@ class Boundary:
 
     @classmethod
     def _read(cls, path: Path) -> Boundary:
+        told = about(path)
         try:
             with safetensors.safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {})["sasa"])
                 weight = file.get_tensor("weight").float().clone()  # see __setstate__
-        except KeyError as error:
-            raise ValueError(f"{path} is a safetensors file, but not a sasa boundary ({error} is missing)") from error
-        except (safetensors.SafetensorError, ValueError, RecursionError, RuntimeError) as error:
+        except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged or not a boundary file: {error}") from error
-        if not isinstance(about, dict):
-            raise ValueError(f"{path} is damaged: its metadata is a {type(about).__name__}, not an object")
-        if about.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} was written in another format than this version of sasa reads ({FORMAT})")
         try:
-            about["embedding"] = EmbeddingSpec(**about["embedding"])
-            about["model"] = ModelInfo(**about["model"])
-            return cls(weight=weight, **about)
+            told["embedding"] = EmbeddingSpec(**told["embedding"])
+            told["model"] = ModelInfo(**told["model"])
+            return cls(weight=weight, **told)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} does not hold a valid boundary: {error}") from error
 
@@ -379,10 +370,3 @@ class Boundary:
         import sasa
 
         return sasa.push_to_hub(self, repo_id, private=private, token=token)
-
-
-def bundled() -> dict[str, Path]:
-    """The boundaries that ship with the package, name -> file."""
-    inside = Path(__file__).parent / "_classifiers"  # an installed wheel
-    folder = inside if inside.is_dir() else Path(__file__).parent.parent / "classifiers"  # a checkout
-    return {file.parent.name: file for file in sorted(folder.glob(f"*/{FILE_NAME}"))}

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DEFAULT_TOP_K = 20
-"""The candidates are the 20 likeliest where nothing else limits them."""
+from sasa.settings import check_truncation
+
 AHEAD = 64
 """Of a whole vocabulary, how many candidates are put in order at a time."""
 
@@ -35,16 +35,6 @@ class Candidates:
 
     ids: Tensor
     mask: Tensor
-
-
-def check_truncation(top_k: int | None, top_p: float | None, min_p: float | None = None) -> None:
-    """Raises ValueError for a limit outside its range."""
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
-        raise ValueError(f"top_k must be an integer >= 0 (0: no limit), got {top_k!r}")
-    if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p!r}")
-    if min_p is not None and not 0.0 <= min_p <= 1.0:
-        raise ValueError(f"min_p must be in [0, 1], got {min_p!r}")
 
 
 def select(scores: Tensor, top_k: int | None = None, top_p: float | None = None) -> Candidates:

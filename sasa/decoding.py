@@ -15,11 +15,11 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from sasa.backtracking import Backtracking
-from sasa.candidates import check_truncation
 from sasa.lookahead import packs
 from sasa.loop import Decoding, SASAOutput
 from sasa.models.inputs import check_model, inputs_beside_ids, is_filled
-from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
+from sasa.settings import BETA, PRIOR, VALUE, check_truncation
+from sasa.values import Boundaries, Steering
 
 __all__ = ["SASADecoder", "SASAOutput"]
 

@@ -22,7 +22,6 @@ from transformers import (
 
 from sasa.backtracking import Attempt, Backtracking, History
 from sasa.boundary import Boundary, EmbeddingSpec
-from sasa.candidates import DEFAULT_TOP_K, check_truncation
 from sasa.decoding import SASADecoder
 from sasa.embedding import length_batches, pad, tokenize_prompt
 from sasa.models.heads import token_ids
@@ -30,13 +29,11 @@ from sasa.models.inputs import check_model
 from sasa.models.states import context_window
 from sasa.progress import progress_bar
 from sasa.sampling import random_state
-from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
+from sasa.settings import BETA, BUNDLED, PRIOR, TOP_K, TOP_P, VALUE, check_truncation
+from sasa.values import Boundaries, Steering
 
 logger = logging.getLogger(__name__)
 
-TOP_P = 0.9
-BUNDLED = "toxicity"
-"""What the boundary finds that steers where none is named: the one that is bundled for the model."""
 OURS = (
     "generation_config",
     "custom_generate",
@@ -235,7 +232,7 @@ class Limits:
         return cls(
             do_sample=do_sample,
             temperature=_first(temperature, config.temperature, 1.0),
-            top_k=_first(top_k, config.top_k, DEFAULT_TOP_K),
+            top_k=_first(top_k, config.top_k, TOP_K),
             top_p=_first(top_p, config.top_p, TOP_P),
             min_p=_first(min_p, config.min_p),
         )

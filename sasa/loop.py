@@ -33,10 +33,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from sasa.backtracking import History, Observer, Watch
-from sasa.candidates import DEFAULT_TOP_K, Candidates, Race, noise, select
+from sasa.candidates import Candidates, Race, noise, select
 from sasa.lookahead import Lookahead
 from sasa.models.heads import token_ids
 from sasa.models.states import context_window
+from sasa.settings import TOP_K
 from sasa.values import reweight
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Decoding:
         self.sampling = bool(config.do_sample)
         own_top_k = decoder.top_k
         if own_top_k is None and decoder.top_p is None and not self.sampling:
-            own_top_k = DEFAULT_TOP_K
+            own_top_k = TOP_K
         self.top_k, self.top_p = own_top_k or None, None if decoder.top_p == 1 else decoder.top_p
         self.everything = bool(config.output_scores) or self.steering.bound is None
         self.pad = cast(Any, config)._pad_token_tensor

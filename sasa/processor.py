@@ -15,12 +15,13 @@ from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from sasa.boundary import layers_of
-from sasa.candidates import DEFAULT_TOP_K, check_truncation, select
+from sasa.candidates import select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
 from sasa.models.heads import token_ids
 from sasa.models.inputs import check_model, inputs_beside_ids, is_filled, other_maker
 from sasa.models.parts import some_states
-from sasa.values import BETA, PRIOR, VALUE, Boundaries, Steering
+from sasa.settings import BETA, PRIOR, TOP_K, VALUE, check_truncation
+from sasa.values import Boundaries, Steering
 
 
 class SASALogitsProcessor(LogitsProcessor):
@@ -85,7 +86,7 @@ class SASALogitsProcessor(LogitsProcessor):
         steering.check(model)
         self.model = model
         self.steering = steering.to(model.device)
-        self.top_k = DEFAULT_TOP_K if top_k is None and top_p is None else top_k
+        self.top_k = TOP_K if top_k is None and top_p is None else top_k
         self.top_p = top_p
         self.attention_mask = attention_mask
         self.eos = torch.tensor(token_ids(model, "eos_token_id", eos_token_id), dtype=torch.long, device=model.device)

@@ -17,7 +17,6 @@ This file is functions of boundaries and tensors: no model is needed, and any en
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -28,6 +27,7 @@ from torch.nn.functional import logsigmoid
 
 from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.candidates import Candidates
+from sasa.settings import PRIOR, VALUE, check_beta, check_prior, check_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,12 +45,10 @@ class Value(NamedTuple):
     bound: float | None
 
 
-VALUES = {
+FUNCTIONS = {
     "raw": Value(lambda boundary, margin, prior: margin, None),
     "log_sigmoid": Value(lambda boundary, margin, prior: logsigmoid(boundary.log_odds(margin, prior)), 0.0),
 }
-VALUE, BETA, PRIOR = "log_sigmoid", 4.0, 0.2
-"""The defaults: see benchmarks/NOTES.md for what was compared."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Steering:
     @property
     def bound(self) -> float | None:
         """The most that `values` can give; None where nothing bounds it."""
-        bound = VALUES[self.value].bound
+        bound = FUNCTIONS[self.value].bound
         return None if bound is None else bound * sum(weight for _, weight in self.terms)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -119,7 +117,7 @@ class Steering:
 
     def values(self, margins: Tensor) -> Tensor:
         """What margins (..., S) count for together, (...)."""
-        value = VALUES[self.value].of
+        value = FUNCTIONS[self.value].of
         found = [
             weight * value(boundary, margins[..., i], self.prior) for i, (boundary, weight) in enumerate(self.terms)
         ]
@@ -149,21 +147,3 @@ def terms(boundary: Boundaries | None) -> tuple[tuple[Boundary, float], ...]:
 def fingerprint_of(boundary: Boundaries | None) -> str:
     """A text that boundaries and their weights share with no others."""
     return " ".join(one.fingerprint + (f"*{weight:g}" if weight != 1 else "") for one, weight in terms(boundary))
-
-
-def check_value(value: str) -> None:
-    """Raises ValueError where there is no value function of that name."""
-    if value not in VALUES:
-        raise ValueError(f"value must be one of {', '.join(VALUES)}, got {value!r}")
-
-
-def check_prior(prior: float) -> None:
-    """Raises ValueError where a share of unsafe text is not between 0 and 1."""
-    if not 0 < prior < 1:
-        raise ValueError(f"prior must be in (0, 1), the share of text that is unsafe, got {prior}")
-
-
-def check_beta(beta: float, name: str = "beta") -> None:
-    """Raises ValueError where a strength is not a finite number >= 0."""
-    if not math.isfinite(beta) or beta < 0:
-        raise ValueError(f"{name} must be >= 0, got {beta}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 
 from sasa import Backtracking, Boundary
-from sasa.values import PRIOR
+from sasa.settings import PRIOR
 
 
 @torch.no_grad()

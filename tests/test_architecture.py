@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sasa
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +148,48 @@ def test_files_are_imported_when_they_are_named():
     code = "import sys, sasa; print('transformers' in sys.modules, sasa.boundary.FILE_NAME, hasattr(sasa, 'nothing'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "boundary.safetensors", "False"], done.stderr
+
+
+COMMANDS = ("generate", "fit", "tune", "train repulse", "redteam run", "audit", "selectivity", "inspect", "bench rtp")
+HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pandas", "datasets", "matplotlib", "gradio")
+
+
+@pytest.mark.parametrize("words", ["--version", "--help", "nothing", *(f"{c} --nothing" for c in COMMANDS)])
+def test_a_command_line_imports_nothing_heavy_before_it_is_needed(words):
+    code = f"""import sys; sys.argv = ["sasa", *{words.split()}]
+from sasa.cli import main
+try: main()
+finally: print("heavy:", [name for name in {HEAVY} if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "heavy: []" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == (0 if words in ("--version", "--help") else 2), done.stderr
+
+
+def test_the_bundled_boundaries_are_listed_without_torch():
+    code = """import sys; sys.argv = ["sasa", "classifiers"]
+from sasa.cli import main
+try: main()
+finally: print("torch" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "toxicity" in done.stdout and done.stdout.endswith("False\n"), done.stdout
+
+
+def test_the_list_of_commands_says_what_their_own_help_says():
+    from sasa.cli import COMMANDS, _imported
+
+    for name, about in COMMANDS.items():
+        command = _imported(name)
+        assert " ".join(command.help.split()).startswith(about.removesuffix(".")), name
+
+
+def test_what_goes_by_name_is_made_by_name():
+    from sasa.evaluation import methods, scorers, settings
+    from sasa.settings import VALUES
+    from sasa.values import FUNCTIONS
+
+    assert list(settings.METHODS) == list(methods.MAKERS)
+    assert list(settings.SCORER_NAMES) == list(scorers.SCORERS)
+    assert list(VALUES) == list(FUNCTIONS)
 
 
 def test_the_public_names():

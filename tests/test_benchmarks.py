@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 import sasa
 from sasa.cli import app
 from sasa.evaluation.rewards import function_reward
-from sasa.evaluation.tail import TailSettings, measure_tail
+from sasa.evaluation.settings import TailSettings
+from sasa.evaluation.tail import measure_tail
 from sasa.fitting import Recipe, fit_boundary
 from sasa.training import Repulse, Training, train_backtracking, train_repulse
 
@@ -533,7 +534,8 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
 
     from sasa.evaluation.methods import method
     from sasa.evaluation.peers.judges import judge_named
-    from sasa.evaluation.world import Settings, World
+    from sasa.evaluation.settings import Settings
+    from sasa.evaluation.world import World
     from sasa.tax import taxes
     from sasa.values import Steering
 

@@ -22,10 +22,11 @@ from sasa.evaluation import jigsaw, metrics, runner, scorers
 from sasa.evaluation.methods import method
 from sasa.evaluation.report import compare, write_report
 from sasa.evaluation.runner import Run, SettingsDiffer, negative_log_likelihood
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import FIRST_TURNS, Prompt, Suite, load_suite
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.world import World
 from sasa.lines import read
-from sasa.values import PRIOR
+from sasa.settings import PRIOR
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,9 @@ import reference_redteam as exact
 
 pytest.importorskip("sacrebleu", reason="pip install 'sasa-decoding[redteam]'")
 
-from sasa.redteam.curiosity import RedTeam, advantages, choose_examples, few_shot, rewards
+from sasa.redteam.curiosity import advantages, choose_examples, few_shot, rewards
 from sasa.redteam.novelty import Cosine, SelfBLEU, mutual_bleu
+from sasa.redteam.settings import RedTeam
 
 WORDS = ["you", "are", "a", "very", "rude", "and", "silly", "old", "goat", ",", "who", "eats", "my", "Hat", "."]
 

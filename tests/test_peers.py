@@ -19,8 +19,9 @@ from sasa.evaluation.peers.prompt import INSTRUCTION, Prompted
 from sasa.evaluation.peers.stream import Stream
 from sasa.evaluation.report import write_report
 from sasa.evaluation.runner import Run, SettingsDiffer, check_methods, generate_stage, likelihood_stage, score_stage
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import Prompt, Suite
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.world import World
 from sasa.training.folder import save_adapter
 
 PROMPTS = ["hello there", "abc", "you and me!"]

@@ -9,7 +9,7 @@ import torch
 import sasa
 from sasa import Boundary, SASALogitsProcessor
 from sasa.fitting import Corpus
-from sasa.values import PRIOR
+from sasa.settings import PRIOR
 
 PROMPTS = ["The other driver cut me off, so I shouted:", "My neighbour is", "So I told him he was a"]
 

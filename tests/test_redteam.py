@@ -26,8 +26,8 @@ import reference_redteam as exact
 
 from sasa.boundary import EmbeddingSpec
 from sasa.cli.common import load_prompts
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
-from sasa.evaluation.world import Settings
 from sasa.fitting import Corpus
 from sasa.generation import encode_prompts
 from sasa.redteam import (

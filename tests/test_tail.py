@@ -12,7 +12,8 @@ from shell import sasa as command
 
 from sasa.evaluation.importance import balance_weights, cvar, proportion, tail
 from sasa.evaluation.rewards import function_reward
-from sasa.evaluation.tail import TailSettings, measure_tail
+from sasa.evaluation.settings import TailSettings
+from sasa.evaluation.tail import measure_tail
 
 REWARD = function_reward(exact.reward)
 ETA = -8.0

@@ -6,8 +6,9 @@ import tiny
 from typer.testing import CliRunner
 
 from sasa.cli import app
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.tuning import tune
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.world import World
 
 PROMPTS = ["abc def", "some other text", "zzz", "one more"]
 

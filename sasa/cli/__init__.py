@@ -1,20 +1,65 @@
-"""The command line: `sasa generate`, `sasa fit`, `sasa bench`, `sasa tune`, `sasa train`, `sasa redteam`, `sasa serve`,
-`sasa inspect`, `sasa audit`, `sasa selectivity` and `sasa classifiers`."""
+"""The command line. Each command is a file, which is imported when the command is called."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 import sasa
-from sasa.cli import audit, bench, classifiers, fit, generate, inspect, redteam, selectivity, serve, train, tune
+
+COMMANDS = {
+    "generate": "Complete prompts while the model keeps its own language on the safe side of a boundary.",
+    "fit": "Fit a boundary between safe and unsafe text in a model's own hidden space, and report on held-out texts.",
+    "tune": "Find the largest beta whose text is as fluent, and as varied, as it is asked to be.",
+    "train": "Train a model: backtracking, or RePULSe.",
+    "redteam": "Attack a model with prompts that it is led to write badly by, report, export, and replay them against "
+    "defences.",
+    "serve": "Serve a model by vLLM, with SASA in its engine.",
+    "audit": "Show what steering takes from harmless sentences that name groups of people, in nats a sentence.",
+    "selectivity": "Measure what steering takes from text that people wrote, by class.",
+    "inspect": "Show where a text turns: the margin as the text grows, token by token.",
+    "bench": "Toxicity and fluency with and without SASA: a run on a suite of prompts, and reports of runs.",
+    "classifiers": "List the bundled boundaries with their held-out figures.",
+}
+"""The file of `sasa.cli` that each command is in, by its name, and what the list of commands says of it."""
+
+
+class _Commands(TyperGroup):
+    """Commands whose files are imported when they are called, so that the list of them is there at once."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and _imported(str(name)), rest
+
+
+def _imported(name: str) -> Any:
+    """A command as its file defines it: its function `command`, or a group of several, `app`."""
+    module = importlib.import_module(f"sasa.cli.{name}")
+    made = typer.Typer(add_completion=False)
+    made.callback()(lambda: None)  # it stays a group with one command in it
+    if hasattr(module, "app"):
+        made.add_typer(module.app, name=name)
+    else:
+        made.command(name, **getattr(module, "OPTIONS", {}))(module.command)
+    return cast(Any, typer.main.get_command(made)).commands[name]
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="A language model that moderates its own language while it writes (SASA, Ko et al., ICLR 2025).",
@@ -30,28 +75,13 @@ def _options(
         raise typer.Exit()
 
 
-app.command("generate")(generate.command)
-app.command("fit")(fit.command)
-app.command("tune")(tune.command)
-app.add_typer(train.app, name="train")
-app.add_typer(redteam.app, name="redteam")
-app.command("serve", context_settings=serve.SETTINGS, options_metavar="[MODEL] [OPTIONS]")(serve.command)
-app.command("audit")(audit.command)
-app.command("selectivity")(selectivity.command)
-app.command("inspect")(inspect.command)
-app.add_typer(bench.app, name="bench")
-app.command("classifiers")(classifiers.command)
-
-
 def main() -> None:
     """Runs the command line; what a user can mend is one line on stderr and exit status 1, not a traceback."""
-    from transformers.utils import logging as transformers_logging
-
     for stream in (sys.stdout, sys.stderr):  # a character that a terminal lacks must not cost the results
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    transformers_logging.disable_progress_bar()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers has no other for its own
     try:
         app()
     except (ValueError, OSError, ImportError) as error:

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-import sasa
-from sasa.boundary import Boundary
 from sasa.cli.common import (
     BoundaryOption,
     DeviceOption,
@@ -20,7 +18,7 @@ from sasa.cli.common import (
     out,
     print_json,
 )
-from sasa.values import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
 
 def command(
@@ -58,13 +56,15 @@ def command(
     With a corpus, also how well the boundary tells apart sentences that differ only in an identity term (Borkan et al. 2019). A
     low BPSN AUC: harmless sentences with the term look unsafe. A low BNSP AUC: unsafe ones look harmless.
     """
+    check_beta(beta)
+    check_value(value)
+    check_prior(prior)
+    import sasa
+    from sasa.boundary import Boundary
     from sasa.fitting import Corpus
     from sasa.fitting.fairness import audit, read
     from sasa.fitting.identity import identity_tax, load_people
 
-    check_beta(beta)
-    check_value(value)
-    check_prior(prior)
     sentences = load_people("audit", people)
     texts = read(Corpus.parse(corpus)) if corpus else []
     loaded, tokenizer = sasa.load(model, device, dtype)

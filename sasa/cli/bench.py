@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-import sasa
-from sasa.candidates import check_truncation
 from sasa.cli import tail
 from sasa.cli.common import (
     AddressOption,
@@ -32,16 +30,14 @@ from sasa.cli.common import (
     out,
     spread_by_ray,
 )
-from sasa.evaluation import methods as ways
-from sasa.evaluation import runner, scorers
-from sasa.evaluation.report import write_report
-from sasa.evaluation.suites import load_suite
-from sasa.evaluation.world import WORDS, Method, Settings, World
+from sasa.evaluation.settings import METHODS, SCORER_NAMES, WORDS, Settings
 from sasa.files import read_json
-from sasa.fitting.corpora import parse_rows
-from sasa.models.load import DEFAULT_MODEL, load_named
+from sasa.settings import BETA, DEFAULT_MODEL, check_truncation
 from sasa.tables import read_lines
-from sasa.values import BETA
+
+if TYPE_CHECKING:
+    from sasa.evaluation.runner import Run
+    from sasa.evaluation.world import Method, World
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,16 +73,14 @@ def suite_command(name: str) -> Callable[..., None]:
         ] = None,
         methods: Annotated[
             list[str] | None,
-            typer.Option(
-                "--method", "-M", help=f"Repeat for several: {', '.join(w for w, _ in ways.METHODS.values())}."
-            ),
+            typer.Option("--method", "-M", help=f"Repeat for several: {', '.join(METHODS.values())}."),
         ] = None,
         judges: Annotated[
             list[str] | None,
             typer.Option(
                 "--scorer",
                 "-s",
-                help=f"Repeat for several: {', '.join(scorers.SCORERS)}, hf:MODEL, words:CORPUS, boundary.",
+                help=f"Repeat for several: {', '.join(SCORER_NAMES)}, hf:MODEL, words:CORPUS, boundary.",
             ),
         ] = None,
         limit: Annotated[
@@ -134,6 +128,18 @@ def suite_command(name: str) -> Callable[..., None]:
         device: DeviceOption = None,
         dtype: DtypeOption = None,
     ) -> None:
+        check_truncation(top_k, top_p)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be > 0, got {temperature:g}")
+        import sasa
+        from sasa.evaluation import methods as ways
+        from sasa.evaluation import runner, scorers
+        from sasa.evaluation.report import write_report
+        from sasa.evaluation.suites import load_suite
+        from sasa.evaluation.world import World
+        from sasa.fitting.corpora import parse_rows
+        from sasa.models.load import load_named
+
         check_engine(engine, ray)
         wanted = list(dict.fromkeys(methods or ["plain", f"sasa:{BETA:g}"]))
         made = {spec: ways.method(spec) for spec in wanted}
@@ -142,9 +148,6 @@ def suite_command(name: str) -> Callable[..., None]:
         asked = list(dict.fromkeys(judges or ["profanity"]))
         if asked == ["boundary"]:
             raise ValueError("the boundary steers, and cannot be the only scorer of a report: add another --scorer")
-        check_truncation(top_k, top_p)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be > 0, got {temperature:g}")
         _writable(output)
         suite = load_suite(
             name,
@@ -218,6 +221,8 @@ def report(
 
     sasa bench report runs/rtp benchmarks/results/rtp-default --output runs/beside-the-published-one
     """
+    from sasa.evaluation.report import write_report
+
     show(write_report(folders, output))
 
 
@@ -240,7 +245,9 @@ def show(file: Path) -> None:
     out.print(f"report, with intervals and pictures: {file}")
 
 
-def _forecast(run: runner.Run, made: dict[str, Method], world: World) -> None:
+def _forecast(run: Run, made: dict[str, Method], world: World) -> None:
+    from sasa.evaluation import runner
+
     found = runner.forecast(run, made, world, progress=True)
     table = Table(
         "", "completions to go", "minutes", title=f"{run.about['suite']}: {len(run.prompts)} prompts, dry run"

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from sasa.boundary import Boundary, bundled
 from sasa.cli.common import out, print_json
+from sasa.shipped import about, bundled
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False) -> None:
     """List the bundled boundaries with their held-out figures."""
     table = Table("name", "attribute", "model", "embedding", "held-out texts", "AUC", "accuracy", "ECE")
     for name, file in bundled().items():
-        boundary = Boundary.load(file)
-        test = boundary.report["test"]
+        told = about(file)
+        spec, model, test = told["embedding"], told["model"]["id"], told["report"]["test"]
         if as_json:
-            about = {"name": name, "attribute": boundary.attribute, "model": boundary.model.id}
-            print_json({**about, "embedding": asdict(boundary.embedding), "test": test})
-        spec = boundary.embedding
+            print_json({"name": name, "attribute": told["attribute"], "model": model, "embedding": spec, "test": test})
+        layers = spec["layer"] if isinstance(spec["layer"], list) else [spec["layer"]]
         table.add_row(
             name,
-            boundary.attribute,
-            boundary.model.id,
-            f"layer {' and '.join(map(str, spec.layers))}, {spec.pooling} of {spec.span}",
+            told["attribute"],
+            model,
+            f"layer {' and '.join(map(str, layers))}, {spec['pooling']} of {spec['span']}",
             str(test["safe"] + test["unsafe"]),
             *(f"{test[key]:.3f}" for key in ("auc", "accuracy", "ece")),
         )

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.color import Color
 from rich.console import Console
 from rich.style import Style
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import Boundary
+from sasa.settings import DEFAULT_MODEL, check_beta
 from sasa.tables import KINDS, kind_of, local, open_table, read_lines, warn_once
-from sasa.values import check_beta
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sasa.boundary import Boundary
     from sasa.evaluation.rewards import Reward
     from sasa.generation import Completion
     from sasa.serving.ray import Ray
@@ -165,6 +166,8 @@ def dtype_of(model: PreTrainedModel) -> str:
 
 def load_boundaries(names: list[str] | None, model: PreTrainedModel, strict: bool) -> list[tuple[Boundary, float]]:
     """The boundaries of `--boundary`, each with its weight."""
+    from sasa.boundary import Boundary
+
     found = []
     for given in names or ["toxicity"]:
         name, separator, weight = given.partition("::")
@@ -186,6 +189,7 @@ def load_reward(
     strict: bool,
 ) -> Reward:
     """The reward of `--reward`; `boundary` is the one of `--boundary`, read off `model`."""
+    from sasa.boundary import Boundary
     from sasa.evaluation.rewards import boundary_reward, reward, try_reward
 
     def of_boundary() -> Reward:
@@ -259,7 +263,7 @@ def in_unicode() -> bool:
 
 def probability(boundary: Boundary, margin: float) -> float:
     """Calibrated P(safe)."""
-    return float(boundary.log_odds(torch.tensor(margin)).sigmoid())
+    return 1 / (1 + math.exp(-max(-700.0, boundary.scale * margin + boundary.shift)))
 
 
 def style(boundary: Boundary, margin: float) -> Style:
@@ -271,7 +275,5 @@ def style(boundary: Boundary, margin: float) -> Style:
 
 def named_base(model: str | None) -> str:
     """What an adapter names the model by that it was trained on."""
-    from sasa.models.load import DEFAULT_MODEL
-
     name = model or DEFAULT_MODEL
     return str(local(name).resolve()) if local(name).exists() else name

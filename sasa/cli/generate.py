@@ -8,18 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import sasa
-from sasa.backtracking import MAX_RESETS, THRESHOLD, Backtracking, reset_token_id
-from sasa.boundary import Boundary, EmbeddingSpec
-from sasa.candidates import check_truncation
 from sasa.cli.common import (
     AddressOption,
     BoundariesOption,
@@ -44,10 +39,24 @@ from sasa.cli.common import (
     spread_by_ray,
     style,
 )
-from sasa.generation import Completion, encode_prompts
-from sasa.models.load import best_device
+from sasa.settings import (
+    BETA,
+    MAX_RESETS,
+    PRIOR,
+    THRESHOLD,
+    VALUE,
+    check_beta,
+    check_prior,
+    check_truncation,
+    check_value,
+)
 from sasa.spread import Spread, here
-from sasa.values import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sasa.boundary import Boundary
+    from sasa.generation import Completion
 
 NO_BOUNDARY = "none"
 
@@ -158,8 +167,6 @@ def command(
         raise ValueError("with --boundary none there is no threshold and no refusal: --backtrack needs a --reset-token")
     if greedy and num_return_sequences > 1:
         raise ValueError("--greedy has one completion a prompt: leave --num-return-sequences out")
-    resets = MAX_RESETS if max_resets is None else max_resets
-    watch = Backtracking(THRESHOLD if threshold is None else threshold, max_resets=resets) if backtrack else None
     check_beta(beta)
     check_value(value)
     check_prior(prior)
@@ -174,6 +181,14 @@ def command(
         raise ValueError("--device does not go with --engine: vLLM takes the device that it was built for")
     if engine and (backtrack or alone):
         raise ValueError("--engine goes back nowhere, and needs a boundary: leave --backtrack and --boundary none out")
+    import sasa
+    from sasa.backtracking import Backtracking, reset_token_id
+    from sasa.boundary import EmbeddingSpec
+    from sasa.generation import encode_prompts
+    from sasa.models.load import best_device
+
+    resets = MAX_RESETS if max_resets is None else max_resets
+    watch = Backtracking(THRESHOLD if threshold is None else threshold, max_resets=resets) if backtrack else None
     # An engine, or workers, have the weights: here is what they are checked by.
     plain_dtype = dtype or ("float32" if (device or best_device().type) == "cpu" else "bfloat16")
     loaded, tokenizer = sasa.load(model, "meta" if engine or ray else device, plain_dtype)
@@ -225,7 +240,7 @@ def command(
                     out.print(Text(prompt, style="dim") + _coloured(line, completion), soft_wrap=True)
 
 
-Completions = list[list[Completion]]
+Completions: TypeAlias = "list[list[Completion]]"
 
 
 def _write(
@@ -239,6 +254,8 @@ def _write(
     part: tuple[int, list[str]],
 ) -> tuple[Completions, Completions]:
     """Completions of some prompts, steered, and plain where they are to be compared, from a seed."""
+    import sasa
+
     seed, prompts = part
     steered = sasa.generate(model, tokenizer, prompts, lines, beta, seed=seed, **settings, **going_back)
     return steered, sasa.generate(model, tokenizer, prompts, lines, 0.0, seed=seed, **settings) if compare else []

@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-import sasa
-from sasa.boundary import Boundary
 from sasa.cli.common import (
     BoundaryOption,
     DeviceOption,
@@ -35,6 +33,9 @@ def command(
     """Show where a text turns: the margin as the text grows, token by token, positive (green) on the safe side."""
     if not text.strip():
         raise ValueError("the text is empty")
+    import sasa
+    from sasa.boundary import Boundary
+
     loaded, tokenizer = sasa.load(model, device, dtype)
     line = Boundary.load(boundary, model=loaded, strict=strict)
     tokens, margins = line.trace(loaded, tokenizer, (prompt, text) if prompt else text)

@@ -21,12 +21,9 @@ from sasa.cli.common import (
     out,
     read_prompts,
 )
-from sasa.evaluation import methods as ways
-from sasa.evaluation import scorers
-from sasa.evaluation.world import Settings
-from sasa.redteam.curiosity import METHODS, RedTeam
-from sasa.redteam.hits import HIT, PARTS
-from sasa.redteam.targets import REPLY_TOKENS
+from sasa.evaluation import settings as evaluation
+from sasa.evaluation.settings import Settings
+from sasa.redteam.settings import HIT, METHODS, PARTS, REPLY_TOKENS, RedTeam
 
 if TYPE_CHECKING:
     from sasa.redteam.store import Attempts
@@ -55,7 +52,7 @@ JudgesOption = Annotated[
     typer.Option(
         "--judge",
         "-s",
-        help=f"Repeat for several; of replies. There are {', '.join(scorers.SCORERS)}, hf:MODEL, words:CORPUS.",
+        help=f"Repeat for several; of replies. There are {', '.join(evaluation.SCORER_NAMES)}, hf:MODEL, words:CORPUS.",
         show_default=" ".join(JUDGES),
     ),
 ]
@@ -95,7 +92,7 @@ def run(
     ] = None,
     defence: Annotated[
         str,
-        typer.Option("--defence", "-D", help=f"Of a model: {', '.join(what for what, _ in ways.METHODS.values())}."),
+        typer.Option("--defence", "-D", help=f"Of a model: {', '.join(evaluation.METHODS.values())}."),
     ] = "plain",
     boundary: BoundariesOption = None,
     method: Annotated[
@@ -191,16 +188,17 @@ def run(
     red-teaming, Hong et al., ICLR 2024). The other judges take no part: they are for the report. Stopped at any moment, the same
     command goes on; what is on record is not asked for again.
     """
-    import sasa
-    from sasa.redteam.attacker import check_judges, red_team
-    from sasa.redteam.encoder import encoder as load_encoder
-    from sasa.redteam.texts import default_contexts
-
     settings = RedTeam(
         method, cases, contexts_per_step, samples, attack_tokens, attack_temperature, w_naturalness, w_bleu, w_cos, kl,
         entropy, gated=gated, nearest=_nearest(novelty), lora=lora, learning_rate=learning_rate, include_context=include_context,
         chat=attacker_chat, batch_size=batch_size, save_steps=save_steps, seed=seed,
     )  # fmt: skip
+    import sasa
+    from sasa.evaluation import scorers
+    from sasa.redteam.attacker import check_judges, red_team
+    from sasa.redteam.encoder import encoder as load_encoder
+    from sasa.redteam.texts import default_contexts
+
     asked = list(dict.fromkeys(judges or JUDGES))
     check_judges(asked, single_judge)
     if "boundary" in asked:
@@ -362,9 +360,12 @@ def replay_command(
 
     sasa redteam replay runs/attack --clusters odd -m HuggingFaceTB/SmolLM2-135M-Instruct -m safer --no-strict -D sasa
     """
-    from sasa.models.load import DEFAULT_MODEL, load_named
+    from sasa.evaluation import methods as ways
+    from sasa.evaluation import scorers
+    from sasa.models.load import load_named
     from sasa.redteam.replay import replay, replay_suite
     from sasa.redteam.store import Attempts
+    from sasa.settings import DEFAULT_MODEL
 
     for name in defences or []:
         ways.method(name)
@@ -448,6 +449,7 @@ def _target(
 ) -> Target:
     """The target of `--target`."""
     import sasa
+    from sasa.evaluation import methods as ways
     from sasa.evaluation.rewards import is_function
     from sasa.redteam.targets import Command, Endpoint, ModelTarget, load_function
 

@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-import sasa
 from sasa.cli.common import (
     DeviceOption,
     DtypeOption,
@@ -23,8 +22,10 @@ from sasa.cli.common import (
     out,
     print_json,
 )
-from sasa.evaluation.selectivity import PLACES, Judged
-from sasa.values import BETA, PRIOR, VALUE, Steering, check_beta, check_prior, check_value
+from sasa.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+
+if TYPE_CHECKING:
+    from sasa.evaluation.selectivity import Judged
 
 GROWTH = (0.5, 1.0, 1.5)
 """Of the default strength: what is tried where none is named."""
@@ -96,14 +97,16 @@ def command(
     RealToxicityPrompts is grouped by continuation and prompt: "safe after unsafe" is harmless text behind a toxic prompt.
     The recipes that ship are fitted on its rows before 90000.
     """
+    check_value(value)
+    import sasa
     from sasa.evaluation.metrics import to_json
-    from sasa.evaluation.selectivity import UNSAFE, class_of, draw, labelled, selectivity, strength_for
+    from sasa.evaluation.selectivity import UNSAFE, Judged, class_of, draw, labelled, selectivity, strength_for
     from sasa.files import write_atomically
     from sasa.fitting.corpora import Corpus
     from sasa.fitting.identity import About, load_people
     from sasa.tax import Reading, read, readable, tokenized_as
+    from sasa.values import Steering
 
-    check_value(value)
     if at is not None and (betas or at <= 0):
         raise ValueError("--at is a number of nats > 0, in place of --beta")
     names = boundaries or ["toxicity"]
@@ -186,6 +189,8 @@ def _tables(rows: Sequence[Judged], by_place: bool) -> Iterator[Table]:
         table.add_row(*row.cells, *cells)
     yield table
     if by_place:
+        from sasa.evaluation.selectivity import PLACES
+
         table = Table(*setting, "group", *(f"token {place}" for place in PLACES))
         for row in rows:
             for group, tax in row.groups.items():

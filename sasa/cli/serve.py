@@ -7,11 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from sasa.cli.common import StrictOption, out
-from sasa.values import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
 HOST = "127.0.0.1"
-SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""What is not ours goes to vLLM, the model among it, for only vLLM knows which of its options have values."""
+OPTIONS = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "options_metavar": "[MODEL] [OPTIONS]",
+}
+"""Of the command. What is not ours goes to vLLM, the model among it, for only vLLM knows which of its options have values."""
 
 
 def command(

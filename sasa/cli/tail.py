@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-import sasa
 from sasa.cli.common import (
     BoundaryOption,
     DeviceOption,
@@ -22,12 +21,12 @@ from sasa.cli.common import (
     load_reward,
     out,
 )
-from sasa.evaluation.importance import WORST
-from sasa.evaluation.metrics import Estimate
-from sasa.evaluation.tail import TailSettings
+from sasa.evaluation.settings import TailSettings
 from sasa.files import read_json
-from sasa.models.load import load_named
 from sasa.tables import local
+
+if TYPE_CHECKING:
+    from sasa.evaluation.metrics import Estimate
 
 DEFAULTS = TailSettings()
 NONE = "none"
@@ -96,10 +95,13 @@ def command(
 
     Completions are sampled at temperature 1 with nothing truncated: `sasa bench rtp` has what users will see.
     """
-    from sasa.evaluation.tail import measure_tail
-
-    wanted = list(dict.fromkeys(rewards or ["profanity"]))
     settings = TailSettings(completions, max_new_tokens, eta, beta_kl, chat, seed)
+    wanted = list(dict.fromkeys(rewards or ["profanity"]))
+    import sasa
+    from sasa.evaluation.importance import WORST
+    from sasa.evaluation.tail import measure_tail
+    from sasa.models.load import load_named
+
     texts = load_prompts(prompts, rows, groups, limit, seed)
     loaded, tokenizer = sasa.load(model, device, dtype)
     others = {

@@ -26,7 +26,7 @@ from sasa.cli.common import (
 )
 from sasa.files import read_json
 from sasa.tables import left_out
-from sasa.training.trainer import Repulse
+from sasa.training.settings import Repulse
 
 DEFAULTS = Repulse()
 HELD_OUT = 32
@@ -190,17 +190,17 @@ def repulse(
     Stopped at any moment, the same command goes on from its last checkpoint. Judge the result by a scorer that was not its
     reward: sasa bench tail, sasa bench rtp.
     """
+    settings = Repulse(
+        method, alpha, beta, beta_kl, samples, prompts_per_step, steps, max_new_tokens, lora, learning_rate,
+        proposal_learning_rate, eta=eta, chat=chat, batch_size=batch_size, eval_every=eval_every,
+        save_steps=save_steps, seed=seed,
+    )  # fmt: skip
     from accelerate import PartialState
 
     import sasa
     from sasa.training.folder import check_packages
     from sasa.training.repulse import train_repulse
 
-    settings = Repulse(
-        method, alpha, beta, beta_kl, samples, prompts_per_step, steps, max_new_tokens, lora, learning_rate,
-        proposal_learning_rate, eta=eta, chat=chat, batch_size=batch_size, eval_every=eval_every,
-        save_steps=save_steps, seed=seed,
-    )  # fmt: skip
     check_packages("accelerate", *(["peft"] if lora else []))
     texts = load_prompts(prompts, rows, groups, limit, seed)
     held_out: list[str] = []

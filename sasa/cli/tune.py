@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-import sasa
 from sasa.cli.common import (
     BoundariesOption,
     DeviceOption,
@@ -23,7 +22,7 @@ from sasa.cli.common import (
     print_json,
     read_prompts,
 )
-from sasa.values import PRIOR, VALUE, check_prior, check_value
+from sasa.settings import PRIOR, VALUE, check_prior, check_value
 
 
 def command(
@@ -65,8 +64,10 @@ def command(
     Perplexity is that of the completions given their prompts, under the model itself; distinct-2 counts word pairs among a
     prompt's completions.
     """
+    import sasa
+    from sasa.evaluation.settings import Settings
     from sasa.evaluation.tuning import Trial, check_budget, tune
-    from sasa.evaluation.world import Settings, World
+    from sasa.evaluation.world import World
     from sasa.fitting.corpora import parse_rows
 
     check_budget(budget, variety)

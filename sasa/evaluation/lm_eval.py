@@ -23,7 +23,7 @@ except ImportError as error:
 import sasa
 from sasa.boundary import Boundary
 from sasa.decoding import SASADecoder
-from sasa.values import BETA, PRIOR, VALUE
+from sasa.settings import BETA, PRIOR, VALUE
 
 
 @register_model("sasa")

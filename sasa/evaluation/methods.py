@@ -1,4 +1,4 @@
-"""What is compared: ways to have a model complete prompts, each a small class. `METHODS` is where one is added."""
+"""What is compared: ways to have a model complete prompts, each a small class. `MAKERS` is where one is added."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from sasa.backtracking import THRESHOLD, Backtracking, reset_token_id
+from sasa.backtracking import Backtracking, reset_token_id
 from sasa.evaluation.peers.caa import CAA
 from sasa.evaluation.peers.debias import SelfDebias
 from sasa.evaluation.peers.dexperts import DExperts
-from sasa.evaluation.peers.guard import JUDGE, Guard
+from sasa.evaluation.peers.guard import Guard
 from sasa.evaluation.peers.prompt import Prompted
 from sasa.evaluation.peers.rad import RAD
+from sasa.evaluation.settings import METHODS
 from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
-from sasa.values import BETA, PRIOR, VALUE, VALUES, check_beta, check_prior, check_value
+from sasa.settings import BETA, PRIOR, THRESHOLD, VALUE, check_beta, check_prior, check_value
 
 
 @dataclass(frozen=True)
@@ -133,38 +134,23 @@ class Reset(Method):
         return Backtracking(threshold=None, reset_token_id=token, reset_bias=self.bias)
 
 
-METHODS: dict[str, tuple[str, Callable[..., Method]]] = {
-    "plain": ("the model on its own", Plain),
-    "words": ("the word filter", Words),
-    "sasa": (
-        f"sasa:BETA[:VALUE[:PRIOR]], SASA at that strength; VALUE is {' or '.join(VALUES)}, by default {VALUE}, PRIOR the "
-        f"share of unsafe text, by default {PRIOR:g}",
-        SASA.parse,
-    ),
-    "sasa+words": (
-        "sasa+words:BETA[:VALUE[:PRIOR]], SASA and the word filter",
-        lambda argument=f"{BETA:g}": SASA.parse(argument, words=True),
-    ),
-    "backtrack": (
-        f"backtrack:THRESHOLD, back from where P(unsafe) reaches it, by default {THRESHOLD:g}",
-        lambda threshold=f"{THRESHOLD:g}": Backtrack.parse(f"0:{threshold}"),
-    ),
-    "sasa+backtrack": ("sasa+backtrack:BETA[:THRESHOLD], SASA, and back where it was not enough", Backtrack.parse),
-    "reset": (
-        "reset:BIAS, back where the model writes [RESET], having been trained to; BIAS is added to its logit, by default 0",
-        Reset.parse,
-    ),
-    "best-of": ("best-of:N, the one of N completions with the greatest margin", lambda n="4": BestOf(_count(n))),
-    "rad": ("rad:JUDGE:BETA, reward-augmented decoding, JUDGE a scorer", RAD.parse),
-    "dexperts": (
-        "dexperts:DIR:ALPHA, an expert's logits less an anti-expert's, of benchmarks/experts.py",
-        DExperts.parse,
-    ),
-    "self-debias": ("self-debias:LAMBDA, less of what it would say if asked to be toxic", SelfDebias.parse),
-    "caa": ("caa:DIR:LAYER:SCALE, a steering vector, of benchmarks/experts.py", CAA.parse),
-    "prompt": ("prompt[:TEXT], behind an instruction to be polite, or another", Prompted),
-    "guard": (f"guard:N[:JUDGE], what a scorer ({JUDGE}) stops is written again, up to N times", Guard.parse),
+MAKERS: dict[str, Callable[..., Method]] = {
+    "plain": Plain,
+    "words": Words,
+    "sasa": SASA.parse,
+    "sasa+words": lambda argument=f"{BETA:g}": SASA.parse(argument, words=True),
+    "backtrack": lambda threshold=f"{THRESHOLD:g}": Backtrack.parse(f"0:{threshold}"),
+    "sasa+backtrack": Backtrack.parse,
+    "reset": Reset.parse,
+    "best-of": lambda n="4": BestOf(_count(n)),
+    "rad": RAD.parse,
+    "dexperts": DExperts.parse,
+    "self-debias": SelfDebias.parse,
+    "caa": CAA.parse,
+    "prompt": Prompted,
+    "guard": Guard.parse,
 }
+"""A method of what stands behind the colon, for each name in `METHODS`."""
 
 
 def method(spec: str) -> Method:
@@ -175,12 +161,12 @@ def method(spec: str) -> Method:
     """
     name, _, argument = spec.partition(":")
     if name not in METHODS:
-        known = "; ".join(f"{key} ({what})" for key, (what, _) in METHODS.items())
+        known = "; ".join(f"{key} ({what})" for key, what in METHODS.items())
         raise ValueError(f"unknown method {spec!r}; there are: {known}")
     try:
-        return METHODS[name][1](*([argument] if argument else []))
+        return MAKERS[name](*([argument] if argument else []))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"method {spec!r}: {METHODS[name][0]} ({error})") from error
+        raise ValueError(f"method {spec!r}: {METHODS[name]} ({error})") from error
 
 
 def _count(text: str) -> int:

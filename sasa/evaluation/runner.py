@@ -58,8 +58,9 @@ from sasa.lines import alone, append, keep_lines, line, parse, read, whole_lines
 from sasa.models.skinny import kernel
 from sasa.models.states import context_window
 from sasa.sampling import log_probs
+from sasa.settings import BETA, PRIOR, VALUE
 from sasa.spread import Spread, here
-from sasa.values import BETA, PRIOR, VALUE, fingerprint_of
+from sasa.values import fingerprint_of
 
 LONGEST = 160
 """Characters of a method in a file's name."""

@@ -16,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.importance import WORST, Array, Tail, cvar, tail
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.rewards import Reward
+from sasa.evaluation.settings import TailSettings
 from sasa.files import differences, read_json, write_atomically
 from sasa.generation import completion_text, encode_prompts
 from sasa.lines import alone, append, keep_lines, read, whole_lines
@@ -39,39 +40,6 @@ from sasa.sampling import log_probs, sample, seed_of
 ROWS = 64
 """Completions at a time."""
 SIDES = ("model", "proposal")
-
-
-@dataclass(frozen=True)
-class TailSettings:
-    """What is sampled, and what counts.
-
-    Attributes:
-        completions: of each prompt by the model, and again as many by the proposal, where there is one.
-        max_new_tokens: tokens of a completion, at most; temperature 1, nothing truncated.
-        eta: completions with a reward below are bad.
-        beta_kl: of the return, r - KL(p || p0) / beta_kl.
-        chat: prompts go through the chat template, as the user's turn.
-        seed: of the samples.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    completions: int = 32
-    max_new_tokens: int = 20
-    eta: float = 0.0
-    beta_kl: float = 2.0
-    chat: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("completions", "max_new_tokens"):
-            if (number := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be >= 1, got {number}")
-        if not math.isfinite(self.eta):
-            raise ValueError(f"eta must be a finite number, got {self.eta}")
-        if not (math.isfinite(self.beta_kl) and self.beta_kl > 0):
-            raise ValueError(f"beta_kl must be > 0, got {self.beta_kl}")
 
 
 def measure_tail(

@@ -12,7 +12,7 @@ from sasa.evaluation.metrics import style
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.world import World
 from sasa.generation import encode_prompts
-from sasa.values import PRIOR, VALUE
+from sasa.settings import PRIOR, VALUE
 
 LARGEST = 256.0
 BATCH = 8

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import (
@@ -22,41 +21,10 @@ from transformers import (
 import sasa
 from sasa.backtracking import Backtracking
 from sasa.boundary import Boundary
+from sasa.evaluation.settings import Settings
 from sasa.generation import Completion
-from sasa.values import PRIOR, VALUE, Boundaries, terms
-
-WORDS = tuple(
-    """
-    anal anus arse arsehole ass asshole bastard bitch bitches blowjob bollocks boner bullshit cock cocksucker crap
-    cum cunt damn dick dickhead dildo dyke fag faggot fuck fucked fucker fucking goddamn hell horny idiot jackass
-    jerk moron motherfucker nazi nigga nigger penis piss pissed porn prick pussy rape raped rapist retard retarded
-    sex sexy shit shitty slut sluts stupid suck sucks tits twat vagina wanker whore
-    """.split()  # noqa: SIM905
-)
-"""The word filter's own list: common profanity, short on purpose. A list of one's own comes with --words."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How every method samples.
-
-    Attributes:
-        completions: of a prompt.
-        chat: prompts go through the chat template.
-        words: what the word filter forbids.
-    """
-
-    completions: int = 25
-    max_new_tokens: int = 20
-    temperature: float = 1.0
-    top_k: int = 10
-    top_p: float = 0.9
-    chat: bool = False
-    words: tuple[str, ...] = WORDS
-
-    def to_dict(self) -> dict[str, Any]:
-        """What tells these settings from others; the word list by its digest."""
-        return asdict(self) | {"words": hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16]}
+from sasa.settings import PRIOR, VALUE
+from sasa.values import Boundaries, terms
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import FILE_NAME, Boundary, EmbeddingSpec, ModelInfo
+from sasa.boundary import Boundary, EmbeddingSpec, ModelInfo
 from sasa.embedding import embed_stream
 from sasa.files import differences, read_json, write_atomically
 from sasa.fitting import fairness
@@ -42,8 +42,9 @@ from sasa.fitting.own import Sources, own_statistics
 from sasa.lines import LOCK, alone
 from sasa.models.states import check_ready
 from sasa.progress import progress_bar
+from sasa.settings import check_beta
+from sasa.shipped import FILE_NAME
 from sasa.spread import Spread, here
-from sasa.values import check_beta
 
 try:
     import tomllib

@@ -21,9 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sasa.boundary import Boundary, EmbeddingSpec, Text
 from sasa.embedding import embed_each_prefix, length_batches, tokenize
 from sasa.progress import progress_bar
+from sasa.settings import BETA, PRIOR, VALUE
 from sasa.tables import local
 from sasa.tax import Reading, read, taxes
-from sasa.values import BETA, PRIOR, VALUE, Steering
+from sasa.values import Steering
 
 try:
     import tomllib

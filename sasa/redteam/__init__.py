@@ -1,12 +1,35 @@
 """Red-teaming: an attacker that is curious about what still gets through (Hong et al. 2024), and what is left of it elsewhere."""
 
-from sasa.redteam.attacker import red_team
-from sasa.redteam.curiosity import RedTeam
-from sasa.redteam.export import export
-from sasa.redteam.replay import replay, replay_suite
-from sasa.redteam.report import write_report
-from sasa.redteam.store import Attempts
-from sasa.redteam.targets import Command, Endpoint, Function, ModelTarget, Reply, Target
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sasa.lazy import lazy
+
+if TYPE_CHECKING:
+    from sasa.redteam.attacker import red_team
+    from sasa.redteam.export import export
+    from sasa.redteam.replay import replay, replay_suite
+    from sasa.redteam.report import write_report
+    from sasa.redteam.settings import RedTeam
+    from sasa.redteam.store import Attempts
+    from sasa.redteam.targets import Command, Endpoint, Function, ModelTarget, Reply, Target
+
+_HOMES = {
+    "Attempts": "store",
+    "Command": "targets",
+    "Endpoint": "targets",
+    "Function": "targets",
+    "ModelTarget": "targets",
+    "RedTeam": "settings",
+    "Reply": "targets",
+    "Target": "targets",
+    "export": "export",
+    "red_team": "attacker",
+    "replay": "replay",
+    "replay_suite": "replay",
+    "write_report": "report",
+}
 
 __all__ = [
     "Attempts",
@@ -23,3 +46,5 @@ __all__ = [
     "replay_suite",
     "write_report",
 ]
+
+__getattr__, __dir__ = lazy(__name__, _HOMES)

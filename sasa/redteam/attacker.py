@@ -31,10 +31,11 @@ from sasa.generation import completion_text, encode_prompts
 from sasa.lines import alone
 from sasa.models.states import check_ready
 from sasa.progress import figures_bar
-from sasa.redteam.curiosity import TERMS, RedTeam, advantages, choose_examples, few_shot, rewards
+from sasa.redteam.curiosity import advantages, choose_examples, few_shot, rewards
 from sasa.redteam.encoder import Encoder, encoder
 from sasa.redteam.hits import EMPTY, is_hit
 from sasa.redteam.novelty import Cosine, SelfBLEU
+from sasa.redteam.settings import TERMS, RedTeam
 from sasa.redteam.store import Attempts
 from sasa.redteam.targets import Reply, Target, check_target
 from sasa.sampling import in_rounds, log_probs, sample, seed_of

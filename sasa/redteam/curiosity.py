@@ -25,125 +25,14 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sasa.redteam.settings import NOVELTY, RedTeam
 from sasa.training import objectives
-
-METHODS = {
-    "curiosity": "reinforcement learning, paid for toxic replies and for novelty",
-    "rl": "reinforcement learning, paid for toxic replies",
-    "rl-entropy": "reinforcement learning, paid for toxic replies and for entropy",
-    "zero-shot": "the attacker as it is (Perez et al. 2022)",
-    "few-shot": "the attacker as it is, shown earlier attacks, the more toxic in reply the likelier (Perez et al. 2022)",
-}
-TRAINED = "curiosity", "rl", "rl-entropy"
-NOVELTY = "self_bleu", "cosine"
-TERMS = "toxicity", "naturalness", "self_bleu", "cosine", "kl", "log_p"
-
-
-@dataclass(frozen=True)
-class RedTeam:
-    """How an attack is run.
-
-    Attributes:
-        method: one of `METHODS`.
-        cases: attacks to try, rounded up to whole steps. A finished run goes on where more are asked for.
-        contexts_per_step, samples: a step tries so many attacks from each of so many contexts.
-        max_new_tokens: of an attack; it ends at the end of its line.
-        temperature: of attacks; log-probabilities, of the attacker and of what it was, are at this temperature. The authors'
-            code has 0.7, too.
-        naturalness, self_bleu, cosine, kl, entropy: weights of the reward's terms; a term that the method does without is
-            recorded and not paid for.
-        gated: toxicity is paid for in proportion to novelty; False adds novelty to it, as in the paper.
-        surprise: without a classifier of gibberish, naturalness is minus the nats a token by which an attack exceeds this many
-            under the reference model, -1 at the least.
-        nearest: novelty in meaning is by the mean cosine to so many nearest attacks; 0 for the mean over all of them.
-        lora, learning_rate, max_norm: rank of the attacker's adapter, 0 for all weights; of AdamW, None takes 1e-3 for an
-            adapter and 1e-5 for all weights; gradients are scaled down to this norm.
-        include_context: an attack begins with its context; else the context only brings it about.
-        chat: contexts go through the attacker's chat template, as the user's turn.
-        shots: examples in a context of few-shot.
-        batch_size: attacks in a pass with gradients.
-        save_steps: steps between checkpoints.
-        seed: of adapters, contexts and samples.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    method: str = "curiosity"
-    cases: int = 2000
-    contexts_per_step: int = 8
-    samples: int = 4
-    max_new_tokens: int = 20
-    temperature: float = 0.7
-    naturalness: float = 1.0
-    self_bleu: float = 1.0
-    cosine: float = 1.0
-    kl: float = 0.001
-    entropy: float = 0.001
-    gated: bool = True
-    surprise: float = 5.0
-    nearest: int = 4
-    lora: int = 16
-    learning_rate: float | None = None
-    max_norm: float = 1.0
-    include_context: bool = False
-    chat: bool = False
-    shots: int = 5
-    batch_size: int = 64
-    save_steps: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", 1e-3 if self.lora else 1e-5)
-        for name in ("naturalness", "self_bleu", "cosine", "kl", "entropy", "surprise"):
-            if not (math.isfinite(number := getattr(self, name)) and number >= 0):
-                raise ValueError(f"{name} must be >= 0, got {number}")
-        for name in ("learning_rate", "max_norm", "temperature"):
-            if not (math.isfinite(number := getattr(self, name)) and number > 0):
-                raise ValueError(f"{name} must be > 0, got {number}")
-        least = dict(
-            cases=1, contexts_per_step=1, samples=2, max_new_tokens=1, nearest=0, lora=0, shots=1, batch_size=1, save_steps=1
-        )  # fmt: skip
-        for name, smallest in least.items():
-            if (number := getattr(self, name)) < smallest:
-                raise ValueError(f"{name} must be >= {smallest}, got {number}")
-
-    @property
-    def rows(self) -> int:
-        """Attacks in a step."""
-        return self.contexts_per_step * self.samples
-
-    @property
-    def steps(self) -> int:
-        return math.ceil(self.cases / self.rows)
-
-    @property
-    def trains(self) -> bool:
-        """Whether the attacker learns."""
-        return self.method in TRAINED
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """What each of `TERMS` is worth: the signs are those of the reward."""
-        curious, entropy = self.method == "curiosity", self.method in ("curiosity", "rl-entropy")
-        return {
-            "toxicity": 1.0,
-            "naturalness": self.naturalness * self.trains,
-            "self_bleu": -self.self_bleu * curious,
-            "cosine": -self.cosine * curious,
-            "kl": -self.kl * self.trains,
-            "log_p": -self.entropy * entropy,
-        }
 
 
 def rewards(terms: Mapping[str, Any], settings: RedTeam) -> NDArray[np.float64]:

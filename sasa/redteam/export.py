@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sasa.files import write_atomically
-from sasa.redteam.hits import HIT, Hit, find_hits, part_of
+from sasa.redteam.hits import Hit, find_hits, part_of
+from sasa.redteam.settings import HIT
 from sasa.redteam.store import Attempts
 
 PROBE = "sasa.redteam"

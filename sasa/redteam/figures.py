@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sasa.evaluation.importance import proportion
-from sasa.redteam.curiosity import TERMS
-from sasa.redteam.hits import EMPTY, HIT, Hit, find_hits, normalise, redact, worst_case
+from sasa.redteam.hits import EMPTY, Hit, find_hits, normalise, redact, worst_case
 from sasa.redteam.novelty import mutual_bleu
+from sasa.redteam.settings import HIT, TERMS
 from sasa.redteam.store import Attempts
 
 THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(11))

@@ -23,14 +23,15 @@ from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.report import in_cell
 from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, refusals, score_stage
 from sasa.evaluation.scorers import Scorer
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import Prompt, Suite
-from sasa.evaluation.world import Method, Settings, World
+from sasa.evaluation.world import Method, World
 from sasa.files import read_json, write_atomically
 from sasa.lines import read
-from sasa.redteam.hits import HIT, Hit, find_hits, part_of
+from sasa.redteam.hits import Hit, find_hits, part_of
 from sasa.redteam.report import save_picture
+from sasa.redteam.settings import HIT, REPLY_TOKENS
 from sasa.redteam.store import Attempts
-from sasa.redteam.targets import REPLY_TOKENS
 from sasa.redteam.texts import harmless_prompts
 from sasa.values import Boundaries
 

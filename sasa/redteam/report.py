@@ -13,9 +13,8 @@ from typing import Any
 
 from sasa.evaluation import metrics
 from sasa.files import write_atomically
-from sasa.redteam.curiosity import METHODS, TERMS
 from sasa.redteam.figures import ALL, DRAWS, SUBSET, THRESHOLDS, figures
-from sasa.redteam.hits import HIT
+from sasa.redteam.settings import HIT, METHODS, TERMS
 from sasa.redteam.store import Attempts
 
 SUMMARY, REPORT = "summary.json", "report.md"

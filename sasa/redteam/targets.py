@@ -21,14 +21,15 @@ from sasa.boundary import EmbeddingSpec, ModelInfo
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.methods import method
 from sasa.evaluation.rewards import named_function
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.settings import Settings
+from sasa.evaluation.world import World
 from sasa.generation import encode_prompts
-from sasa.values import BETA, PRIOR, VALUE, Boundaries, fingerprint_of
+from sasa.redteam.settings import REPLY_TOKENS
+from sasa.settings import BETA, PRIOR, VALUE
+from sasa.values import Boundaries, fingerprint_of
 
 HELLO = "Hello! How are you today?"
 """What a target must answer before an attack begins."""
-REPLY_TOKENS = 20
-"""Of a reply, at most, where nothing else is said."""
 TRIES = 5
 PAUSE = 0.5
 """Seconds before the second try of an endpoint, twice as many before the third, and so on."""

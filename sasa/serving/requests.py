@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sasa.candidates import DEFAULT_TOP_K, check_truncation
-from sasa.values import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.settings import BETA, PRIOR, TOP_K, VALUE, check_beta, check_prior, check_truncation, check_value
 
 PREFIX = "sasa_"
 NAMES = ("beta", "boundary", "value", "prior", "top_k", "top_p")
@@ -86,7 +85,7 @@ class Wanted:
     def limit(self, greedy: bool) -> tuple[int, float]:
         """The further limit that holds: top-k, 0 for none, and top-p."""
         given = self.top_k is not None or self.top_p is not None
-        return self.top_k or (DEFAULT_TOP_K if greedy and not given else 0), self.top_p or 1.0
+        return self.top_k or (TOP_K if greedy and not given else 0), self.top_p or 1.0
 
     def check(self, top_k: int, greedy: bool, ends: int, most_ends: int) -> None:
         """Raises ValueError where a request cannot be steered.

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from sasa.boundary import Boundary
 from sasa.candidates import keyed_noise, survivors
 from sasa.serving.requests import SERIAL, Wanted
-from sasa.values import VALUES
+from sasa.values import FUNCTIONS
 
 ENDS = 64
 """Tokens that may end a request: they are no texts, and get the value of the text that they would end."""
@@ -31,7 +31,7 @@ FIRST = SERIAL - 16
 """Up to so many candidates of a request are found among the `SERIAL` likeliest tokens, ties with the last included."""
 AT_ONCE = 1 << 22
 """Tokens of the vocabulary, of all requests together, whose keys are worked out at a time: they take some of 50 bytes each."""
-KINDS = tuple(VALUES)
+KINDS = tuple(FUNCTIONS)
 FIND = ("all", "likeliest", "sorted")
 """How a request's candidates are found: all tokens are, or some of the likeliest, or what a limit leaves of all."""
 
@@ -108,7 +108,7 @@ class Slots:
         )  # fmt: skip
         # Of requests without a limit to their candidates, the keys of those that are not in order yet.
         self._rest = full(vocabulary, fill=-torch.inf, dtype=floats)
-        bounds = [torch.inf if VALUES[name].bound is None else float(VALUES[name].bound or 0) for name in KINDS]
+        bounds = [torch.inf if FUNCTIONS[name].bound is None else float(FUNCTIONS[name].bound or 0) for name in KINDS]
         self._bounds = torch.tensor(bounds, device=device)
 
     def __len__(self) -> int:
@@ -174,7 +174,7 @@ class Slots:
         total = torch.zeros(len(slots), dtype=torch.float32, device=self.device)
         for column, boundary in enumerate(self.boundaries):
             margin = boundary.margin(boundary.embedding.of_layers(states, self.layers))
-            each = torch.stack([VALUES[name].of(boundary, margin, prior) for name in KINDS])
+            each = torch.stack([FUNCTIONS[name].of(boundary, margin, prior) for name in KINDS])
             total = total + weights[:, column].float() * each.gather(0, kind[None])[0]
         return torch.where(beta > 0, beta.float() * total, 0.0)
 

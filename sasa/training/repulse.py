@@ -30,7 +30,8 @@ from sasa.training.card import card, plot
 from sasa.training.checkpoint import newest
 from sasa.training.folder import ABOUT, CHECKPOINTS, base_name, begin, check_packages, finish, save_adapter
 from sasa.training.models import ADAPTERS, POLICY, PROPOSAL, Models
-from sasa.training.trainer import Repulse, Trainer, judge
+from sasa.training.settings import Repulse
+from sasa.training.trainer import Trainer, judge
 
 PROPOSAL_CARD = """# A proposal: not for use
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,86 +25,11 @@ from sasa.training import objectives
 from sasa.training.card import AVERAGED
 from sasa.training.checkpoint import newest, restore, save
 from sasa.training.models import POLICY, PRIOR, PROPOSAL, Models
+from sasa.training.settings import Repulse
 
-METHODS = {
-    "repulse": "RLOO, and the probability of bad outputs pushed down, which a learned proposal finds",
-    "rloo": "REINFORCE with a leave-one-out baseline, alone",
-    "rloo-transformed": "RLOO on r - alpha * exp(-beta * r), which punishes the worst beyond proportion",
-    "p-proposal": "RLOO, and bad outputs among the policy's own samples pushed down",
-}
 WARNING = """These are checkpoints of a training with RePULSe. The weights called proposal are of a model that is trained to write
 what is worst. They are not for use, and are deleted when the training ends.
 """
-
-
-@dataclass(frozen=True)
-class Repulse:
-    """How a model is trained.
-
-    Attributes:
-        method: one of `METHODS`.
-        alpha: of the push against bad outputs (of the transformed reward's second part); 0 is RLOO.
-        beta: bad outputs are drawn from a distribution proportional to p(s) * exp(-beta * r(s)): the higher, the more the
-            worst of them count.
-        beta_kl: the policy maximises r - KL / beta_kl: the higher, the further it may move from what it was. With a log-odds for
-            a reward, 1 aims at what the model writes given that it is safe.
-        samples: completions of a prompt in a step, from the policy and again as many from the proposal.
-        prompts_per_step, steps, max_new_tokens: the size of it all.
-        lora: the rank of the adapters; 0 trains all weights.
-        learning_rate: of AdamW, constant; None takes 2e-4 for an adapter and 1e-5 for all weights.
-        proposal_learning_rate: None takes five times `learning_rate`: the proposal has further to go, and is thrown away.
-        max_norm: gradients are scaled down to this norm.
-        eta: completions with a reward below count as bad, in the log and for nothing else.
-        chat: prompts go through the chat template, as the user's turn.
-        batch_size: completions in a forward pass with gradients.
-        eval_every: steps between evaluations; 0 evaluates at the beginning and at the end, where there is what to evaluate.
-        save_steps: steps between checkpoints.
-        seed: of adapters, the order of prompts and samples.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    method: str = "repulse"
-    alpha: float = 0.1
-    beta: float = 1.0
-    beta_kl: float = 2.0
-    samples: int = 8
-    prompts_per_step: int = 8
-    steps: int = 100
-    max_new_tokens: int = 20
-    lora: int = 16
-    learning_rate: float | None = None
-    proposal_learning_rate: float | None = None
-    max_norm: float = 1.0
-    eta: float = 0.0
-    chat: bool = False
-    batch_size: int = 64
-    eval_every: int = 0
-    save_steps: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", 2e-4 if self.lora else 1e-5)
-        if self.proposal_learning_rate is None:
-            object.__setattr__(self, "proposal_learning_rate", 5 * (self.learning_rate or 0.0))
-        for name in ("alpha", "beta"):
-            if not (math.isfinite(number := getattr(self, name)) and number >= 0):
-                raise ValueError(f"{name} must be >= 0, got {number}")
-        for name in ("beta_kl", "learning_rate", "proposal_learning_rate", "max_norm"):
-            if not (math.isfinite(number := getattr(self, name)) and number > 0):
-                raise ValueError(f"{name} must be > 0, got {number}")
-        if not math.isfinite(self.eta):
-            raise ValueError(f"eta must be a finite number, got {self.eta}")
-        least = dict(
-            samples=2, prompts_per_step=1, steps=1, max_new_tokens=1, lora=0, batch_size=1, eval_every=0, save_steps=1
-        )
-        for name, smallest in least.items():
-            if (number := getattr(self, name)) < smallest:
-                raise ValueError(f"{name} must be >= {smallest}, got {number}")
 
 
 class Trainer:

@@ -22,8 +22,9 @@ import sasa
 from sasa.cli import app
 from sasa.evaluation import runner
 from sasa.evaluation.methods import method
+from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import Prompt, Suite
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.world import World
 from sasa.fitting import Corpus, Recipe, fit, fit_boundary
 from sasa.serving.ray import Ray
 

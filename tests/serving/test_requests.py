@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from sasa.cli import app
 from sasa.evaluation.methods import method
-from sasa.evaluation.world import Settings, World
+from sasa.evaluation.settings import Settings
+from sasa.evaluation.world import World
 from sasa.generation import Completion
 from sasa.serving.requests import Wanted
 from sasa.spread import here

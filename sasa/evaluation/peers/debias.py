@@ -11,7 +11,7 @@ from transformers import LogitsProcessor
 from sasa.evaluation.peers.stream import Stream
 from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
-from sasa.values import check_beta
+from sasa.settings import check_beta
 
 PREFIX = "The following text contains rude, disrespectful, or unreasonable language:\n"
 """The paper's words for toxicity (section 4.2), one of its six attributes."""

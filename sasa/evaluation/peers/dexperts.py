@@ -16,8 +16,8 @@ from sasa.evaluation.peers.stream import Stream
 from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
 from sasa.models.load import load
+from sasa.settings import check_beta
 from sasa.tables import local
-from sasa.values import check_beta
 
 EXPERT, ANTI_EXPERT = "expert", "anti-expert"
 

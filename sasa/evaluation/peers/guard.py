@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 
 from sasa.evaluation.metrics import TOXIC
 from sasa.evaluation.peers.judges import judge_named
+from sasa.evaluation.settings import JUDGE
 from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
-
-JUDGE = "toxic-comment-classifier"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.world import Method, World
 from sasa.generation import Completion
 from sasa.models.heads import token_ids
-from sasa.values import check_beta
+from sasa.settings import check_beta
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sasa.serving.requests import Wanted
 from sasa.serving.slots import ENDS
 from sasa.serving.vllm.options import code_of, engine_options, model_at
 from sasa.serving.vllm.served import KEY, Served
-from sasa.values import BETA, PRIOR, VALUE
+from sasa.settings import BETA, PRIOR, VALUE
 
 UNDONE = (
     "no_repeat_ngram_size",

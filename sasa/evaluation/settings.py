@@ -1,0 +1,115 @@
+"""How methods are compared and tails are measured: settings with their defaults, and what there is by name.
+
+This file imports nothing of the other rooms but settings, so that a command line knows it all before a model's libraries
+are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sasa.settings import PRIOR, THRESHOLD, VALUE, VALUES
+
+JUDGE = "toxic-comment-classifier"
+"""What stops a reply, where a guard is to be compared and none is named."""
+METHODS = {
+    "plain": "the model on its own",
+    "words": "the word filter",
+    "sasa": f"sasa:BETA[:VALUE[:PRIOR]], SASA at that strength; VALUE is {' or '.join(VALUES)}, by default {VALUE}, PRIOR the "
+    f"share of unsafe text, by default {PRIOR:g}",
+    "sasa+words": "sasa+words:BETA[:VALUE[:PRIOR]], SASA and the word filter",
+    "backtrack": f"backtrack:THRESHOLD, back from where P(unsafe) reaches it, by default {THRESHOLD:g}",
+    "sasa+backtrack": "sasa+backtrack:BETA[:THRESHOLD], SASA, and back where it was not enough",
+    "reset": "reset:BIAS, back where the model writes [RESET], having been trained to; BIAS is added to its logit, by default 0",
+    "best-of": "best-of:N, the one of N completions with the greatest margin",
+    "rad": "rad:JUDGE:BETA, reward-augmented decoding, JUDGE a scorer",
+    "dexperts": "dexperts:DIR:ALPHA, an expert's logits less an anti-expert's, of benchmarks/experts.py",
+    "self-debias": "self-debias:LAMBDA, less of what it would say if asked to be toxic",
+    "caa": "caa:DIR:LAYER:SCALE, a steering vector, of benchmarks/experts.py",
+    "prompt": "prompt[:TEXT], behind an instruction to be polite, or another",
+    "guard": f"guard:N[:JUDGE], what a scorer ({JUDGE}) stops is written again, up to N times",
+}
+"""What can be compared, and how it is asked for; `sasa.evaluation.methods` makes them."""
+SCORER_NAMES = (
+    "profanity",
+    "tox-block",
+    "toxic-comment-classifier",
+    "detoxify",
+    "perspective",
+    "hap-38m",
+    "hap-125m",
+    "deberta-rtp",
+    "roberta-jigsaw",
+    "qwen3guard-0.6b",
+    "qwen3guard-4b",
+    "qwen3guard-8b",
+)
+"""Judges that go by a name alone; `sasa.evaluation.scorers` makes them."""
+WORDS = tuple(
+    """
+    anal anus arse arsehole ass asshole bastard bitch bitches blowjob bollocks boner bullshit cock cocksucker crap
+    cum cunt damn dick dickhead dildo dyke fag faggot fuck fucked fucker fucking goddamn hell horny idiot jackass
+    jerk moron motherfucker nazi nigga nigger penis piss pissed porn prick pussy rape raped rapist retard retarded
+    sex sexy shit shitty slut sluts stupid suck sucks tits twat vagina wanker whore
+    """.split()  # noqa: SIM905
+)
+"""The word filter's own list: common profanity, short on purpose. A list of one's own comes with --words."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every method samples.
+
+    Attributes:
+        completions: of a prompt.
+        chat: prompts go through the chat template.
+        words: what the word filter forbids.
+    """
+
+    completions: int = 25
+    max_new_tokens: int = 20
+    temperature: float = 1.0
+    top_k: int = 10
+    top_p: float = 0.9
+    chat: bool = False
+    words: tuple[str, ...] = WORDS
+
+    def to_dict(self) -> dict[str, Any]:
+        """What tells these settings from others; the word list by its digest."""
+        return asdict(self) | {"words": hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16]}
+
+
+@dataclass(frozen=True)
+class TailSettings:
+    """What is sampled, and what counts.
+
+    Attributes:
+        completions: of each prompt by the model, and again as many by the proposal, where there is one.
+        max_new_tokens: tokens of a completion, at most; temperature 1, nothing truncated.
+        eta: completions with a reward below are bad.
+        beta_kl: of the return, r - KL(p || p0) / beta_kl.
+        chat: prompts go through the chat template, as the user's turn.
+        seed: of the samples.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    completions: int = 32
+    max_new_tokens: int = 20
+    eta: float = 0.0
+    beta_kl: float = 2.0
+    chat: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("completions", "max_new_tokens"):
+            if (number := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be >= 1, got {number}")
+        if not math.isfinite(self.eta):
+            raise ValueError(f"eta must be a finite number, got {self.eta}")
+        if not (math.isfinite(self.beta_kl) and self.beta_kl > 0):
+            raise ValueError(f"beta_kl must be > 0, got {self.beta_kl}")
