@@ -19,6 +19,7 @@ from sasa.lookahead import packs
 from sasa.loop import Decoding, SASAOutput
 from sasa.models.inputs import check_model, inputs_beside_ids, is_filled
 from sasa.settings import BETA, PRIOR, VALUE, check_truncation
+from sasa.tracing import Tracer
 from sasa.values import Boundaries, Steering
 
 __all__ = ["SASADecoder", "SASAOutput"]
@@ -56,6 +57,7 @@ class SASADecoder:
             shorter from one step to the next: those that keep state of their own have to follow.
         refusal: with `backtrack`, token ids that a streamer gets in place of the rest of a response
             on which the budget was spent: behind a part that it has got, and from nothing.
+        tracer: gets every step; all candidates of each are then read, and the tokens are the same.
 
     A streamer that is given to `generate()` gets every token; with `backtrack` what can no longer
     be taken back: the response up to its last safe point, and the rest at the end. Stop strings
@@ -80,6 +82,7 @@ class SASADecoder:
         compiled: bool = False,
         backtrack: Backtracking | None = None,
         refusal: tuple[Sequence[int], Sequence[int]] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         check_truncation(top_k, top_p)
         self.steering = Steering.of(boundary, beta, value, prior)
@@ -90,6 +93,7 @@ class SASADecoder:
         self.compiled = compiled
         self.backtrack = backtrack
         self.refusal = refusal
+        self.tracer = tracer
 
     @torch.no_grad()
     def __call__(
@@ -141,6 +145,8 @@ class SASADecoder:
             "a cache that is already filled": any(map(is_filled, caches)),
         }
         why |= dict.fromkeys(inputs_beside_ids(model, model_kwargs), True)
+        if self.tracer is not None:
+            why |= {"a tracer and compiled=True": self.compiled}
         if self.backtrack is not None:
             why |= {
                 "backtracking and compiled=True": self.compiled,

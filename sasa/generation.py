@@ -30,6 +30,7 @@ from sasa.models.states import context_window
 from sasa.progress import progress_bar
 from sasa.sampling import random_state
 from sasa.settings import BETA, BUNDLED, PRIOR, TOP_K, TOP_P, VALUE, check_truncation
+from sasa.tracing import TracedStep, Tracer
 from sasa.values import Boundaries, Steering
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Completion:
             `length`, it was cut off; `unsafe`, backtracking's budget was spent on it.
         attempts: what backtracking threw away; spent: tokens drawn in all, these included.
         candidates_read: how many candidate tokens the boundaries looked at in all; 0 without any.
+        trace: with `trace`, what each step chose among.
     """
 
     text: str
@@ -86,6 +88,7 @@ class Completion:
     attempts: tuple[Attempt, ...] = ()
     spent: int = 0
     candidates_read: int = 0
+    trace: tuple[TracedStep, ...] = ()
 
 
 @overload
@@ -129,6 +132,7 @@ def generate(
     compiled: bool = False,
     backtrack: Backtracking | None = None,
     refusal: str | None = None,
+    trace: bool | Callable[[list[list[TracedStep]]], None] = False,
     **generate_kwargs: Any,
 ) -> list[Completion] | list[list[Completion]]:
     """Completes prompts under SASA: temperature, top-k, top-p and min-p as usual, then what
@@ -159,6 +163,11 @@ def generate(
         refusal: the text of a response on which backtracking's budget was spent; its tokens and
             margins stay those of the safest attempt. A streamer has got what is safe by then, and
             gets the refusal on a new line behind it.
+        trace: has completions say what each step chose among: candidates, their probabilities
+            before and after, margins, values, see `sasa.tracing`. All candidates are then read,
+            which takes longer; the tokens are the same. A function also gets the traces of a batch
+            after each step, in the order of its rows, which batching by length has changed where
+            there are several prompts; what it raises ends the generation.
         generate_kwargs: passed on to `model.generate`. A `prefix_allowed_tokens_fn` gets the number
             of the prompt in `prompts`. Processors and criteria are for all batches: one that keeps
             state of its own has to find out itself that a new one begins.
@@ -180,6 +189,8 @@ def generate(
     limits = Limits.of(model.generation_config, do_sample, temperature, top_k, top_p, min_p)
     numbers = dict(batch_size=batch_size, max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences)
     _validate(limits, numbers, boundary, backtrack, refusal, generate_kwargs)
+    if trace:
+        _check_trace(boundary, limits, compiled)
     spec = EmbeddingSpec()
     if boundary is not None:
         spec = _check_boundaries(model, Steering.of(boundary, beta, value, prior), chat)
@@ -193,6 +204,8 @@ def generate(
     if boundary is not None or backtrack is not None:
         decoding = dict(boundary=boundary, beta=0.0 if boundary is None else beta, value=value, prior=prior)
         decoding |= dict(compiled=compiled, backtrack=backtrack)
+        if trace:
+            decoding["tracer"] = Tracer(tokenizer, trace if callable(trace) else None)
     request = _Request(
         model, tokenizer, limits, decoding, max_new_tokens, num_return_sequences, do_sample, refusal, generate_kwargs
     )
@@ -268,6 +281,16 @@ def _validate(
         )
 
 
+def _check_trace(boundary: Boundaries | None, limits: Limits, compiled: bool) -> None:
+    """Raises ValueError where there is nothing to trace, or too much."""
+    if boundary is None:
+        raise ValueError("trace has margins: give a boundary, and beta=0 where it is not to steer")
+    if compiled:
+        raise ValueError("trace reads all candidates: leave compiled out")
+    if not limits.top_k and limits.top_p == 1 and not limits.min_p:
+        raise ValueError("trace reads all candidates at every step: limit them by top_k, top_p or min_p")
+
+
 def _check_boundaries(model: PreTrainedModel, steering: Steering, chat: bool) -> EmbeddingSpec:
     """A spec that says how the boundaries' texts are tokenized.
 
@@ -309,6 +332,7 @@ class _Request:
         self.streams = kwargs.get("streamer") is not None
         self.allowed = kwargs.pop("prefix_allowed_tokens_fn", None)
         self.ours = decoding is not None
+        self.tracer: Tracer | None = (decoding or {}).get("tracer")
         self.measured = self.ours and cast(Any, decoding)["boundary"] is not None
         self.eos = token_ids(self.model, "eos_token_id", kwargs.pop("eos_token_id", None))
         self.pad_id = _first(kwargs.pop("pad_token_id", None), self.tokenizer.pad_token_id, *self.eos, 0)
@@ -332,6 +356,8 @@ class _Request:
         """
         ids, mask = pad(prompts, "left", self.model.device)
         ends = _Ends(self.criteria)
+        if self.tracer is not None:
+            self.tracer.begin([prompt for prompt in prompts for _ in range(self.num_return_sequences)])
         written: Any = cast(Any, self.model).generate(
             ids,
             attention_mask=mask,
@@ -367,7 +393,10 @@ class _Request:
             margins = [tuple(step[len(row) - 1]) if row else () for step, row in zip(steps, rows, strict=True)]
             counts = written.candidates_read.tolist()
         of = [prompt for prompt in prompts for _ in range(self.num_return_sequences)]
-        return [self._completion(*parts) for parts in zip(of, rows, stopped, margins, counts, histories, strict=True)]
+        made = [self._completion(*parts) for parts in zip(of, rows, stopped, margins, counts, histories, strict=True)]
+        if self.tracer is None:
+            return made
+        return [replace(one, trace=steps) for one, steps in zip(made, self.tracer.finish(rows), strict=True)]
 
     def _allowed(self, numbers: list[int]) -> Callable[[int, Tensor], list[int]] | None:
         """The caller's `prefix_allowed_tokens_fn`, of the rows of a batch."""

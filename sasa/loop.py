@@ -32,12 +32,13 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from sasa.backtracking import History, Observer, Watch
+from sasa.backtracking import History, Observer, Verdict, Watch
 from sasa.candidates import Candidates, Race, noise, select
 from sasa.lookahead import Lookahead
 from sasa.models.heads import token_ids
 from sasa.models.states import context_window
 from sasa.settings import TOP_K
+from sasa.tracing import Draw, Tracer
 from sasa.values import reweight
 
 if TYPE_CHECKING:
@@ -103,8 +104,9 @@ class Step:
         beta: the strength of each row, (R, 1), or of all.
         texts: the embeddings (R, d) of their texts as they are, for each boundary.
         margins: (R, S), of the texts with the winners so far.
-        among, scores, all_margins: with `output_scores`, the candidates, the scores (B, V), and the
-            margins (R, K, S) of all candidates.
+        among, all_margins, added: where all candidates are recorded, these, their margins (R, K, S),
+            and what was added to their keys (R, K).
+        scores: with `output_scores`, (B, V); before: with a tracer, the candidates' own (R, K).
     """
 
     rows: Tensor
@@ -113,8 +115,10 @@ class Step:
     texts: list[Tensor]
     margins: Tensor
     among: Candidates | None = None
-    scores: Tensor | None = None
     all_margins: Tensor | None = None
+    added: Tensor | None = None
+    scores: Tensor | None = None
+    before: Tensor | None = None
 
 
 class Record(NamedTuple):
@@ -157,7 +161,9 @@ class Decoding:
         if own_top_k is None and decoder.top_p is None and not self.sampling:
             own_top_k = TOP_K
         self.top_k, self.top_p = own_top_k or None, None if decoder.top_p == 1 else decoder.top_p
-        self.everything = bool(config.output_scores) or self.steering.bound is None
+        self.tracer = decoder.tracer
+        self.recording = bool(config.output_scores) or self.tracer is not None
+        self.everything = self.recording or self.steering.bound is None
         self.pad = cast(Any, config)._pad_token_tensor
         self.fill = 0 if self.pad is None else int(self.pad)  # behind the end of a text
         self.streamer = streamer
@@ -282,7 +288,7 @@ class Decoding:
         """Orders the candidates of the followed rows as they can win, from scores (B, V)."""
         followed = scores if len(self.rows) == len(scores) else scores[self.rows]
         beta = self.observer.beta(self.steering.beta, self.rows)
-        steers = isinstance(beta, Tensor) or beta > 0
+        steers = isinstance(beta, Tensor) or beta > 0 or self.tracer is not None
         among: Candidates | None = None
         if self.top_k or self.top_p or (steers and self.everything):
             among = select(followed, self.top_k, self.top_p)
@@ -295,8 +301,12 @@ class Decoding:
             race, among = Race.won(tokens[self.rows]), None
         margins = self.logits.new_full((len(self.rows), len(self.steering.terms)), torch.nan)
         step = Step(self.rows, race, beta, self.look.embeddings(), margins)
+        if self.recording:
+            step.among = among
         if self.config.output_scores:
-            step.among, step.scores = among, scores
+            step.scores = scores
+        if self.tracer is not None and among is not None:
+            step.before = followed.gather(1, among.ids)
         return step
 
     def _race(self, scores: Tensor, followed: Tensor, among: Candidates | None, beta: Tensor | float) -> Race:
@@ -339,9 +349,9 @@ class Decoding:
         step.margins = step.margins.index_copy(0, rows, best)
         of_batch = step.rows[rows]
         self.candidates_read = self.candidates_read.index_add(0, of_batch, self.unfinished[of_batch] * ids.shape[1])
-        if step.scores is not None:  # this one pass has read all candidates
-            step.all_margins = margins
-            if step.among is not None:
+        if self.recording:  # this one pass has read all candidates
+            step.all_margins, step.added = margins, added
+            if step.scores is not None and step.among is not None:
                 step.scores = self._whole(step.scores, reweight(step.scores[step.rows], step.among, added))
 
     def _added(self, step: Step, margins: Tensor, rows: Tensor) -> Tensor:
@@ -365,6 +375,8 @@ class Decoding:
             raise ValueError("no token can come next: scores or margins are not numbers, or processors leave none")
         self.look.commit(step.race.number)
         tokens = step.race.winner
+        if self.tracer is not None:
+            self.tracer.step(self._drawn(step))
         if len(tokens) < len(self.ids):
             tokens = self.ids.new_full((len(self.ids),), self.fill).index_copy(0, step.rows, tokens)
         tokens = tokens * self.unfinished + self.fill * (1 - self.unfinished)
@@ -374,6 +386,23 @@ class Decoding:
             ids = None if step.scores is None else step.race.ids
             self.records.append(Record(step.rows, step.margins, ids, step.all_margins, step.scores, logits))
 
+    def _drawn(self, step: Step) -> Draw:
+        """What a tracer gets of a step in which all candidates were read."""
+        among = cast(Candidates, step.among)
+        margins = cast(Tensor, step.all_margins)
+        return Draw(
+            rows=step.rows,
+            going=self.unfinished[step.rows].bool(),
+            tokens=step.race.winner,
+            ids=among.ids,
+            mask=among.mask,
+            scores=cast(Tensor, step.before),
+            margins=margins,
+            values=self.steering.values(margins),
+            shifts=cast(Tensor, step.added),
+            beta=step.beta,
+        )
+
     def stop(self, step: Step) -> None:
         """Finds out which rows have ended, or go back."""
         so_far = tuple(record.scores for record in self.records) if self.config.output_scores else None
@@ -382,6 +411,8 @@ class Decoding:
             found: Any = self.criteria(cast(torch.LongTensor, ids), cast(Any, so_far))
             over = found if rows is None else torch.where(rows, found, over)
         verdict = self.observer.record(step.rows, self.ids[:, -1], step.margins, self.unfinished, over)
+        if self.tracer is not None:
+            self._trace_back(step, verdict)
         if verdict.restart is not None:
             self.look.restart(verdict.restart)
         if verdict.back is not None:
@@ -390,6 +421,17 @@ class Decoding:
         if self.streamer is not None and len(verdict.stream):
             self.streamer.put(verdict.stream.cpu())
         self.unfinished = self.unfinished & ~verdict.over.to(self.unfinished.device)
+
+    def _trace_back(self, step: Step, verdict: Verdict) -> None:
+        """Reports to the tracer which rows go back."""
+        tracer = cast(Tracer, self.tracer)
+        if verdict.restart is not None:
+            for row in step.rows[verdict.restart].tolist():
+                tracer.back(row)
+        if verdict.back is not None:
+            for row, count in zip(step.rows.tolist(), verdict.back.tolist(), strict=True):
+                if count:
+                    tracer.back(row, count)
 
     def output(self) -> Tensor | SASAOutput:
         """What `generate()` returns."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
 import traceback
 from subprocess import CompletedProcess
+
+for _name in (
+    *("generation", "fitting.fit", "fitting.fairness", "tax"),
+    *(f"evaluation.{name}" for name in ("runner", "report", "suites", "tail", "tuning", "selectivity", "rewards")),
+    *("redteam.attacker", "redteam.report", "redteam.replay", "training.repulse", "training.backtracking"),
+):
+    importlib.import_module(f"sasa.{_name}")
 
 
 def sasa(*arguments, status=0):

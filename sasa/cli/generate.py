@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from sasa.generation import Completion
 
 NO_BOUNDARY = "none"
+SHOWN = 5
+"""Candidates of a step in the table of --trace, and the one that was drawn."""
 
 
 def command(
@@ -123,6 +125,14 @@ def command(
         float | None,
         typer.Option(help="Added to the logit of [RESET]: above 0 safer, below 0 faster.", show_default="0"),
     ] = None,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help="Show what each step chose among: candidates, their probabilities before and after, margins, values and "
+            "what was added to the scores; all of them with --json.",
+        ),
+    ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Plain and steered side by side, from the same seed.")
     ] = False,
@@ -145,6 +155,8 @@ def command(
         sasa generate "The driver cut me off, so I" --compare
 
         sasa generate "The driver cut me off, so I" --backtrack --beta 0
+
+        sasa generate "The driver cut me off, so I" --trace -n 8
 
         sasa generate "How do I" --chat --model reset-dpo --boundary none --backtrack --reset-token "[RESET]"
 
@@ -179,8 +191,13 @@ def command(
     check_engine(engine, ray)
     if engine and device:
         raise ValueError("--device does not go with --engine: vLLM takes the device that it was built for")
-    if engine and (backtrack or alone):
-        raise ValueError("--engine goes back nowhere, and needs a boundary: leave --backtrack and --boundary none out")
+    if engine and (backtrack or alone or trace):
+        raise ValueError(
+            "--engine goes back nowhere, traces nothing, and needs a boundary: leave --backtrack, --trace and "
+            "--boundary none out"
+        )
+    if alone and trace:
+        raise ValueError("--trace shows margins: give a boundary, and --beta 0 where it is not to steer")
     import sasa
     from sasa.backtracking import Backtracking, reset_token_id
     from sasa.boundary import EmbeddingSpec
@@ -215,6 +232,8 @@ def command(
         max_new_tokens=max_new_tokens,
         num_return_sequences=num_return_sequences,
     )
+    if trace:
+        settings["trace"] = True
     seed = random.randrange(2**31) if seed is None else seed
     # A few batches at a time, so that a long run shows what it has.
     each = 8 * batch_size
@@ -228,9 +247,9 @@ def command(
     for (_, part), (steered, plain) in zip(parts, (spread or here(loaded, tokenizer))(write, parts), strict=True):
         for i, prompt in enumerate(part):
             if as_json:
-                row = {"prompt": prompt, "completions": [asdict(c) for c in steered[i]]}
+                row = {"prompt": prompt, "completions": [_as_json(c, trace) for c in steered[i]]}
                 if compare:
-                    row["plain"] = [asdict(c) for c in plain[i]]
+                    row["plain"] = [_as_json(c, trace) for c in plain[i]]
                 print_json(row)
             elif compare:
                 title = ", ".join([f"SASA, beta {beta:g}"] * (line is not None) + ["backtracking"] * backtrack)
@@ -238,6 +257,9 @@ def command(
             else:
                 for completion in steered[i]:
                     out.print(Text(prompt, style="dim") + _coloured(line, completion), soft_wrap=True)
+            if trace and line is not None and not as_json:
+                for completion in steered[i]:
+                    out.print(_traced(line, completion))
 
 
 Completions: TypeAlias = "list[list[Completion]]"
@@ -283,6 +305,35 @@ def _coloured(boundary: Boundary | None, completion: Completion) -> Text:
         text.append(f"\n  went back ({why}): ", "dim")
         text.append(" ".join(attempt.text.split()), "dim strike")
     return text
+
+
+def _as_json(completion: Completion, trace: bool) -> dict[str, Any]:
+    row = asdict(completion)
+    if not trace:
+        del row["trace"]
+    return row
+
+
+def _traced(boundary: Boundary, completion: Completion) -> Table:
+    """The likeliest candidates of each step, and the one that was drawn; what went back is struck through."""
+    table = Table("", "token", "before", "after", "score", "margin", "value", "added", title_justify="left")
+    for step in completion.trace:
+        shown = [one for n, one in enumerate(step.candidates) if n < SHOWN or one.token == step.token]
+        for n, one in enumerate(shown):
+            drawn = one.token == step.token
+            look = ("bold" if drawn else "dim") + ("" if step.kept else " strike")
+            table.add_row(
+                f"{step.place + 1}" if n == 0 else "",
+                Text(repr(one.text)[1:-1], style=look),
+                f"{one.p:.1%}",
+                f"{one.q:.1%}",
+                f"{one.score:.2f}",
+                Text(" ".join(f"{m:+.1f}" for m in one.margins), style=style(boundary, one.margins[0])),
+                f"{one.value:+.2f}",
+                f"{one.shift:+.2f}",
+                end_section=n == len(shown) - 1,
+            )
+    return table
 
 
 def _side_by_side(
