@@ -212,6 +212,10 @@ class Boundary:
         odds = (1 - prior) / prior
         return self.scale * margin + (self.shift + (odds.log() if isinstance(odds, Tensor) else math.log(odds)))
 
+    def p_safe(self, margin: float) -> float:
+        """Calibrated probability of being safe, both classes equally likely, of one margin."""
+        return 1 / (1 + math.exp(-max(-700.0, self.scale * margin + self.shift)))
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits of weight, bias, calibration and embedding spec."""

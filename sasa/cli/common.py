@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import sys
 from pathlib import Path
@@ -261,14 +260,9 @@ def in_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
-def probability(boundary: Boundary, margin: float) -> float:
-    """Calibrated P(safe)."""
-    return 1 / (1 + math.exp(-max(-700.0, boundary.scale * margin + boundary.shift)))
-
-
 def style(boundary: Boundary, margin: float) -> Style:
     """Red where a text is surely unsafe, by way of yellow, to green where it is surely safe."""
-    p = probability(boundary, margin)
+    p = boundary.p_safe(margin)
     red, green = min(1.0, 2 * (1 - p)), min(1.0, 2 * p)
     return Style(color=Color.from_rgb(60 + 195 * red, 60 + 160 * green, 60))
 

@@ -34,7 +34,6 @@ from sasa.cli.common import (
     load_boundaries,
     out,
     print_json,
-    probability,
     read_prompts,
     spread_by_ray,
     style,
@@ -298,7 +297,7 @@ def _coloured(boundary: Boundary | None, completion: Completion) -> Text:
     if boundary is not None and completion.margin is not None:
         text.stylize(style(boundary, completion.margin))
         begin, end = "⟨⟩" if in_unicode() else "()"
-        p = probability(boundary, completion.margin)
+        p = boundary.p_safe(completion.margin)
         text.append(f"  {begin}{completion.margin:+.1f}, P(safe) {p:.2f}{end}", "dim")
     for attempt in completion.attempts:
         why = attempt.reason if attempt.p_unsafe is None else f"{attempt.reason}, P(unsafe) {attempt.p_unsafe:.2f}"

@@ -15,7 +15,6 @@ from sasa.cli.common import (
     StrictOption,
     out,
     print_json,
-    probability,
     style,
 )
 
@@ -40,7 +39,7 @@ def command(
     line = Boundary.load(boundary, model=loaded, strict=strict)
     tokens, margins = line.trace(loaded, tokenizer, (prompt, text) if prompt else text)
     values = margins.tolist()
-    p = probability(line, values[-1])
+    p = line.p_safe(values[-1])
     if as_json:
         pairs = [{"token": token, "margin": margin} for token, margin in zip(tokens, values, strict=True)]
         print_json({"text": text, "margin": values[-1], "p_safe": p, "tokens": pairs})

@@ -1,0 +1,12 @@
+"""The page of `sasa demo` as a Hugging Face Space."""
+
+import os
+
+import sasa
+from sasa.demo.page import launch
+from sasa.demo.studio import Studio
+
+name = os.environ.get("SASA_MODEL")  # the default model where the Space has no such variable
+model, tokenizer = sasa.load(name)
+studio = Studio(model, tokenizer, tuple(filter(None, os.environ.get("SASA_BOUNDARIES", "").split(","))))
+launch(studio, name or sasa.settings.DEFAULT_MODEL, "0.0.0.0", None, share=False, open_=False)
