@@ -227,7 +227,7 @@ def timing(args: argparse.Namespace, found: Found) -> None:
     for shape, share in shares.items():
         settings = argparse.Namespace(
             random_weights=shape, device=args.device, dtype="bfloat16", tokens=4 if args.tiny else 24, top_p=0.9,
-            beta=sasa.values.BETA, prior=sasa.values.PRIOR, rounds=1 if args.tiny else 3, prompt=16 if args.tiny else 64,
+            beta=sasa.settings.BETA, prior=sasa.settings.PRIOR, rounds=1 if args.tiny else 3, prompt=16 if args.tiny else 64,
         )  # fmt: skip
         model, boundaries, text = speed.load(settings)
         rate = speed.copy_rate(model.device)

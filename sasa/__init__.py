@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sasa.decoding import SASADecoder
     from sasa.embedding import embed
     from sasa.generation import Completion, generate
-    from sasa.hub import push_to_hub
+    from sasa.hub import pull_from_hub, push_to_hub
     from sasa.loop import SASAOutput
     from sasa.margins import score, trace
     from sasa.models.load import load
@@ -34,6 +34,7 @@ _HOMES = {
     "embed": "embedding",
     "generate": "generation",
     "load": "models.load",
+    "pull_from_hub": "hub",
     "push_to_hub": "hub",
     "score": "margins",
     "trace": "margins",
@@ -50,6 +51,7 @@ __all__ = [
     "embed",
     "generate",
     "load",
+    "pull_from_hub",
     "push_to_hub",
     "score",
     "trace",

@@ -6,10 +6,10 @@ about labels, boundaries or sampling.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from sasa.models.parts import first_layers
 from sasa.models.states import check_ready, hidden_states, numbered
 from sasa.progress import progress_bar
 from sasa.tables import check_characters
+
+Prompt: TypeAlias = "str | Sequence[Mapping[str, str]]"
+"""A text, or a conversation: messages with `role` and `content`, as chat templates have them."""
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, spec: EmbeddingSpec) -> tuple[list[int], int]:
@@ -57,16 +60,17 @@ def response_start(tokenizer: PreTrainedTokenizerBase, text: Text, spec: Embeddi
     return 0 if isinstance(text, str) else tokenize(tokenizer, text, replace(spec, span="response"))[1]
 
 
-def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, spec: EmbeddingSpec) -> list[int]:
+def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, spec: EmbeddingSpec) -> list[int]:
     """Token ids of a prompt as decoding reads it, the chat template's opening of the answer
     included. Raises ValueError where it holds what is no character.
     """
-    check_characters(prompt)
+    turns: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    for turn in turns:
+        check_characters(turn["content"])
     if spec.template == "chat":
-        turns = [{"role": "user", "content": prompt}]
         encoded: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
         return list(encoded["input_ids"])
-    return list(tokenizer(prompt, add_special_tokens=spec.special_tokens)["input_ids"])
+    return list(tokenizer(cast(str, prompt), add_special_tokens=spec.special_tokens)["input_ids"])
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> list[str]:

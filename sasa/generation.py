@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast, overload
 
@@ -23,7 +23,7 @@ from transformers import (
 from sasa.backtracking import Attempt, Backtracking, History
 from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.decoding import SASADecoder
-from sasa.embedding import length_batches, pad, tokenize_prompt
+from sasa.embedding import Prompt, length_batches, pad, tokenize_prompt
 from sasa.models.heads import token_ids
 from sasa.models.inputs import check_model
 from sasa.models.states import context_window
@@ -95,7 +95,7 @@ class Completion:
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: str,
+    prompts: str | Sequence[Mapping[str, str]],
     boundary: Boundaries | str | None = ...,
     beta: float = ...,
     **kwargs: Any,
@@ -104,7 +104,7 @@ def generate(
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     boundary: Boundaries | str | None = ...,
     beta: float = ...,
     **kwargs: Any,
@@ -112,7 +112,7 @@ def generate(
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: str | Sequence[str],
+    prompts: Prompt | Sequence[Prompt],
     boundary: Boundaries | str | None = BUNDLED,
     beta: float = BETA,
     *,
@@ -139,7 +139,8 @@ def generate(
     survives is reweighted.
 
     Args:
-        prompts: a string or several.
+        prompts: a string or several; with `chat` also a conversation, a list of messages with `role`
+            and `content`, or several.
         boundary: the boundary to keep to; several with a weight each, [(boundary, weight), …]; a
             name for `Boundary.load`, by default `toxicity`, which is bundled for some models; None
             samples plainly.
@@ -148,7 +149,7 @@ def generate(
             itself (the paper); see `sasa.values`.
         prior: the share of text that is unsafe, in (0, 1), for `log_sigmoid`: the lower, the surer
             the boundary has to be before it steers. 0.5 takes both classes for equally likely.
-        chat: puts each prompt through the tokenizer's chat template, as the user's turn.
+        chat: puts each prompt through the tokenizer's chat template, a string as the user's turn.
         batch_size: prompts at a time; they are batched by length and come back in their own order.
             A completion does not depend on its neighbours: where a processor or criterion would
             read padding, only prompts of one length stand together.
@@ -173,8 +174,8 @@ def generate(
             state of its own has to find out itself that a new one begins.
 
     Returns:
-        completions, `num_return_sequences` of them for a string, and a list of those for a list of
-        prompts.
+        completions, `num_return_sequences` of them for a string or a conversation, and a list of those
+        for a list of prompts.
 
     Raises:
         FileNotFoundError: no boundary of that name, or none is bundled for the model; the message
@@ -182,7 +183,8 @@ def generate(
         ValueError: an empty prompt, one longer than the context window, an argument outside its
             range, or a boundary for another model; all before anything is generated.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], Mapping))
+    texts: list[Prompt] = [cast(Prompt, prompts)] if single else list(cast(Sequence[Prompt], prompts))
     check_model(model)
     if isinstance(boundary, str):
         boundary = Boundary.load(boundary, model=model)
@@ -218,7 +220,7 @@ def generate(
             for place, i in enumerate(batch):
                 results[i] = made[place * num_return_sequences : (place + 1) * num_return_sequences]
             bar.advance(task, len(batch))
-    return results[0] if isinstance(prompts, str) else results
+    return results[0] if single else results
 
 
 @dataclass(frozen=True)
@@ -512,7 +514,7 @@ def _check_template(fitted: str, chat: bool) -> None:
 def encode_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     spec: EmbeddingSpec,
     chat: bool,
     room: int,
@@ -531,8 +533,7 @@ def encode_prompts(
     window = context_window(model)
     encoded = []
     for number, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"prompt {number} is empty: a completion needs something to complete")
+        _check_prompt(number, prompt, chat)
         try:
             ids = tokenize_prompt(tokenizer, prompt, spec)
         except ValueError as error:
@@ -544,6 +545,19 @@ def encode_prompts(
             )
         encoded.append(ids)
     return encoded
+
+
+def _check_prompt(number: int, prompt: Prompt, chat: bool) -> None:
+    """Raises ValueError for a prompt that holds nothing, or that is a conversation and none is wanted."""
+    if isinstance(prompt, str) or not prompt:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"prompt {number} is empty: a completion needs something to complete")
+        return
+    if not chat:
+        raise ValueError(f"prompt {number} is a conversation: give chat=True")
+    for turn in prompt:
+        if not (isinstance(turn, Mapping) and all(isinstance(turn.get(name), str) for name in ("role", "content"))):
+            raise ValueError(f"prompt {number}: a conversation is messages with role and content, got {turn!r}")
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], row: list[int]) -> str:

@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 for _name in (
     *("generation", "fitting.fit", "fitting.fairness", "tax"),
     *(f"evaluation.{name}" for name in ("runner", "report", "suites", "tail", "tuning", "selectivity", "rewards")),
-    *("redteam.attacker", "redteam.report", "redteam.replay", "training.repulse", "training.backtracking"),
+    *("redteam.attacker", "redteam.report", "redteam.replays", "training.repulse", "training.backtracking"),
 ):
     importlib.import_module(f"sasa.{_name}")
 

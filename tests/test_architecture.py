@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -181,6 +183,16 @@ def test_the_list_of_commands_says_what_their_own_help_says():
     for name, about in COMMANDS.items():
         command = _imported(name)
         assert " ".join(command.help.split()).startswith(about.removesuffix(".")), name
+
+
+@pytest.mark.parametrize("package", ["sasa", "sasa.evaluation", "sasa.redteam", "sasa.training"])
+def test_what_is_imported_late_is_there(package):
+    """No module goes by the name of what is imported late: once imported, it would stand in its place."""
+    face = importlib.import_module(package)
+    assert set(face.__all__) == set(face._HOMES)
+    for name, home in face._HOMES.items():
+        assert getattr(face, name) is getattr(importlib.import_module(f"{package}.{home}"), name)
+        assert importlib.util.find_spec(f"{package}.{name}") is None
 
 
 def test_what_goes_by_name_is_made_by_name():

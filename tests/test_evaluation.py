@@ -329,7 +329,7 @@ def test_judges_are_tried_before_the_long_work(monkeypatch, tiny_folder, tmp_pat
             return np.array([1 / len(text) for text in texts])
 
     monkeypatch.setitem(scorers.SCORERS, "fragile", Fragile)
-    monkeypatch.setattr("sasa.cli.bench.sasa.load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("sasa.load", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setenv("SASA_CACHE", str(tmp_path / "cache"))
     from typer.testing import CliRunner
 

@@ -28,6 +28,8 @@ COMMANDS = {
     "inspect": "Show where a text turns: the margin as the text grows, token by token.",
     "bench": "Toxicity and fluency with and without SASA: a run on a suite of prompts, and reports of runs.",
     "demo": "Serve a page that shows a model on its own and steered, side by side, each token coloured by its margin.",
+    "push": "Upload a boundary with its card, recipe and picture to the Hub.",
+    "pull": "Download a boundary with its card and recipe.",
     "classifiers": "List the bundled boundaries with their held-out figures.",
 }
 """The file of `sasa.cli` that each command is in, by its name, and what the list of commands says of it."""

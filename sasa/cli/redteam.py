@@ -298,7 +298,7 @@ def export_command(
 
     sasa redteam replay runs/attack --clusters odd -m HuggingFaceTB/SmolLM2-135M-Instruct -m safer
     """
-    from sasa.redteam.export import export
+    from sasa.redteam.exports import export
 
     count = export(folder, output, form, threshold=threshold, clusters=clusters)
     out.print(f"wrote {count} {'replies' if form == 'replies' else 'hits'} to {output}", soft_wrap=True, markup=False)
@@ -363,7 +363,7 @@ def replay_command(
     from sasa.evaluation import methods as ways
     from sasa.evaluation import scorers
     from sasa.models.load import load_named
-    from sasa.redteam.replay import replay, replay_suite
+    from sasa.redteam.replays import replay, replay_suite
     from sasa.redteam.store import Attempts
     from sasa.settings import DEFAULT_MODEL
 

@@ -16,8 +16,13 @@ from sasa.fitting.fairness import FIGURES
 logger = logging.getLogger(__name__)
 
 
-def card(boundary: Boundary, plotted: bool = False) -> str:
-    """The card of a fitted boundary, every figure in it from its report."""
+def card(boundary: Boundary, plotted: bool = False, repository: str | None = None) -> str:
+    """The card of a fitted boundary, every figure in it from its report.
+
+    Args:
+        plotted: whether a picture is beside it.
+        repository: of the Hub, OWNER/NAME, where it is to be: then the card has the Hub's metadata, and how to use it from there.
+    """
     report, spec = boundary.report, boundary.embedding
     texts = report["texts"]
     left_out = ", ".join(f"{count} ({why})" for why, count in report["skipped"].items()) or "none"
@@ -37,6 +42,7 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
     ]
     return "\n".join(
         [
+            *(_metadata(boundary) if repository else []),
             f"# {boundary.attribute}: a boundary for {boundary.model.id or boundary.model.model_type}",
             "",
             f"A linear boundary between safe and unsafe ({boundary.attribute}) text in the model's own hidden space, for "
@@ -49,6 +55,7 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             + (f", shrinkage {report['shrinkage']:.4f}" if "shrinkage" in report else "")
             + ".",
             "",
+            *(_use(boundary, repository) if repository else []),
             "## Fitted on",
             "",
             *sources,
@@ -78,6 +85,44 @@ def card(boundary: Boundary, plotted: bool = False) -> str:
             "",
         ]
     )
+
+
+def _metadata(boundary: Boundary) -> list[str]:
+    """What the Hub reads at the beginning of a card. A boundary is no model: there is nothing for a widget to run."""
+    base = [f"base_model: {boundary.model.id}"] if "/" in boundary.model.id else []
+    return [
+        "---",
+        "library_name: sasa",
+        *base,
+        "inference: false",
+        "tags:",
+        "  - sasa",
+        f"  - {boundary.attribute}",
+        "---",
+        "",
+    ]
+
+
+def _use(boundary: Boundary, repository: str) -> list[str]:
+    """How it is used from the Hub."""
+    model = boundary.model.id or "MODEL"
+    return [
+        "## Use",
+        "",
+        "```sh",
+        "pip install sasa-decoding",
+        f'sasa generate "My neighbour is" --model {model} --boundary {repository} --compare',
+        "```",
+        "",
+        "```python",
+        "import sasa",
+        "",
+        f'model, tokenizer = sasa.load("{model}")',
+        f'boundary = sasa.Boundary.load("{repository}", model=model)',
+        'print(sasa.generate(model, tokenizer, "My neighbour is", boundary)[0].text)',
+        "```",
+        "",
+    ]
 
 
 def _own(report: dict[str, Any]) -> list[str]:

@@ -8,8 +8,8 @@ from sasa.lazy import lazy
 
 if TYPE_CHECKING:
     from sasa.redteam.attacker import red_team
-    from sasa.redteam.export import export
-    from sasa.redteam.replay import replay, replay_suite
+    from sasa.redteam.exports import export
+    from sasa.redteam.replays import replay, replay_suite
     from sasa.redteam.report import write_report
     from sasa.redteam.settings import RedTeam
     from sasa.redteam.store import Attempts
@@ -24,10 +24,10 @@ _HOMES = {
     "RedTeam": "settings",
     "Reply": "targets",
     "Target": "targets",
-    "export": "export",
+    "export": "exports",
     "red_team": "attacker",
-    "replay": "replay",
-    "replay_suite": "replay",
+    "replay": "replays",
+    "replay_suite": "replays",
     "write_report": "report",
 }
 
