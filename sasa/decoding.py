@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from sasa.backtracking import Backtracking
 from sasa.lookahead import packs
 from sasa.loop import Decoding, SASAOutput
-from sasa.models.inputs import check_model, inputs_beside_ids, is_filled
+from sasa.models.inputs import cache_of, check_model, inputs_beside_ids, is_filled
 from sasa.settings import BETA, PRIOR, VALUE, check_truncation
 from sasa.tracing import Tracer
 from sasa.values import Boundaries, Steering
@@ -134,7 +134,6 @@ class SASADecoder:
         self, model: PreTrainedModel, config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
     ) -> None:
         self.steering.check(model)
-        caches = [model_kwargs.get(name) for name in ("past_key_values", "cache_params")]
         why = {
             "beam search (use SASALogitsProcessor)": (config.num_beams or 1) > 1,
             "assisted decoding": config.prompt_lookup_num_tokens or config.assistant_early_exit,
@@ -142,7 +141,7 @@ class SASADecoder:
             "synced_gpus": synced_gpus,
             "inputs_embeds": model_kwargs.get("inputs_embeds") is not None,
             "output_attentions and output_hidden_states": config.output_attentions or config.output_hidden_states,
-            "a cache that is already filled": any(map(is_filled, caches)),
+            "a cache that is already filled": is_filled(cache_of(model_kwargs)),
         }
         why |= dict.fromkeys(inputs_beside_ids(model, model_kwargs), True)
         if self.tracer is not None:

@@ -25,7 +25,7 @@ from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.decoding import SASADecoder
 from sasa.embedding import Prompt, length_batches, pad, tokenize_prompt
 from sasa.models.heads import token_ids
-from sasa.models.inputs import check_model
+from sasa.models.inputs import CACHES, check_model
 from sasa.models.states import context_window
 from sasa.progress import progress_bar
 from sasa.sampling import random_state
@@ -46,7 +46,7 @@ OURS = (
     "inputs_embeds",
     "attention_mask",
     "position_ids",
-    "past_key_values",
+    *CACHES,
 )
 LATER = ("typical_p", "epsilon_cutoff", "eta_cutoff", "watermarking_config")
 """What generate() applies after top-k and top-p."""

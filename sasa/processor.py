@@ -18,7 +18,7 @@ from sasa.boundary import layers_of
 from sasa.candidates import select
 from sasa.lookahead import BorrowedCache, Lookahead, packs
 from sasa.models.heads import token_ids
-from sasa.models.inputs import check_model, inputs_beside_ids, is_filled, other_maker
+from sasa.models.inputs import cache_of, check_model, inputs_beside_ids, is_filled, other_maker
 from sasa.models.parts import some_states
 from sasa.settings import BETA, PRIOR, TOP_K, VALUE, check_truncation
 from sasa.values import Boundaries, Steering
@@ -159,7 +159,7 @@ class SASALogitsProcessor(LogitsProcessor):
 
     def on_inputs(self, inputs: dict[str, Any]) -> None:
         """Takes down what a pass of `generate()` gives the model, where a text begins."""
-        cache, ids = inputs.get("past_key_values"), inputs.get("input_ids")
+        cache, ids = cache_of(inputs), inputs.get("input_ids")
         # A static cache knows its length on the device alone, for which nothing waits at each token.
         goes_on = ids is not None and ids.shape[1] == 1 and not isinstance(cache, DynamicCache)
         if cache is None or goes_on or (is_filled(cache) and other_maker(self.model) is None):
@@ -233,7 +233,7 @@ def watch_passes(processor: SASALogitsProcessor) -> None:
             return args, kwargs
         if (follower := living()) is not None:
             follower.on_inputs(kwargs)
-        cached = isinstance(kwargs.get("past_key_values"), DynamicCache) and kwargs.get("input_ids") is not None
+        cached = isinstance(cache_of(kwargs), DynamicCache) and kwargs.get("input_ids") is not None
         ours = cached and not kwargs.get("output_hidden_states")
         return args, kwargs | {"output_hidden_states": some_states(layers)} if ours else kwargs
 
@@ -243,7 +243,7 @@ def watch_passes(processor: SASALogitsProcessor) -> None:
         follower = living()
         if follower is not None:
             states = torch.stack([output["hidden_states"][layer] for layer in layers])
-            follower.on_forward(kwargs["input_ids"], kwargs["past_key_values"], kwargs.get("attention_mask"), states)
+            follower.on_forward(kwargs["input_ids"], cache_of(kwargs), kwargs.get("attention_mask"), states)
         return type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
 
     for handle in (

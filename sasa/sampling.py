@@ -145,7 +145,7 @@ class _Text:
                 self.ids[:, -1:],
                 attention_mask=self.mask,
                 position_ids=positions(self.mask)[:, -1:],
-                past_key_values=self.cache,
+                cache=self.cache,
             )
         self.last = last[:, -1]
 
@@ -184,7 +184,7 @@ def log_probs(
         tokens,
         attention_mask=whole,
         position_ids=positions(whole)[:, ids.shape[1] :],
-        past_key_values=cache,
+        cache=cache,
     )
     states = torch.cat([last.repeat_interleave(each, 0)[:, None], states[:, :-1]], 1)
     lengths = torch.tensor([len(row) for row in completions], device=model.device)
@@ -209,7 +209,7 @@ def _read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor, count: int)
     (P, d).
     """
     cache = DynamicCache(config=model.config)
-    _, states = hidden_states(model, ids, attention_mask=mask, past_key_values=cache)
+    _, states = hidden_states(model, ids, attention_mask=mask, cache=cache)
     cache.batch_repeat_interleave(count)
     return cache, states[:, -1]
 

@@ -22,7 +22,7 @@ from sasa.lookahead.replay import Replay
 from sasa.lookahead.texts import Texts
 from sasa.models.parts import first_layers, last_layers
 from sasa.models.skinny import skinny_linears
-from sasa.models.states import hidden_states, numbered, positions
+from sasa.models.states import cache_name, hidden_states, numbered, positions
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class PackedReader:
                     if k
                     else mask[:, :-1],
                     position_ids=torch.cat([place[:, :new], place[:, new:].expand(-1, k)], 1),
-                    past_key_values=self.cache,
+                    cache=self.cache,
                 )
             )
         self.cache.commit(new)
@@ -174,8 +174,8 @@ class PackedReader:
                     inputs_embeds=last[:, None],
                     attention_mask=side_by_side(self.model, self.cache, mask, 0, 1),
                     position_ids=positions(mask)[:, -1:],
-                    past_key_values=self.cache,
                     use_cache=True,
+                    **{cache_name(type(self.upper)): self.cache},
                 )
             last = read.last_hidden_state[:, 0]
         self.cache.commit(1)

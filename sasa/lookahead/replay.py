@@ -117,8 +117,7 @@ class Replay:
 
 
 def _read(model: PreTrainedModel, ids: Tensor, layers: tuple[int, ...], masks: Any, place: Tensor, cache: Cache) -> Any:
-    inputs = {"attention_mask": masks, "position_ids": place, "past_key_values": cache}
-    return hidden_states(model, ids, layers, **inputs)
+    return hidden_states(model, ids, layers, attention_mask=masks, position_ids=place, cache=cache)
 
 
 @functools.cache

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from sasa.models.states import positions
 
+CACHES = "cache", "past_key_values", "cache_params"
+"""What releases of transformers call what was read: the first from 5.24 on."""
 FOLLOWED = (
-    *("input_ids", "attention_mask", "position_ids", "past_key_values", "cache_params", "cache_position"),
+    *("input_ids", "attention_mask", "position_ids", *CACHES, "cache_position"),
     *("use_cache", "logits_to_keep", "return_dict"),
 )
 """What `generate()` hands every model, and the look-ahead makes for itself."""
@@ -35,6 +37,11 @@ def inputs_beside_ids(model: PreTrainedModel, inputs: dict[str, Any]) -> list[st
     if (maker := other_maker(model)) is not None:
         found.append(f"inputs that {type(maker).__name__} makes, such as the virtual tokens of prompt tuning")
     return found
+
+
+def cache_of(inputs: dict[str, Any]) -> Any:
+    """The cache among the inputs of a pass; None where there is none."""
+    return next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
 
 
 def other_maker(model: PreTrainedModel) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from sasa.models.parts import depth_of, some_states
 
@@ -24,7 +24,13 @@ def positions(attention_mask: Tensor) -> Tensor:
 
 
 def hidden_states(
-    model: PreTrainedModel, input_ids: Tensor, layers: Sequence[int] = (-1,), *, lower: Any = None, **inputs: Any
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    layers: Sequence[int] = (-1,),
+    *,
+    lower: Any = None,
+    cache: Cache | None = None,
+    **inputs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Hidden states of some layers, (L, B, T, d), and those of the last, (B, T, d), which the
     language-model head reads.
@@ -35,6 +41,7 @@ def hidden_states(
     Args:
         lower: the model's `first_layers` up to the highest of `layers`, where those above are not
             wanted; in the place of the last states are then those of that layer.
+        cache: what was read before; what is read now is added to it.
 
     Raises:
         ValueError: the model is in training mode, or the layer does not exist.
@@ -45,7 +52,9 @@ def hidden_states(
     top = depth_of(model) if lower is None else max(at)
     if "position_ids" not in inputs and _takes_positions(type(decoder)):  # type: ignore[arg-type]
         inputs["position_ids"] = positions(inputs["attention_mask"])
-    inputs.setdefault("use_cache", "past_key_values" in inputs)
+    if cache is not None:
+        inputs[cache_name(type(decoder))] = cache
+    inputs.setdefault("use_cache", cache is not None)
     # Layers by their indices, or a pass would hold the states of all of them until its end.
     wanted = [layer for layer in at if layer != top]
     read = decoder(input_ids=input_ids, output_hidden_states=some_states(wanted), **inputs)
@@ -57,6 +66,12 @@ def hidden_states(
 def numbered(model: PreTrainedModel, layers: Sequence[int]) -> list[int]:
     """Layers counted from the token embeddings, 0, to the last, the model's number of layers."""
     return [layer % (depth_of(model) + 1) for layer in layers]
+
+
+@functools.cache
+def cache_name(kind: Any) -> str:
+    """What a model calls the keys and values of what it has read: `cache` from transformers 5.24 on."""
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 @functools.cache

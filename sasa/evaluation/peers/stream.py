@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sasa.models.states import cache_name
+
 
 class Stream:
     """Next-token logits for texts as they grow, each text read once behind a cache of its own.
@@ -25,23 +27,24 @@ class Stream:
         self._prefix, self._bos = list(prefix), bos
         self._read: Tensor | None = None
         self._cache: Any = None
+        self._cache_name = cache_name(type(model))
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
         """Logits (B, V) behind texts, int64 (B, T): those of the last call with a token more each, or new ones."""
         read = self._read
         if read is not None and ids.shape == (len(read), read.shape[1] + 1) and torch.equal(ids[:, :-1], read):
-            out = self._model(input_ids=ids[:, -1:], past_key_values=self._cache, use_cache=True)
+            out = self._model(input_ids=ids[:, -1:], use_cache=True, **{self._cache_name: self._cache})
             logits = out.logits[:, -1]
         else:
             # Completions of one prompt begin alike: each prompt is read once.
             different, of = torch.unique(ids, dim=0, return_inverse=True)
             out = self._model(input_ids=self._behind_prefix(different), use_cache=True, logits_to_keep=1)
-            if getattr(out, "past_key_values", None) is None:  # a recurrent model, which is read anew each time
+            if getattr(out, self._cache_name, None) is None:  # a recurrent model, which is read anew each time
                 return out.logits[of, -1]
-            out.past_key_values.batch_select_indices(of)
+            out[self._cache_name].batch_select_indices(of)
             logits = out.logits[of, -1]
-        self._cache, self._read = out.past_key_values, ids.clone()
+        self._cache, self._read = out[self._cache_name], ids.clone()
         return logits
 
     def _behind_prefix(self, ids: Tensor) -> Tensor:
