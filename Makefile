@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 
 VLLM := .venv-vllm
 
-.PHONY: help setup demo test lint fit-bundled bench-speed vllm test-vllm
+.PHONY: help setup demo test lint docs docs-serve fit-bundled bench-speed vllm test-vllm
 
 help:
 	@echo "make demo   a real model's plain and self-detoxified continuations, side by side"
 	@echo "make test   lint, types and tests"
+	@echo "make docs   the documentation site, in site/; make docs-serve: at http://127.0.0.1:8000, made anew as you write"
 	@echo "make bench-speed   what a token costs, against plain generate(), with a profile"
 	@echo "make setup  only the environment, in .venv"
 	@echo "make vllm   an environment with vLLM, in $(VLLM); make test-vllm: the tests that need it, ten to twenty-five minutes"
@@ -41,6 +42,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# NO_MKDOCS_2_WARNING: Material's notice about its successor, which is no warning about ours
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # The default model's bundled boundaries again, from the data that their recipes name (see classifiers/README.md)
 fit-bundled: setup

@@ -175,7 +175,7 @@ class PackedReader:
                     attention_mask=side_by_side(self.model, self.cache, mask, 0, 1),
                     position_ids=positions(mask)[:, -1:],
                     use_cache=True,
-                    **{cache_name(type(self.upper)): self.cache},
+                    **{cache_name(self.upper): self.cache},
                 )
             last = read.last_hidden_state[:, 0]
         self.cache.commit(1)

@@ -53,7 +53,7 @@ def hidden_states(
     if "position_ids" not in inputs and _takes_positions(type(decoder)):  # type: ignore[arg-type]
         inputs["position_ids"] = positions(inputs["attention_mask"])
     if cache is not None:
-        inputs[cache_name(type(decoder))] = cache
+        inputs[cache_name(decoder)] = cache
     inputs.setdefault("use_cache", cache is not None)
     # Layers by their indices, or a pass would hold the states of all of them until its end.
     wanted = [layer for layer in at if layer != top]
@@ -68,10 +68,15 @@ def numbered(model: PreTrainedModel, layers: Sequence[int]) -> list[int]:
     return [layer % (depth_of(model) + 1) for layer in layers]
 
 
-@functools.cache
-def cache_name(kind: Any) -> str:
+def cache_name(model: Any) -> str:
     """What a model calls the keys and values of what it has read: `cache` from transformers 5.24 on."""
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+    forward: Any = type(model).forward
+    return _cache_name(forward)
+
+
+@functools.cache
+def _cache_name(forward: Any) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @functools.cache

@@ -27,7 +27,7 @@ class Stream:
         self._prefix, self._bos = list(prefix), bos
         self._read: Tensor | None = None
         self._cache: Any = None
-        self._cache_name = cache_name(type(model))
+        self._cache_name = cache_name(model)
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
