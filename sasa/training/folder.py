@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ CHECKPOINTS = "checkpoints"
 def check_packages(*names: str, extra: str = "train") -> None:
     """Raises ImportError where what trains is not installed; `extra` is the one of this package that brings it."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[{extra}]'")
+        old = "; trl needs Python 3.11 or later" if "trl" in missing and sys.version_info < (3, 11) else ""
+        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[{extra}]'{old}")
 
 
 def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:

@@ -40,8 +40,9 @@ class Stream:
             # Completions of one prompt begin alike: each prompt is read once.
             different, of = torch.unique(ids, dim=0, return_inverse=True)
             out = self._model(input_ids=self._behind_prefix(different), use_cache=True, logits_to_keep=1)
-            if getattr(out, self._cache_name, None) is None:  # a recurrent model, which is read anew each time
-                return out.logits[of, -1]
+            layers = getattr(getattr(out, self._cache_name, None), "layers", None)
+            if not layers or not all(hasattr(layer, "batch_select_indices") for layer in layers):
+                return out.logits[of, -1]  # a recurrent model, which is read anew each time
             out[self._cache_name].batch_select_indices(of)
             logits = out.logits[of, -1]
         self._cache, self._read = out[self._cache_name], ids.clone()
