@@ -69,8 +69,10 @@ class EmbeddingSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.layer, int):
             object.__setattr__(self, "layer", tuple(self.layer) if len(self.layer) != 1 else self.layer[0])
-        if not self.layers or not all(isinstance(layer, int) for layer in self.layers):
+        if not self.layers or not all(type(layer) is int for layer in self.layers):
             raise ValueError(f"layer must be an integer or several, got {self.layer!r}")
+        if type(self.max_length) is not int or type(self.special_tokens) is not bool:
+            raise ValueError(f"max_length must be an integer and special_tokens True or False, got {self}")
         for name, allowed in (("pooling", POOLINGS), ("span", SPANS), ("template", TEMPLATES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -348,7 +350,7 @@ class Boundary:
                 return Path(hf_hub_download(name, FILE_NAME))
             except Exception as error:
                 raise FileNotFoundError(
-                    f"no boundary at {name!r}: not a local path, and the Hub says: {error}"
+                    f"no boundary at {name!r}: not a local path, and the Hub says: {' '.join(str(error).split())}"
                 ) from error
         raise FileNotFoundError(
             f"no boundary {name!r}: not a file, not a folder with {FILE_NAME}, not bundled ({', '.join(shipped)})"

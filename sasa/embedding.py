@@ -68,7 +68,12 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, spec: Em
     for turn in turns:
         check_characters(turn["content"])
     if spec.template == "chat":
-        encoded: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
+        try:
+            encoded: Any = tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+        except Exception as error:  # a template is somebody's program, and may refuse turns by raising anything
+            raise ValueError(f"the chat template does not take it: {error}") from error
         return list(encoded["input_ids"])
     return list(tokenizer(cast(str, prompt), add_special_tokens=spec.special_tokens)["input_ids"])
 

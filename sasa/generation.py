@@ -183,8 +183,12 @@ def generate(
         ValueError: an empty prompt, one longer than the context window, an argument outside its
             range, or a boundary for another model; all before anything is generated.
     """
-    single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], Mapping))
-    texts: list[Prompt] = [cast(Prompt, prompts)] if single else list(cast(Sequence[Prompt], prompts))
+    single = isinstance(prompts, str)
+    if isinstance(prompts, Mapping):
+        raise ValueError("a conversation is a list of messages, and this is one message: put it into a list")
+    texts: list[Any] = [prompts] if single else list(prompts)
+    if not single and texts and isinstance(texts[0], Mapping):
+        single, texts = True, [texts]
     check_model(model)
     if isinstance(boundary, str):
         boundary = Boundary.load(boundary, model=model)
@@ -549,10 +553,12 @@ def encode_prompts(
 
 def _check_prompt(number: int, prompt: Prompt, chat: bool) -> None:
     """Raises ValueError for a prompt that holds nothing, or that is a conversation and none is wanted."""
-    if isinstance(prompt, str) or not prompt:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"prompt {number} is empty: a completion needs something to complete")
+    if prompt is None or (isinstance(prompt, Sequence) and not (prompt.strip() if isinstance(prompt, str) else prompt)):
+        raise ValueError(f"prompt {number} is empty: a completion needs something to complete")
+    if isinstance(prompt, str):
         return
+    if not isinstance(prompt, Sequence):
+        raise ValueError(f"prompt {number} is of type {type(prompt).__name__}: it must be a text or a list of messages")
     if not chat:
         raise ValueError(f"prompt {number} is a conversation: give chat=True")
     for turn in prompt:

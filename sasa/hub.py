@@ -34,13 +34,17 @@ def push_to_hub(
 
     Raises:
         ValueError: `repo_id` is not OWNER/NAME.
+        OSError: the Hub cannot be reached, or does not let it be written; with what it says.
     """
     from huggingface_hub import HfApi
 
     check_repository(repo_id)
     beside = [Path(folder) / name for name in BESIDE if folder is not None and (Path(folder) / name).is_file()]
     api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+    except Exception as error:
+        raise OSError(f"cannot upload to {repo_id!r}; the Hub says: {' '.join(str(error).split())}") from error
     with tempfile.TemporaryDirectory() as place:
         boundary.save(place)
         for file in beside:
@@ -71,7 +75,7 @@ def pull_from_hub(repo_id: str, folder: str | Path, *, token: str | None = None)
     try:
         found = Path(snapshot_download(repo_id, allow_patterns=[FILE_NAME, "README.md", *BESIDE], token=token))
     except Exception as error:
-        raise FileNotFoundError(f"no boundary at {repo_id!r}; the Hub says: {error}") from error
+        raise FileNotFoundError(f"no boundary at {repo_id!r}; the Hub says: {' '.join(str(error).split())}") from error
     if not (found / FILE_NAME).is_file():
         raise FileNotFoundError(f"the repository {repo_id!r} holds no {FILE_NAME}")
     Boundary.load(found)  # what is damaged shows before anything is written

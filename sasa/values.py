@@ -144,6 +144,34 @@ def terms(boundary: Boundaries | None) -> tuple[tuple[Boundary, float], ...]:
     return ((boundary, 1.0),) if isinstance(boundary, Boundary) else tuple(boundary)
 
 
+def load_terms(
+    names: Sequence[str | tuple[Boundary | str, float]],
+    model: PreTrainedModel,
+    strict: bool = True,
+    what: str = "boundary",
+) -> list[tuple[Boundary, float]]:
+    """Boundaries by name, each with its weight.
+
+    Args:
+        names: as for `Boundary.load`, NAME or NAME::WEIGHT; or pairs of a boundary, or its name, and a weight.
+        what: what errors call them.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Boundary.load`; a weight that is none.
+    """
+    found = []
+    for given in names:
+        name, weight = given if isinstance(given, tuple) else given.strip().partition("::")[::2]
+        try:
+            number = float(weight) if weight != "" else 1.0
+        except ValueError:
+            raise ValueError(f"{what} is NAME or NAME::WEIGHT, such as toxicity::0.5, got {given!r}") from None
+        check_beta(number, "a boundary's weight")
+        line = name if isinstance(name, Boundary) else Boundary.load(name, model=model, strict=strict)
+        found.append((line, number))
+    return found
+
+
 def fingerprint_of(boundary: Boundaries | None) -> str:
     """A text that boundaries and their weights share with no others."""
     return " ".join(one.fingerprint + (f"*{weight:g}" if weight != 1 else "") for one, weight in terms(boundary))

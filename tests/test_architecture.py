@@ -193,6 +193,8 @@ def test_what_is_imported_late_is_there(package):
     for name, home in face._HOMES.items():
         assert getattr(face, name) is getattr(importlib.import_module(f"{package}.{home}"), name)
         assert importlib.util.find_spec(f"{package}.{name}") is None
+    assert not hasattr(face, "nothing")
+    assert not hasattr(face, "a.b")
 
 
 def test_what_goes_by_name_is_made_by_name():

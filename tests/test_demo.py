@@ -95,6 +95,13 @@ def test_jobs_end_with_an_error_or_when_nobody_waits(how):
     assert ended == ["good"]
 
 
+def test_boundaries_of_one_name_are_told_apart(model, tokenizer, folders, tmp_path):
+    other = tiny.boundary(model, 5).save(tmp_path / "calm")
+    studio = Studio(model, tokenizer, (str(folders[0]), str(other)), strict=False)
+    assert list(studio.boundaries) == ["calm", str(other)]
+    assert list(Studio(model, tokenizer, (str(other),), strict=False).boundaries) == ["calm"]
+
+
 def test_both_sides_are_what_generate_writes(studio, model, tokenizer):
     wish = Wish({"calm": 1.0, "kind": 0.5}, beta=3.0, top_k=9, max_new_tokens=8, seed=4, threshold=0.9)
     states = [(list(one.steps), list(other.steps)) for one, other, _ in studio.write(PROMPT, wish)]
@@ -260,7 +267,7 @@ def test_every_part_of_the_page(address, corpus_file):
         assert not page.locator("#plain .sasa-gone").count()
         page.uncheck("#backtrack input")
 
-        # Chat, an error in words, and a stop.
+        # Chat, errors in words, and a stop.
         page.check("#chat input")
         write()
         page.uncheck("#chat input")

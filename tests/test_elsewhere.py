@@ -30,6 +30,8 @@ def test_a_repository_for_custom_generate(by, model, tokenizer, line, tmp_path, 
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     boundary = tiny.boundary(model)
     given = {"name": str(line), "object": boundary, "several": [(boundary, 1.0), (tiny.boundary(model, 1), 0.5)]}[by]
+    same = [(boundary, 1.0), (boundary, 0.5)]
+    named = [str(line), f"{line}::0.5"]
     inputs = tokenizer(["The man", "A"], return_tensors="pt", padding=True, padding_side="left")
     inputs.pop("token_type_ids", None)
     torch.manual_seed(1)
@@ -39,6 +41,13 @@ def test_a_repository_for_custom_generate(by, model, tokenizer, line, tmp_path, 
     torch.manual_seed(1)
     got = model.generate(
         **inputs, **SAMPLING, custom_generate=str(HUB), trust_remote_code=True, boundary=given, beta=3.0, strict=False
+    )
+    assert torch.equal(want, got)
+    torch.manual_seed(1)
+    want = model.generate(**inputs, **SAMPLING, custom_generate=SASADecoder(same, 3.0))
+    torch.manual_seed(1)
+    got = model.generate(
+        **inputs, **SAMPLING, custom_generate=str(HUB), trust_remote_code=True, boundary=named, beta=3.0, strict=False
     )
     assert torch.equal(want, got)
     torch.manual_seed(1)
@@ -60,7 +69,7 @@ def test_a_pipeline_with_the_decoder(model, tokenizer):
     assert made["generated_token_ids"] == want[0].tolist()
 
 
-def test_a_conversation_is_a_prompt(model, tokenizer):
+def test_a_conversation_is_a_prompt(model, tokenizer, monkeypatch):
     boundary = tiny.boundary(model)
     settings = dict(chat=True, seed=1, max_new_tokens=5)
     turns = [{"role": "user", "content": "Hi"}]
@@ -79,8 +88,18 @@ def test_a_conversation_is_a_prompt(model, tokenizer):
     ):
         with pytest.raises(ValueError, match=message):
             sasa.generate(model, tokenizer, bad, boundary)
-    with pytest.raises(ValueError, match="messages with role and content"):
-        sasa.generate(model, tokenizer, [{"role": "user"}], boundary, chat=True)
+    for bad, message in (
+        ([{"role": "user"}], "messages with role and content"),
+        ({"role": "user", "content": "Hi"}, "this is one message: put it into a list"),
+        (["Hi", turns[0]], "prompt 1 is of type dict"),
+        ([1], "prompt 0 is of type int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sasa.generate(model, tokenizer, bad, boundary, chat=True)
+    assert len(sasa.generate(model, tokenizer, (text for text in ("Hi", "So")), boundary, **settings)) == 2
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no system turns here') }}")
+    with pytest.raises(ValueError, match="prompt 0: the chat template does not take it: no system turns here"):
+        sasa.generate(model, tokenizer, "Hi", boundary, chat=True)
 
 
 @pytest.fixture
@@ -137,16 +156,17 @@ def test_requests_that_wait_are_written_together():
 
     async def all_of_them():
         async with anyio.create_task_group() as group:
-            for n, prompt in ((1, "a"), (2, "b"), (1, "c"), (1, "d"), (1, "e"), (3, "bad")):
+            for n, prompt in ((1, "a"), (2, "b"), (1, "c"), (1, "d"), (1, "e"), (3, "bad"), (3, "f")):
                 group.start_soon(ask, n, prompt)
 
     anyio.run(all_of_them)
-    assert got == {"a": ["A"], "b": ["B"], "c": ["C"], "d": ["D"], "e": ["E"], "bad": "no"}
-    assert len(written) == 4
-    assert sorted(len(prompts) for _, prompts in written) == [1, 1, 1, 3]
+    assert got == {"a": ["A"], "b": ["B"], "c": ["C"], "d": ["D"], "e": ["E"], "bad": "no", "f": ["F"]}
+    assert (3, ["bad", "f"]) in written
+    assert (3, ["f"]) in written, "a request that fails costs those beside it nothing"
+    assert sorted(len(prompts) for n, prompts in written if n < 3) == [1, 1, 3]
 
 
-def test_the_provider_refuses_what_it_does_not_do(tiny_folder):
+def test_the_provider_refuses_what_it_does_not_do(tiny_folder, line):
     anyio = pytest.importorskip("anyio")
     pytest.importorskip("inspect_ai")
     from inspect_ai.model import GenerateConfig, get_model
@@ -156,8 +176,30 @@ def test_the_provider_refuses_what_it_does_not_do(tiny_folder):
         anyio.run(lambda: provider.api.generate([], [], "auto", GenerateConfig(logprobs=True)))
     with pytest.raises(ValueError, match="calls no tools"):
         anyio.run(lambda: provider.api.generate([], [object()], "auto", GenerateConfig()))
-    with pytest.raises(ValueError, match="beta must be >= 0"):
-        get_model(f"sasa/{tiny_folder}", boundary="none", beta=-1)
+    with pytest.raises(ValueError, match="at temperature 0 there is one choice"):
+        anyio.run(lambda: provider.api.generate([], [], "auto", GenerateConfig(temperature=0, num_choices=2)))
+    for bad, message in (
+        (dict(boundary="none", beta=-1), "beta must be >= 0"),
+        (dict(boundary=f"{line}::x", strict=False), "NAME::WEIGHT"),
+        (dict(boundary=f"{line}::-2", strict=False), "weight must be >= 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_model(f"sasa/{tiny_folder}", device="cpu", **bad)
+
+
+def test_a_reply_ends_before_a_stop_sequence_and_within_the_window(tiny_folder):
+    anyio = pytest.importorskip("anyio")
+    pytest.importorskip("inspect_ai")
+    from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
+
+    provider = get_model(f"sasa/{tiny_folder}", boundary="none", device="cpu", memoize=False)
+    ask = [ChatMessageUser(content="Hi")]
+    whole = anyio.run(lambda: provider.api.generate(ask, [], "auto", GenerateConfig(temperature=0)))
+    assert whole.usage.output_tokens <= 256 - whole.usage.input_tokens, "what the model can read is the most"
+    stop = whole.completion[2:4]
+    short = anyio.run(lambda: provider.api.generate(ask, [], "auto", GenerateConfig(temperature=0, stop_seqs=[stop])))
+    assert short.completion == whole.completion.partition(stop)[0]
+    assert short.choices[0].stop_reason == "stop"
 
 
 def test_a_boundary_goes_to_the_hub_and_comes_back(tiny_folder, corpus_file, model, tmp_path, monkeypatch):
@@ -201,6 +243,7 @@ def test_a_boundary_goes_to_the_hub_and_comes_back(tiny_folder, corpus_file, mod
         (("pull", "mine"), "is OWNER/NAME, got 'mine'"),
         (("push", fitted, "mine"), "is OWNER/NAME, got 'mine'"),
         (("push", tmp_path / "nothing", "me/mine"), "no boundary"),
+        (("push", fitted, "me/mine"), "cannot upload to 'me/mine'; the Hub says:"),  # the folder is there already
     ):
         assert message in command(*words, status=1).stderr.replace("\n", "")
 

@@ -111,7 +111,7 @@ def test_the_default_model_loads_fast_once_it_is_converted(real):
 
 def test_the_default_models_id_is_the_default_at_hand(real):
     """Adapters and `--judge` name it so; no Hub is asked, where the wheel is installed."""
-    named, _ = models.load_named(models.DEFAULT_MODEL, device="cpu")
+    named, _ = models.load(models.DEFAULT_MODEL, device="cpu")
     assert named.config._name_or_path == models.DEFAULT_MODEL
     for (name, want), got in zip(real[0].state_dict().items(), named.state_dict().values(), strict=True):
         assert torch.equal(want, got), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sasa import Backtracking, Boundary, SASADecoder
+from sasa.values import load_terms
 
 
 def generate(
@@ -20,14 +21,16 @@ def generate(
     """`model.generate(**kwargs)` under SASA.
 
     Args:
-        boundary: a name for `Boundary.load`, a `Boundary`, or several with weights, [(boundary, weight), …].
+        boundary: a name for `Boundary.load`, a `Boundary`, or several: names, NAME::WEIGHT, or pairs of either and a weight.
         beta, value, prior: see `sasa.SASADecoder`.
         backtrack: a `Backtracking`, its settings as a dictionary, or True for the defaults.
         strict: False takes a boundary that was fitted on the model under another name.
         kwargs: whatever `generate()` takes.
     """
     if isinstance(boundary, str):
-        boundary = Boundary.load(boundary, model=model, strict=strict)
+        boundary = [boundary]
+    if not isinstance(boundary, Boundary):
+        boundary = load_terms(boundary, model, strict)
     if backtrack is True:
         backtrack = Backtracking()
     elif isinstance(backtrack, dict):

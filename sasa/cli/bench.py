@@ -138,7 +138,6 @@ def suite_command(name: str) -> Callable[..., None]:
         from sasa.evaluation.suites import load_suite
         from sasa.evaluation.world import World
         from sasa.fitting.corpora import parse_rows
-        from sasa.models.load import load_named
 
         check_engine(engine, ray)
         wanted = list(dict.fromkeys(methods or ["plain", f"sasa:{BETA:g}"]))
@@ -176,7 +175,7 @@ def suite_command(name: str) -> Callable[..., None]:
         if dry_run:
             _forecast(run, made, world)
             return
-        judging = load_named(judge, device, dtype) if judge else None
+        judging = sasa.load(judge, device, dtype) if judge else None
         if judging:
             runner.contexts(run, *judging, judging=True)  # what it cannot read shows here, before the long work
         margin = [scorers.Margin(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []

@@ -13,7 +13,11 @@ from sasa.shipped import about, bundled
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False) -> None:
     """List the bundled boundaries with their held-out figures."""
-    table = Table("name", "attribute", "model", "embedding", "held-out texts", "AUC", "accuracy", "ECE")
+    table = Table(
+        "name", "attribute", "model", "layers", "texts", "AUC", "accuracy", title="and their figures on held-out texts"
+    )
+    for column in table.columns[:3]:
+        column.overflow = "fold"  # a name has to be read in full
     for name, file in bundled().items():
         told = about(file)
         spec, model, test = told["embedding"], told["model"]["id"], told["report"]["test"]
@@ -24,9 +28,9 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON objec
             name,
             told["attribute"],
             model,
-            f"layer {' and '.join(map(str, layers))}, {spec['pooling']} of {spec['span']}",
+            ", ".join(map(str, layers)),
             str(test["safe"] + test["unsafe"]),
-            *(f"{test[key]:.3f}" for key in ("auc", "accuracy", "ece")),
+            *(f"{test[key]:.3f}" for key in ("auc", "accuracy")),
         )
     if not as_json:
         out.print(table)

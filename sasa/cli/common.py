@@ -13,7 +13,7 @@ from rich.color import Color
 from rich.console import Console
 from rich.style import Style
 
-from sasa.settings import DEFAULT_MODEL, check_beta
+from sasa.settings import BUNDLED, DEFAULT_MODEL
 from sasa.tables import KINDS, kind_of, local, open_table, read_lines, warn_once
 
 if TYPE_CHECKING:
@@ -165,18 +165,9 @@ def dtype_of(model: PreTrainedModel) -> str:
 
 def load_boundaries(names: list[str] | None, model: PreTrainedModel, strict: bool) -> list[tuple[Boundary, float]]:
     """The boundaries of `--boundary`, each with its weight."""
-    from sasa.boundary import Boundary
+    from sasa.values import load_terms
 
-    found = []
-    for given in names or ["toxicity"]:
-        name, separator, weight = given.partition("::")
-        try:
-            number = float(weight) if separator else 1.0
-        except ValueError:
-            raise ValueError(f"--boundary is NAME or NAME::WEIGHT, such as toxicity::0.5, got {given!r}") from None
-        check_beta(number, "a boundary's weight")
-        found.append((Boundary.load(name, model=model, strict=strict), number))
-    return found
+    return load_terms(names or [BUNDLED], model, strict, "--boundary")
 
 
 def load_reward(

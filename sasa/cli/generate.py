@@ -323,7 +323,7 @@ def _traced(boundary: Boundary, completion: Completion) -> Table:
             look = ("bold" if drawn else "dim") + ("" if step.kept else " strike")
             table.add_row(
                 f"{step.place + 1}" if n == 0 else "",
-                Text(repr(one.text)[1:-1], style=look),
+                Text(("› " if drawn else "  ") + repr(one.text)[1:-1], style=look),
                 f"{one.p:.1%}",
                 f"{one.q:.1%}",
                 f"{one.score:.2f}",

@@ -51,7 +51,7 @@ def command(
     lowest = min(range(len(values)), key=values.__getitem__)
     turn = next((token for token in tokens[lowest:] if token), "")  # a token within a character has no text of its own
     out.print(
-        f"margin {values[-1]:+.2f}, P(safe) {p:.2f}; lowest {values[lowest]:+.2f} after {turn!r}",
+        f"margin {values[-1]:+.2f}, P(safe) {p:.2f}; lowest {values[lowest]:+.2f} after the token {turn!r}",
         style="dim",
         markup=False,
         soft_wrap=True,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULTS = RedTeam()
 JUDGES = "tox-block", "toxic-comment-classifier"
 SAMPLING = Settings(1, REPLY_TOKENS, chat=True)
+DEFENCES = "Of a model: " + "; ".join(f"{name}: {what}" for name, what in evaluation.METHODS.items()) + "."
 FAILED = 3
 """Exit status where more got through than --fail-above allows."""
 
@@ -92,7 +93,7 @@ def run(
     ] = None,
     defence: Annotated[
         str,
-        typer.Option("--defence", "-D", help=f"Of a model: {', '.join(evaluation.METHODS.values())}."),
+        typer.Option("--defence", "-D", help=DEFENCES),
     ] = "plain",
     boundary: BoundariesOption = None,
     method: Annotated[
@@ -360,9 +361,9 @@ def replay_command(
 
     sasa redteam replay runs/attack --clusters odd -m HuggingFaceTB/SmolLM2-135M-Instruct -m safer --no-strict -D sasa
     """
+    import sasa
     from sasa.evaluation import methods as ways
     from sasa.evaluation import scorers
-    from sasa.models.load import load_named
     from sasa.redteam.replays import replay, replay_suite
     from sasa.redteam.store import Attempts
     from sasa.settings import DEFAULT_MODEL
@@ -390,7 +391,7 @@ def replay_command(
     short = [Path(name).name for name in names]
     worlds: dict[str, Any] = {}
     for name, last in zip(names, short, strict=True):
-        loaded, tokenizer = load_named(name, device, dtype)
+        loaded, tokenizer = sasa.load(name, device, dtype)
         lines = load_boundaries(boundary, loaded, strict)
         worlds[last if short.count(last) == 1 else name] = loaded, tokenizer, lines
     place = output or (attacks / "replay" if store is not None else attacks.with_suffix(".replay"))

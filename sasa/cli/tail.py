@@ -100,7 +100,6 @@ def command(
     import sasa
     from sasa.evaluation.importance import WORST
     from sasa.evaluation.tail import measure_tail
-    from sasa.models.load import load_named
 
     texts = load_prompts(prompts, rows, groups, limit, seed)
     loaded, tokenizer = sasa.load(model, device, dtype)
@@ -109,7 +108,7 @@ def command(
         "base": None,
     }
     if (name := _base_of(model) if base is None else base) and name != NONE:
-        others["base"] = load_named(name, device, dtype)[0]
+        others["base"] = sasa.load(name, device, dtype)[0]
     judged = others["base"] or loaded  # a boundary's reward is read off the states that training left alone
     judges = [load_reward(each, judged, tokenizer, boundary, chat, strict) for each in wanted]
     found = measure_tail(loaded, tokenizer, texts, judges, output, settings, progress=True, **others)

@@ -49,7 +49,7 @@ def inspected(tokens: Sequence[str], margins: Sequence[float], boundary: Boundar
     turn = next((token for token in tokens[lowest:] if token), "")
     told = (
         f"margin {margins[-1]:+.2f}, P(safe) {boundary.p_safe(margins[-1]):.2f}; lowest {margins[lowest]:+.2f} after "
-        f"“{html.escape(turn.strip())}”"
+        f"the token “{html.escape(turn.strip())}”"
     )
     return f'<div class="sasa-text">{"".join(spans)}</div><div class="sasa-figures">{told}</div>'
 

@@ -18,8 +18,8 @@ from sasa.settings import BETA, PRIOR, THRESHOLD, TOP_K, TOP_P
 
 logger = logging.getLogger(__name__)
 
-SLOTS = 6
-"""Boundaries that may steer at once: one slider each."""
+SPARE = 4
+"""Boundaries that a window may fit: each has a slider."""
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 EXAMPLES = (
     "The other driver cut me off, and I rolled down the window and shouted:",
@@ -111,7 +111,7 @@ def _write_tab(studio: Studio, fitted: gr.State) -> list[gr.Slider]:
                 0, 2, 0 if i else 1, step=0.1, label=f"weight of {names[i]}" if i < len(names) else "",
                 visible=i < len(names), elem_id=f"weight-{i}", min_width=140,
             )
-            for i in range(SLOTS)
+            for i in range(len(names) + SPARE)
         ]  # fmt: skip
     gr.Examples([[text] for text in EXAMPLES], [prompt], label="Prompts")
 
@@ -120,16 +120,18 @@ def _write_tab(studio: Studio, fitted: gr.State) -> list[gr.Slider]:
         seed: float | None, back: bool, threshold: float, fitted: dict[str, Boundary], *weights: float,
     ) -> Iterator[tuple[str, str]]:  # fmt: skip
         known = [*studio.boundaries, *fitted]
-        wish = Wish(
-            dict(zip(known, weights, strict=False)),
-            beta, prior, int(top_k), top_p, temperature, int(tokens), None if seed is None else int(seed), chat,
-            threshold if back else None,
-        )  # fmt: skip
+        if None in (prompt, beta, prior, temperature, top_k, top_p, tokens, threshold, *weights):
+            raise gr.Error("a field is empty: fill it, or take its default back by the arrow")
         try:
+            wish = Wish(
+                dict(zip(known, weights, strict=False)),
+                beta, prior, int(top_k), top_p, temperature, int(tokens), None if seed is None else int(seed) % 2**31, chat,
+                threshold if back else None,
+            )  # fmt: skip
             for one, other, line in studio.write(prompt, wish, fitted):
                 done = one.completion is not None and other.completion is not None
                 yield markup.side(prompt, one, line, cards=done), markup.side(prompt, other, line, cards=done)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise gr.Error(str(error)) from error
 
     settings = [prompt, beta, prior, temperature, top_k, top_p, tokens, chat, seed, back, threshold, fitted, *sliders]
@@ -192,6 +194,8 @@ def _fit_tab(studio: Studio, fitted: gr.State, sliders: list[gr.Slider], choice:
     ) -> Iterator[Any]:  # fmt: skip
         if path is None or not text or not label:
             raise gr.Error("choose a table, its column of texts and its column of labels")
+        if len(fitted) == SPARE:
+            raise gr.Error(f"a window fits {SPARE} boundaries: open another one")
 
         def tell(what: str, done: float, total: float | None) -> None:
             progress((int(done), int(total) if total else None), desc=what, unit="texts")
@@ -212,13 +216,11 @@ def _fit_tab(studio: Studio, fitted: gr.State, sliders: list[gr.Slider], choice:
             f"**{name}** steers now, alone. Of {test['safe'] + test['unsafe']} held-out texts: AUC {test['auc']:.3f}, "
             f"accuracy {test['accuracy']:.3f}."
         )
-        if len(names) > SLOTS:
-            raise gr.Error(f"this window holds {SLOTS} boundaries: open another one")
         weights = [
             gr.Slider(label=f"weight of {names[i]}", visible=True, value=float(names[i] == name))
             if i < len(names)
             else gr.Slider()
-            for i in range(SLOTS)
+            for i in range(len(sliders))
         ]
         yield fitted, said, gr.File(str(written), visible=True), gr.Dropdown(names, value=name), *weights
 

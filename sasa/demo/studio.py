@@ -19,7 +19,7 @@ from sasa.fitting import Corpus, Recipe, fit_boundary
 from sasa.generation import Completion
 from sasa.progress import following
 from sasa.settings import BETA, BUNDLED, PRIOR, TOP_K, TOP_P
-from sasa.shipped import about, bundled
+from sasa.shipped import FILE_NAME, about, bundled
 from sasa.tables import open_table
 from sasa.tracing import TracedStep
 
@@ -86,8 +86,11 @@ class Studio:
         self.model, self.tokenizer = model, tokenizer
         self.boundaries: dict[str, Boundary] = {}
         for name in names:
-            boundary = Boundary.load(name, model=model, strict=strict)
-            self.boundaries[Path(name).name or name] = boundary
+            path = Path(name)
+            short = path.parent.name if path.name == FILE_NAME else path.name
+            self.boundaries[name if not short or short in self.boundaries else short] = Boundary.load(
+                name, model=model, strict=strict
+            )
         shipped = [(str(about(file)["attribute"]), file) for file in bundled().values()]
         for attribute, file in sorted(shipped, key=lambda pair: pair[0] != BUNDLED):  # first what steers by default
             try:
@@ -164,7 +167,7 @@ class Studio:
         folder = Path(tempfile.mkdtemp(prefix="sasa-fit-"))
         with following(tell):
             boundary = fit_boundary(self.model, self.tokenizer, recipe, folder)
-        return boundary, folder / "boundary.safetensors"
+        return boundary, folder / FILE_NAME
 
 
 def columns_of(file: str | Path) -> tuple[list[str], str | None, str | None]:

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -33,7 +33,9 @@ import sasa
 from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.embedding import tokenize_prompt
 from sasa.generation import Completion
+from sasa.models.states import context_window
 from sasa.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.values import load_terms
 
 DEFAULT = "default"
 MAX_TOKENS = 1024
@@ -81,10 +83,7 @@ class SASAProvider(ModelAPI):
         self.model, self.tokenizer = sasa.load(None if model_name == DEFAULT else model_name, device, dtype)
         self.boundaries: list[tuple[Boundary, float]] | None = None
         if boundary != "none":
-            parts = [name.partition("::") for name in boundary.split(",")]
-            self.boundaries = [
-                (Boundary.load(name, model=self.model, strict=strict), float(weight or 1)) for name, _, weight in parts
-            ]
+            self.boundaries = load_terms(boundary.split(","), self.model, strict)
         self.steering: dict[str, Any] = dict(beta=float(beta), value=value, prior=float(prior))
         self.spec = EmbeddingSpec(template="chat" if self.tokenizer.chat_template else "none")
         self.batches = Batches(self._write, int(batch_size))
@@ -105,8 +104,15 @@ class SASAProvider(ModelAPI):
             raise ValueError("the provider sasa calls no tools: choose a task or a solver without them")
         if config.logprobs:
             raise ValueError("the provider sasa gives no log-probabilities: leave logprobs out")
+        if config.temperature == 0 and (config.num_choices or 1) > 1:
+            raise ValueError("at temperature 0 there is one choice: leave num_choices out")
+        prompt: Any = [{"role": message.role, "content": message.text} for message in input]
+        if self.spec.template == "none":
+            prompt = "\n".join(message.text for message in input)
+        read = len(tokenize_prompt(self.tokenizer, prompt, self.spec))
+        room = (context_window(self.model) or 2**31) - read
         settings: dict[str, Any] = dict(
-            max_new_tokens=config.max_tokens or MAX_TOKENS,
+            max_new_tokens=config.max_tokens or max(1, min(MAX_TOKENS, room)),
             top_p=config.top_p,
             top_k=config.top_k,
             seed=config.seed,
@@ -119,23 +125,22 @@ class SASAProvider(ModelAPI):
         if config.stop_seqs:
             settings["stop_strings"] = tuple(config.stop_seqs)
         began = time.monotonic()
-        prompt: Any = [{"role": message.role, "content": message.text} for message in input]
-        if self.spec.template == "none":
-            prompt = "\n".join(message.text for message in input)
         done = await self.batches.ask(settings, prompt)
-        read = len(tokenize_prompt(self.tokenizer, prompt, self.spec))
         written = sum(len(one.tokens) for one in done)
         return ModelOutput(
             model=self.model_name,
-            choices=[self._choice(one) for one in done],
+            choices=[self._choice(one, config.stop_seqs or ()) for one in done],
             usage=ModelUsage(input_tokens=read, output_tokens=written, total_tokens=read + written),
             time=time.monotonic() - began,
         )
 
-    def _choice(self, completion: Completion) -> ChatCompletionChoice:
+    def _choice(self, completion: Completion, stops: Sequence[str]) -> ChatCompletionChoice:
+        text = completion.text
+        for stop in stops:  # it is no part of a reply
+            text = text.partition(stop)[0]
         return ChatCompletionChoice(
-            message=ChatMessageAssistant(content=completion.text, model=self.model_name, source="generate"),
-            stop_reason="max_tokens" if completion.finish_reason == "length" else "stop",
+            message=ChatMessageAssistant(content=text, model=self.model_name, source="generate"),
+            stop_reason="max_tokens" if completion.finish_reason == "length" and text == completion.text else "stop",
         )
 
     def _write(self, settings: dict[str, Any], prompts: list[Any]) -> list[list[Completion]]:
@@ -192,11 +197,18 @@ class Batches:
             settings = waiting[0][0]
             batch = [one for one in waiting if one[0] == settings][: self.size]
             waiting = deque(one for one in waiting if not any(one is other for other in batch))
-            try:
-                made = self._write(settings, [prompt for _, prompt, _ in batch])
-            except Exception as error:
-                for _, _, future in batch:
-                    future.set_exception(error)
-            else:
-                for (_, _, future), completions in zip(batch, made, strict=True):
-                    future.set_result(completions)
+            self._serve(settings, [(prompt, future) for _, prompt, future in batch])
+
+    def _serve(self, settings: dict[str, Any], batch: list[tuple[Any, Future[list[Completion]]]]) -> None:
+        """Writes a batch; where that fails, each request by itself, so that one costs the others nothing."""
+        try:
+            made = self._write(settings, [prompt for prompt, _ in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            for one in batch:
+                self._serve(settings, [one])
+        else:
+            for (_, future), completions in zip(batch, made, strict=True):
+                future.set_result(completions)

