@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +15,10 @@ from sasa.demo import markup
 from sasa.demo.studio import Studio, Wish, columns_of
 from sasa.settings import BETA, PRIOR, THRESHOLD, TOP_K, TOP_P
 
-logger = logging.getLogger(__name__)
-
 SPARE = 4
 """Boundaries that a window may fit: each has a slider."""
+CLEANED = 3600, 86400
+"""Seconds between two looks for uploads and downloads to delete, and their age then."""
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 EXAMPLES = (
     "The other driver cut me off, and I rolled down the window and shouted:",
@@ -35,7 +34,7 @@ kind are a start; at most 2,000 are read. The boundary steers at once, in this w
 
 def build(studio: Studio, name: str) -> gr.Blocks:
     """The page of a studio; `name` is what its model is called."""
-    with gr.Blocks(title="sasa", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title="sasa", analytics_enabled=False, fill_width=True, delete_cache=CLEANED) as page:
         fitted = gr.State({})  # boundaries of this window, by name
         gr.Markdown(f"{INTRODUCTION} Model: `{name}`.")
         with gr.Tab("Write"):

@@ -164,10 +164,9 @@ class Studio:
         names = tuple(name.strip() for name in positive.split(",") if name.strip())
         corpus = Corpus(str(file), text=text, label=label, positive=names, limit=ROWS)
         recipe = Recipe((corpus,), depth=0.8, prefixes=True, attribute=Path(file).stem)
-        folder = Path(tempfile.mkdtemp(prefix="sasa-fit-"))
         with following(tell):
-            boundary = fit_boundary(self.model, self.tokenizer, recipe, folder)
-        return boundary, folder / FILE_NAME
+            boundary = fit_boundary(self.model, self.tokenizer, recipe)
+        return boundary, boundary.save(tempfile.mkdtemp(prefix="sasa-fit-"))
 
 
 def columns_of(file: str | Path) -> tuple[list[str], str | None, str | None]:

