@@ -14,7 +14,14 @@ from sasa.shipped import about, bundled
 def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False) -> None:
     """List the bundled boundaries with their held-out figures."""
     table = Table(
-        "name", "attribute", "model", "layers", "texts", "AUC", "accuracy", title="and their figures on held-out texts"
+        "name",
+        "attribute",
+        "model",
+        "layers",
+        "texts",
+        "AUC",
+        "accuracy",
+        title="Bundled boundaries, with their figures on held-out texts",
     )
     for column in table.columns[:3]:
         column.overflow = "fold"  # a name has to be read in full
