@@ -350,7 +350,7 @@ class Boundary:
                 return Path(hf_hub_download(name, FILE_NAME))
             except Exception as error:
                 raise FileNotFoundError(
-                    f"no boundary at {name!r}: not a local path, and the Hub says: {' '.join(str(error).split())}"
+                    f"no boundary at {name!r}: not a local path, and the Hub says: {error}"
                 ) from error
         raise FileNotFoundError(
             f"no boundary {name!r}: not a file, not a folder with {FILE_NAME}, not bundled ({', '.join(shipped)})"

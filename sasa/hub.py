@@ -40,11 +40,6 @@ def push_to_hub(
 
     check_repository(repo_id)
     beside = [Path(folder) / name for name in BESIDE if folder is not None and (Path(folder) / name).is_file()]
-    api = HfApi(token=token)
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-    except Exception as error:
-        raise OSError(f"cannot upload to {repo_id!r}; the Hub says: {' '.join(str(error).split())}") from error
     with tempfile.TemporaryDirectory() as place:
         boundary.save(place)
         for file in beside:
@@ -52,7 +47,12 @@ def push_to_hub(
         if "test" in boundary.report:
             plotted = any(file.suffix == ".png" for file in beside)
             write_atomically(Path(place) / "README.md", card(boundary, plotted, repo_id))
-        return str(api.upload_folder(repo_id=repo_id, folder_path=place))
+        try:
+            api = HfApi(token=token)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=place))
+        except Exception as error:
+            raise OSError(f"cannot upload to {repo_id!r}; the Hub says: {error}") from error
 
 
 def pull_from_hub(repo_id: str, folder: str | Path, *, token: str | None = None) -> Path:
@@ -75,7 +75,7 @@ def pull_from_hub(repo_id: str, folder: str | Path, *, token: str | None = None)
     try:
         found = Path(snapshot_download(repo_id, allow_patterns=[FILE_NAME, "README.md", *BESIDE], token=token))
     except Exception as error:
-        raise FileNotFoundError(f"no boundary at {repo_id!r}; the Hub says: {' '.join(str(error).split())}") from error
+        raise FileNotFoundError(f"no boundary at {repo_id!r}; the Hub says: {error}") from error
     if not (found / FILE_NAME).is_file():
         raise FileNotFoundError(f"the repository {repo_id!r} holds no {FILE_NAME}")
     Boundary.load(found)  # what is damaged shows before anything is written

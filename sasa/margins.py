@@ -50,6 +50,13 @@ def trace(
     return tokens, boundary.margin(states.to(boundary.weight.device))
 
 
+def turning_point(tokens: Sequence[str], margins: Sequence[float]) -> tuple[float, str]:
+    """The lowest margin of a text as it grows, and the token after which it has it."""
+    lowest = min(range(len(margins)), key=margins.__getitem__)
+    # A token within a character has no text of its own.
+    return margins[lowest], next((token for token in tokens[lowest:] if token), "")
+
+
 def _whole(model: PreTrainedModel, spec: EmbeddingSpec) -> EmbeddingSpec:
     """A spec without the fit's limit on length: a text is judged by all that the model can read."""
     return replace(spec, max_length=context_window(model) or 2**31)

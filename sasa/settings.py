@@ -39,6 +39,31 @@ def check_beta(beta: float, name: str = "beta") -> None:
         raise ValueError(f"{name} must be >= 0, got {beta}")
 
 
+def weighted(text: str, what: str = "boundary") -> tuple[str, float]:
+    """A boundary's name and its weight, of NAME or NAME::WEIGHT. Raises ValueError for a weight that is none."""
+    name, separator, weight = text.partition("::")
+    try:
+        number = float(weight) if separator else 1.0
+    except ValueError:
+        raise ValueError(f"{what} is NAME or NAME::WEIGHT, such as toxicity::0.5, got {text!r}") from None
+    check_beta(number, "a boundary's weight")
+    return name, number
+
+
+def check_at_least(settings: object, **least: float) -> None:
+    """Raises ValueError where a number among some settings is not finite, or smaller than its least."""
+    for name, smallest in least.items():
+        if not (math.isfinite(number := getattr(settings, name)) and number >= smallest):
+            raise ValueError(f"{name} must be >= {smallest}, got {number}")
+
+
+def check_above_zero(settings: object, *names: str) -> None:
+    """Raises ValueError where a number among some settings is not finite and above 0."""
+    for name in names:
+        if not (math.isfinite(number := getattr(settings, name)) and number > 0):
+            raise ValueError(f"{name} must be > 0, got {number}")
+
+
 def check_truncation(top_k: int | None, top_p: float | None, min_p: float | None = None) -> None:
     """Raises ValueError for a limit outside its range."""
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):

@@ -65,6 +65,10 @@ class TracedStep:
         """The candidate that was drawn."""
         return next(one for one in self.candidates if one.token == self.token)
 
+    def likeliest(self, count: int) -> list[TracedCandidate]:
+        """So many of the model's own likeliest candidates, and the one that was drawn."""
+        return [one for n, one in enumerate(self.candidates) if n < count or one.token == self.token]
+
 
 class Draw(NamedTuple):
     """A step of a batch: R rows that are followed, K candidates of each, S boundaries.
@@ -122,7 +126,7 @@ class Tracer:
         for i, (row, token) in enumerate(zip(drawn.rows.tolist(), drawn.tokens.tolist(), strict=True)):
             if not going[i]:
                 continue
-            written = [step for step in self.steps[row] if step.kept]
+            written = self._kept(row)
             before = [*self._before[row], *(step.token for step in written[-BEFORE:])][-BEFORE:]
             found = [
                 TracedCandidate(
@@ -138,9 +142,12 @@ class Tracer:
         if self.tell is not None:
             self.tell(self.steps)
 
+    def _kept(self, row: int) -> list[TracedStep]:
+        return [step for step in self.steps[row] if step.kept]
+
     def _spell(self, row: int) -> None:
         """Gives the newest step its text, and those before it that are parts of the same character."""
-        kept = [step for step in self.steps[row] if step.kept]
+        kept = self._kept(row)
         first = len(kept) - 1
         while first and (not kept[first - 1].text or kept[first - 1].text.endswith("\ufffd")):
             first -= 1
@@ -151,7 +158,7 @@ class Tracer:
 
     def back(self, row: int, count: int | None = None) -> None:
         """The last `count` tokens of a row were thrown away; None: all of them."""
-        kept = [step for step in self.steps[row] if step.kept]
+        kept = self._kept(row)
         for step in kept[-count:] if count else kept:
             step.kept = False
 

@@ -27,7 +27,7 @@ from torch.nn.functional import logsigmoid
 
 from sasa.boundary import Boundary, EmbeddingSpec
 from sasa.candidates import Candidates
-from sasa.settings import PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.settings import PRIOR, VALUE, check_beta, check_prior, check_value, weighted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -161,11 +161,7 @@ def load_terms(
     """
     found = []
     for given in names:
-        name, weight = given if isinstance(given, tuple) else given.strip().partition("::")[::2]
-        try:
-            number = float(weight) if weight != "" else 1.0
-        except ValueError:
-            raise ValueError(f"{what} is NAME or NAME::WEIGHT, such as toxicity::0.5, got {given!r}") from None
+        name, number = weighted(given, what) if isinstance(given, str) else given
         check_beta(number, "a boundary's weight")
         line = name if isinstance(name, Boundary) else Boundary.load(name, model=model, strict=strict)
         found.append((line, number))

@@ -202,6 +202,13 @@ def test_what_the_harness_adds(few_prompts):
     assert "median of 2 ratios" in shown
 
 
+def test_what_a_start_costs():
+    shown = run("startup.py", "--rounds", 1)
+    assert shown.splitlines()[0].startswith("import torch ")
+    assert len(shown.splitlines()) == 8
+    assert "sasa classifiers" in shown
+
+
 def test_what_a_look_ahead_costs(few_prompts):
     shown = run("lookahead.py", *few_prompts, "--rows", "0:12", "--limit", 2, "--rounds", 1)
     assert "a pass by itself" in shown

@@ -250,6 +250,11 @@ def test_several_layers_are_one_vector(model, tokenizer, tmp_path):
     assert EmbeddingSpec(layer=[2]) == EmbeddingSpec(layer=2)
     with pytest.raises(ValueError, match="weight has 64 entries, hidden_size is 32"):
         replace(boundary, embedding=EmbeddingSpec())
+    for bad in (dict(max_length=9.5), dict(special_tokens="no")):
+        with pytest.raises(ValueError, match="max_length must be an integer and special_tokens True or False"):
+            EmbeddingSpec(**bad)
+    with pytest.raises(ValueError, match="layer must be an integer or several, got True"):
+        EmbeddingSpec(layer=True)
     with pytest.raises(ValueError, match="layer must be an integer or several, got"):
         EmbeddingSpec(layer=())
     with pytest.raises(ValueError, match="layer must be an integer or several, got"):

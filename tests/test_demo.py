@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from shell import sasa as command
 
 import sasa
 from sasa.demo import markup
@@ -93,6 +94,28 @@ def test_jobs_end_with_an_error_or_when_nobody_waits(how):
         next(jobs)
         jobs.close()
     assert ended == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "share", "said"),
+    [
+        ((), "127.0.0.1", False, "on this machine alone"),
+        (("--host", "0.0.0.0"), "0.0.0.0", False, "everybody who can reach this address"),
+        (("--share",), "127.0.0.1", True, "everybody who can reach this address"),
+    ],
+)
+def test_others_reach_it_only_where_that_is_asked_for(options, host, share, said, tiny_folder, monkeypatch):
+    class Page:
+        def block_thread(self): ...
+
+    def launch(studio, name, *settings, **_):
+        print("launched with", settings[0], settings[2])
+        return Page(), "http://there"
+
+    monkeypatch.setattr("sasa.demo.page.launch", launch)
+    done = command("demo", "-m", tiny_folder, *options)
+    assert f"launched with {host} {share}" in done.stdout
+    assert said in done.stdout
 
 
 def test_boundaries_of_one_name_are_told_apart(model, tokenizer, folders, tmp_path):
@@ -308,6 +331,12 @@ def test_every_part_of_the_page(address, corpus_file):
         number("tokens", 5)
         number("beta", 4)
         write()
+        page.get_by_role("tab", name="Fit a boundary").click()
+        for more in ("'", "'" * 2, "'" * 3):
+            page.click("#fit")
+            expect(page.locator("#fitted")).to_contain_text(f"{corpus_file.stem}{more} steers now")
+        page.click("#fit")
+        expect(page.get_by_text("a window fits 4 boundaries")).to_be_visible()
 
         assert asked
         assert all(url.startswith((address, "data:", "blob:")) for url in asked), "nothing outside is needed"

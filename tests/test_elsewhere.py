@@ -194,10 +194,10 @@ def test_a_reply_ends_before_a_stop_sequence_and_within_the_window(tiny_folder):
 
     provider = get_model(f"sasa/{tiny_folder}", boundary="none", device="cpu", memoize=False)
     ask = [ChatMessageUser(content="Hi")]
-    whole = anyio.run(lambda: provider.api.generate(ask, [], "auto", GenerateConfig(temperature=0)))
+    whole = anyio.run(lambda: provider.generate(ask, config=GenerateConfig(temperature=0)))
     assert whole.usage.output_tokens <= 256 - whole.usage.input_tokens, "what the model can read is the most"
     stop = whole.completion[2:4]
-    short = anyio.run(lambda: provider.api.generate(ask, [], "auto", GenerateConfig(temperature=0, stop_seqs=[stop])))
+    short = anyio.run(lambda: provider.generate(ask, config=GenerateConfig(temperature=0, stop_seqs=[stop])))
     assert short.completion == whole.completion.partition(stop)[0]
     assert short.choices[0].stop_reason == "stop"
 

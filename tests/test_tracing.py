@@ -11,6 +11,7 @@ from shell import sasa as command
 import sasa
 from sasa import Backtracking
 from sasa.embedding import pieces
+from sasa.tracing import Tracer
 
 PROMPTS = ["The man said", "A", "Yesterday we went to the"]
 SETTINGS = dict(max_new_tokens=8, seed=5, top_k=9, top_p=0.95)
@@ -158,6 +159,12 @@ def test_what_cannot_be_traced_is_an_error(settings, message, model, tokenizer):
     settings = {"boundary": tiny.boundary(model)} | settings
     with pytest.raises(ValueError, match=message):
         sasa.generate(model, tokenizer, PROMPTS[0], trace=True, **settings)
+
+
+def test_a_compiled_pass_is_not_traced(model, tokenizer):
+    decoder = sasa.SASADecoder(tiny.boundary(model), compiled=True, tracer=Tracer(tokenizer))
+    with pytest.raises(ValueError, match="a tracer and compiled=True"):
+        model.generate(torch.tensor([[5, 6]]), do_sample=True, max_new_tokens=2, custom_generate=decoder)
 
 
 def test_on_the_command_line(tiny_folder, model, tmp_path):

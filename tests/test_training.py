@@ -509,3 +509,12 @@ def test_the_command(corpus, tiny_folder, tmp_path):
     assert "no file at" in bad.stderr
     bad = command("generate", "x", "-m", tiny_folder, "-b", "none", "--backtrack", "--reset-token", RESET, status=1)
     assert "was not trained to write it" in bad.stderr
+
+
+def test_on_an_old_python_it_says_what_trl_needs(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for version, said in (((3, 10), True), ((3, 11), False)):
+        monkeypatch.setattr("sys.version_info", version)
+        with pytest.raises(ImportError, match="training needs trl") as caught:
+            check_packages("trl")
+        assert ("Python 3.11" in str(caught.value)) == said

@@ -10,6 +10,7 @@ from test_lookahead import PROMPTS, left_padded
 
 import sasa
 from sasa import SASADecoder, SASALogitsProcessor
+from sasa.values import load_terms
 
 SEVERAL = [
     dict(seed=1),
@@ -109,3 +110,16 @@ def test_boundaries_that_read_a_text_differently_are_refused(model, tokenizer):
     pair = [(tiny.boundary(model), 1.0), (tiny.boundary(model, special_tokens=False), 1.0)]
     with pytest.raises(ValueError, match="different special_tokens"):
         sasa.generate(model, tokenizer, "abc", pair)
+
+
+def test_boundaries_by_name_with_weights(model, tmp_path):
+    boundary = tiny.boundary(model)
+    name = str(boundary.save(tmp_path / "line").parent)
+    found = load_terms([name, f"{name}::0.5", (boundary, 2.0), (name, 0.0)], model, strict=False)
+    assert [weight for _, weight in found] == [1.0, 0.5, 2.0, 0.0]
+    assert {line.fingerprint for line, _ in found} == {boundary.fingerprint}
+    for bad in ("toxicity::", "toxicity::much"):
+        with pytest.raises(ValueError, match="--boundary is NAME or NAME::WEIGHT"):
+            load_terms([bad], model, what="--boundary")
+    with pytest.raises(ValueError, match="weight must be >= 0"):
+        load_terms([(boundary, -1.0)], model)

@@ -97,4 +97,4 @@ def main() -> None:
 def _plain(error: BaseException) -> str:
     from rich.markup import escape
 
-    return escape(str(error))
+    return escape(" ".join(str(error).split()))  # what others say, the Hub for one, may have several lines

@@ -30,7 +30,7 @@ from sasa.cli.common import (
     out,
     spread_by_ray,
 )
-from sasa.evaluation.settings import METHODS, SCORER_NAMES, WORDS, Settings
+from sasa.evaluation.settings import METHODS_HELP, SCORER_NAMES, WORDS, Settings
 from sasa.files import read_json
 from sasa.settings import BETA, DEFAULT_MODEL, check_truncation
 from sasa.tables import read_lines
@@ -73,7 +73,7 @@ def suite_command(name: str) -> Callable[..., None]:
         ] = None,
         methods: Annotated[
             list[str] | None,
-            typer.Option("--method", "-M", help=f"Repeat for several: {', '.join(METHODS.values())}."),
+            typer.Option("--method", "-M", help=f"Repeat for several. {METHODS_HELP}."),
         ] = None,
         judges: Annotated[
             list[str] | None,

@@ -13,7 +13,7 @@ from rich.color import Color
 from rich.console import Console
 from rich.style import Style
 
-from sasa.settings import BUNDLED, DEFAULT_MODEL
+from sasa.settings import BUNDLED, DEFAULT_MODEL, weighted
 from sasa.tables import KINDS, kind_of, local, open_table, read_lines, warn_once
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ RewardOption = Annotated[
         "`sasa bench`, as logit(1 - toxicity); hf:MODEL, a reward model; or MODULE:FUNCTION, of prompts and completions.",
     ),
 ]
+LOOPBACK = "127.0.0.1"
+HostOption = Annotated[str, typer.Option(help="Where it listens. 0.0.0.0: to everybody who reaches this machine.")]
 RowsOption = Annotated[str | None, typer.Option(help="START:STOP, only these rows of the file.", show_default="all")]
 GroupsOption = Annotated[
     str | None,
@@ -154,7 +156,7 @@ class Engine:
         from sasa.serving.vllm import LLM
 
         if self._engine is None:
-            self._engine = LLM(boundary=[name.partition("::")[0] for name in self._names], **self._options)
+            self._engine = LLM(boundary=[weighted(name, "--boundary")[0] for name in self._names], **self._options)
         return self._engine.complete(prompts, beta, boundary=self._names, **settings)
 
 

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sasa.cli.common import DeviceOption, DtypeOption, ModelOption, StrictOption, out
-
-LOOPBACK = "127.0.0.1"
+from sasa.cli.common import LOOPBACK, DeviceOption, DtypeOption, HostOption, ModelOption, StrictOption, out
+from sasa.settings import DEFAULT_MODEL
 
 
 def command(
@@ -22,9 +21,7 @@ def command(
             show_default="those that are bundled for the model",
         ),
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Where it listens. 0.0.0.0: to everybody who reaches this machine.")
-    ] = LOOPBACK,
+    host: HostOption = LOOPBACK,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Its port.", show_default="the first free one from 7860")
     ] = None,
@@ -48,7 +45,6 @@ def command(
     import sasa
     from sasa.demo.page import launch
     from sasa.demo.studio import Studio
-    from sasa.settings import DEFAULT_MODEL
 
     loaded, tokenizer = sasa.load(model, device, dtype)
     studio = Studio(loaded, tokenizer, tuple(boundaries or ()), strict)

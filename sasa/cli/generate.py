@@ -317,7 +317,7 @@ def _traced(boundary: Boundary, completion: Completion) -> Table:
     """The likeliest candidates of each step, and the one that was drawn; what went back is struck through."""
     table = Table("", "token", "before", "after", "score", "margin", "value", "added", title_justify="left")
     for step in completion.trace:
-        shown = [one for n, one in enumerate(step.candidates) if n < SHOWN or one.token == step.token]
+        shown = step.likeliest(SHOWN)
         for n, one in enumerate(shown):
             drawn = one.token == step.token
             look = ("bold" if drawn else "dim") + ("" if step.kept else " strike")

@@ -34,6 +34,7 @@ def command(
         raise ValueError("the text is empty")
     import sasa
     from sasa.boundary import Boundary
+    from sasa.margins import turning_point
 
     loaded, tokenizer = sasa.load(model, device, dtype)
     line = Boundary.load(boundary, model=loaded, strict=strict)
@@ -48,10 +49,9 @@ def command(
         Text.assemble(*((token, style(line, margin)) for token, margin in zip(tokens, values, strict=True))),
         soft_wrap=True,
     )
-    lowest = min(range(len(values)), key=values.__getitem__)
-    turn = next((token for token in tokens[lowest:] if token), "")  # a token within a character has no text of its own
+    lowest, turn = turning_point(tokens, values)
     out.print(
-        f"margin {values[-1]:+.2f}, P(safe) {p:.2f}; lowest {values[lowest]:+.2f} after the token {turn!r}",
+        f"margin {values[-1]:+.2f}, P(safe) {p:.2f}; lowest {lowest:+.2f} after the token {turn!r}",
         style="dim",
         markup=False,
         soft_wrap=True,

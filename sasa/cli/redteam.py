@@ -21,8 +21,7 @@ from sasa.cli.common import (
     out,
     read_prompts,
 )
-from sasa.evaluation import settings as evaluation
-from sasa.evaluation.settings import Settings
+from sasa.evaluation.settings import METHODS_HELP, SCORER_NAMES, Settings
 from sasa.redteam.settings import HIT, METHODS, PARTS, REPLY_TOKENS, RedTeam
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 DEFAULTS = RedTeam()
 JUDGES = "tox-block", "toxic-comment-classifier"
 SAMPLING = Settings(1, REPLY_TOKENS, chat=True)
-DEFENCES = "Of a model: " + "; ".join(f"{name}: {what}" for name, what in evaluation.METHODS.items()) + "."
 FAILED = 3
 """Exit status where more got through than --fail-above allows."""
 
@@ -53,7 +51,7 @@ JudgesOption = Annotated[
     typer.Option(
         "--judge",
         "-s",
-        help=f"Repeat for several; of replies. There are {', '.join(evaluation.SCORER_NAMES)}, hf:MODEL, words:CORPUS.",
+        help=f"Repeat for several; of replies. There are {', '.join(SCORER_NAMES)}, hf:MODEL, words:CORPUS.",
         show_default=" ".join(JUDGES),
     ),
 ]
@@ -93,7 +91,7 @@ def run(
     ] = None,
     defence: Annotated[
         str,
-        typer.Option("--defence", "-D", help=DEFENCES),
+        typer.Option("--defence", "-D", help=f"Of a model. {METHODS_HELP}."),
     ] = "plain",
     boundary: BoundariesOption = None,
     method: Annotated[

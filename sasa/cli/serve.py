@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sasa.cli.common import StrictOption, out
+from sasa.cli.common import LOOPBACK, HostOption, StrictOption, out
 from sasa.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
-HOST = "127.0.0.1"
 OPTIONS = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "options_metavar": "[MODEL] [OPTIONS]",
@@ -43,7 +42,7 @@ def command(
         float | None,
         typer.Option(help="Of those requests: the share of text that is unsafe.", show_default=f"{PRIOR:g}"),
     ] = None,
-    host: Annotated[str, typer.Option(help="Where it listens. 0.0.0.0: to everybody who reaches this machine.")] = HOST,
+    host: HostOption = LOOPBACK,
     strict: StrictOption = True,
 ) -> None:
     """Serve a model by vLLM, with SASA in its engine. All of `vllm serve`'s options work here, too. MODEL is a Hub id, a

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sasa.boundary import Boundary
 from sasa.demo.studio import Side
+from sasa.margins import turning_point
 from sasa.tracing import TracedStep
 
 SHOWN = 8
@@ -45,10 +46,9 @@ def inspected(tokens: Sequence[str], margins: Sequence[float], boundary: Boundar
         if token:
             card = f"margin {margin:+.2f}, P(safe) {boundary.p_safe(margin):.2f}"
             spans.append(_span(token, hue(boundary, margin), f'<span class="sasa-card">{card}</span>'))
-    lowest = min(range(len(margins)), key=margins.__getitem__)
-    turn = next((token for token in tokens[lowest:] if token), "")
+    lowest, turn = turning_point(tokens, margins)
     told = (
-        f"margin {margins[-1]:+.2f}, P(safe) {boundary.p_safe(margins[-1]):.2f}; lowest {margins[lowest]:+.2f} after "
+        f"margin {margins[-1]:+.2f}, P(safe) {boundary.p_safe(margins[-1]):.2f}; lowest {lowest:+.2f} after "
         f"the token “{html.escape(turn.strip())}”"
     )
     return f'<div class="sasa-text">{"".join(spans)}</div><div class="sasa-figures">{told}</div>'
@@ -79,7 +79,7 @@ def _span(text: str, hue: int, card: str, more: str = "") -> str:
 
 
 def _card(step: TracedStep, boundary: Boundary) -> str:
-    shown = [one for n, one in enumerate(step.candidates) if n < SHOWN or one.token == step.token]
+    shown = step.likeliest(SHOWN)
     rows = "".join(
         f'<tr class="{"sasa-drawn" if one.token == step.token else ""}"><td>{_visible(one.text)}</td>'
         f"<td>{_bar(one.p, '')}{one.p:.0%}</td><td>{_bar(one.q, ' sasa-after')}{one.q:.0%}</td>"

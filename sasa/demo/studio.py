@@ -134,7 +134,6 @@ class Studio:
                 (side.completion,) = sasa.generate(
                     self.model, self.tokenizer, prompt, lines, beta, backtrack=watch, trace=tell, **shared
                 )
-                side.steps = list(side.completion.trace)
 
             return run
 

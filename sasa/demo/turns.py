@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -70,9 +69,8 @@ def in_turns(jobs: Sequence[Job]) -> Iterator[None]:
         stopped = True
         for number in going:
             turns[number].release()
-            with contextlib.suppress(Exception):
-                while not said.get()[1]:
-                    turns[number].release()
+            while not said.get()[1]:
+                turns[number].release()
         for thread in threads:
             thread.join()
         _restore(before)

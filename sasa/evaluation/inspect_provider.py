@@ -12,7 +12,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -83,13 +82,10 @@ class SASAProvider(ModelAPI):
         self.model, self.tokenizer = sasa.load(None if model_name == DEFAULT else model_name, device, dtype)
         self.boundaries: list[tuple[Boundary, float]] | None = None
         if boundary != "none":
-            self.boundaries = load_terms(boundary.split(","), self.model, strict)
+            self.boundaries = load_terms([name.strip() for name in boundary.split(",")], self.model, strict)
         self.steering: dict[str, Any] = dict(beta=float(beta), value=value, prior=float(prior))
         self.spec = EmbeddingSpec(template="chat" if self.tokenizer.chat_template else "none")
         self.batches = Batches(self._write, int(batch_size))
-
-    def max_tokens(self) -> int | None:
-        return MAX_TOKENS
 
     def max_connections(self) -> int:
         return self.batches.size
@@ -123,7 +119,7 @@ class SASAProvider(ModelAPI):
         else:
             settings["temperature"] = config.temperature
         if config.stop_seqs:
-            settings["stop_strings"] = tuple(config.stop_seqs)
+            settings["stop_strings"] = config.stop_seqs
         began = time.monotonic()
         done = await self.batches.ask(settings, prompt)
         written = sum(len(one.tokens) for one in done)
@@ -144,9 +140,6 @@ class SASAProvider(ModelAPI):
         )
 
     def _write(self, settings: dict[str, Any], prompts: list[Any]) -> list[list[Completion]]:
-        more = dict(settings)
-        if "stop_strings" in more:
-            more["stop_strings"] = list(more["stop_strings"])
         return sasa.generate(
             self.model,
             self.tokenizer,
@@ -155,7 +148,7 @@ class SASAProvider(ModelAPI):
             chat=self.spec.template == "chat",
             batch_size=len(prompts),
             **self.steering,
-            **more,
+            **settings,
         )
 
 
@@ -187,7 +180,7 @@ class Batches:
         return future.result()
 
     def _work(self) -> None:
-        waiting: deque[tuple[dict[str, Any], Any, Future[list[Completion]]]] = deque()
+        waiting: list[tuple[dict[str, Any], Any, Future[list[Completion]]]] = []
         while True:
             if not waiting:
                 waiting.append(self._asked.get())
@@ -196,7 +189,7 @@ class Batches:
                 waiting.append(self._asked.get())
             settings = waiting[0][0]
             batch = [one for one in waiting if one[0] == settings][: self.size]
-            waiting = deque(one for one in waiting if not any(one is other for other in batch))
+            waiting = [one for one in waiting if one not in batch]  # no two have the same future
             self._serve(settings, [(prompt, future) for _, prompt, future in batch])
 
     def _serve(self, settings: dict[str, Any], batch: list[tuple[Any, Future[list[Completion]]]]) -> None:

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sasa.settings import PRIOR, THRESHOLD, VALUE, VALUES
+from sasa.settings import PRIOR, THRESHOLD, VALUE, VALUES, check_above_zero, check_at_least
 
 JUDGE = "toxic-comment-classifier"
 """What stops a reply, where a guard is to be compared and none is named."""
@@ -33,6 +33,7 @@ METHODS = {
     "guard": f"guard:N[:JUDGE], what a scorer ({JUDGE}) stops is written again, up to N times",
 }
 """What can be compared, and how it is asked for; `sasa.evaluation.methods` makes them."""
+METHODS_HELP = "; ".join(f"{name}: {what}" for name, what in METHODS.items())
 SCORER_NAMES = (
     "profanity",
     "tox-block",
@@ -106,10 +107,7 @@ class TailSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("completions", "max_new_tokens"):
-            if (number := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be >= 1, got {number}")
+        check_at_least(self, completions=1, max_new_tokens=1)
         if not math.isfinite(self.eta):
             raise ValueError(f"eta must be a finite number, got {self.eta}")
-        if not (math.isfinite(self.beta_kl) and self.beta_kl > 0):
-            raise ValueError(f"beta_kl must be > 0, got {self.beta_kl}")
+        check_above_zero(self, "beta_kl")

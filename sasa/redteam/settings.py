@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sasa.settings import check_above_zero, check_at_least
+
 METHODS = {
     "curiosity": "reinforcement learning, paid for toxic replies and for novelty",
     "rl": "reinforcement learning, paid for toxic replies",
@@ -81,18 +83,10 @@ class RedTeam:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", 1e-3 if self.lora else 1e-5)
-        for name in ("naturalness", "self_bleu", "cosine", "kl", "entropy", "surprise"):
-            if not (math.isfinite(number := getattr(self, name)) and number >= 0):
-                raise ValueError(f"{name} must be >= 0, got {number}")
-        for name in ("learning_rate", "max_norm", "temperature"):
-            if not (math.isfinite(number := getattr(self, name)) and number > 0):
-                raise ValueError(f"{name} must be > 0, got {number}")
-        least = dict(
-            cases=1, contexts_per_step=1, samples=2, max_new_tokens=1, nearest=0, lora=0, shots=1, batch_size=1, save_steps=1
-        )  # fmt: skip
-        for name, smallest in least.items():
-            if (number := getattr(self, name)) < smallest:
-                raise ValueError(f"{name} must be >= {smallest}, got {number}")
+        check_at_least(self, naturalness=0, self_bleu=0, cosine=0, kl=0, entropy=0, surprise=0)
+        check_above_zero(self, "learning_rate", "max_norm", "temperature")
+        check_at_least(self, cases=1, contexts_per_step=1, samples=2, max_new_tokens=1, nearest=0, lora=0)
+        check_at_least(self, shots=1, batch_size=1, save_steps=1)
 
     @property
     def rows(self) -> int:

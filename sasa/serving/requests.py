@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sasa.settings import BETA, PRIOR, TOP_K, VALUE, check_beta, check_prior, check_truncation, check_value
+from sasa.settings import BETA, PRIOR, TOP_K, VALUE, check_beta, check_prior, check_truncation, check_value, weighted
 
 PREFIX = "sasa_"
 NAMES = ("beta", "boundary", "value", "prior", "top_k", "top_p")
@@ -115,14 +115,10 @@ def _boundaries(given: Any, loaded: Sequence[str]) -> tuple[tuple[str, float], .
         raise ValueError(f"{PREFIX}boundary must be a name, NAME::WEIGHT or a list of these, got {given!r}")
     found: dict[str, float] = {}
     for each in named:
-        name, separator, weight = each.partition("::")
+        name, weight = weighted(each, f"{PREFIX}boundary")
         if name not in loaded:
             raise ValueError(f"no boundary {name!r} is loaded here; there are: {', '.join(loaded)}")
         if name in found:
             raise ValueError(f"{PREFIX}boundary names {name!r} twice")
-        try:
-            found[name] = float(weight) if separator else 1.0
-        except ValueError:
-            raise ValueError(f"{PREFIX}boundary is NAME or NAME::WEIGHT, such as toxicity::0.5, got {each!r}") from None
-        check_beta(found[name], "a boundary's weight")
+        found[name] = weight
     return tuple(found.items())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import random
 from collections import Counter
@@ -25,6 +24,7 @@ from sasa.backtracking import RESET
 from sasa.boundary import ModelInfo
 from sasa.fitting.corpora import Corpus, Pair
 from sasa.models.load import fit_vocabulary
+from sasa.settings import check_above_zero, check_at_least
 from sasa.training.folder import CHECKPOINTS, base_name, begin, check_packages, finish, save_adapter
 
 METHODS = ("sft", "dpo")
@@ -68,12 +68,8 @@ class Training:
         if self.learning_rate is None:
             rate = (5e-4 if self.lora else 2e-5) / (10 if self.method == "dpo" else 1)
             object.__setattr__(self, "learning_rate", rate)
-        for name in ("epochs", "learning_rate", "beta"):
-            if not (math.isfinite(number := getattr(self, name)) and number > 0):
-                raise ValueError(f"{name} must be > 0, got {number}")
-        for name, least in (("lora", 0), ("batch_size", 1), ("max_length", 8), ("save_steps", 1)):
-            if (number := getattr(self, name)) < least:
-                raise ValueError(f"{name} must be >= {least}, got {number}")
+        check_above_zero(self, "epochs", "learning_rate", "beta")
+        check_at_least(self, lora=0, batch_size=1, max_length=8, save_steps=1)
 
 
 def train_backtracking(

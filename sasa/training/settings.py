@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sasa.settings import check_above_zero, check_at_least
+
 METHODS = {
     "repulse": "RLOO, and the probability of bad outputs pushed down, which a learned proposal finds",
     "rloo": "REINFORCE with a leave-one-out baseline, alone",
@@ -67,17 +69,9 @@ class Repulse:
             object.__setattr__(self, "learning_rate", 2e-4 if self.lora else 1e-5)
         if self.proposal_learning_rate is None:
             object.__setattr__(self, "proposal_learning_rate", 5 * (self.learning_rate or 0.0))
-        for name in ("alpha", "beta"):
-            if not (math.isfinite(number := getattr(self, name)) and number >= 0):
-                raise ValueError(f"{name} must be >= 0, got {number}")
-        for name in ("beta_kl", "learning_rate", "proposal_learning_rate", "max_norm"):
-            if not (math.isfinite(number := getattr(self, name)) and number > 0):
-                raise ValueError(f"{name} must be > 0, got {number}")
+        check_at_least(self, alpha=0, beta=0)
+        check_above_zero(self, "beta_kl", "learning_rate", "proposal_learning_rate", "max_norm")
         if not math.isfinite(self.eta):
             raise ValueError(f"eta must be a finite number, got {self.eta}")
-        least = dict(
-            samples=2, prompts_per_step=1, steps=1, max_new_tokens=1, lora=0, batch_size=1, eval_every=0, save_steps=1
-        )
-        for name, smallest in least.items():
-            if (number := getattr(self, name)) < smallest:
-                raise ValueError(f"{name} must be >= {smallest}, got {number}")
+        check_at_least(self, samples=2, prompts_per_step=1, steps=1, max_new_tokens=1, lora=0)
+        check_at_least(self, batch_size=1, eval_every=0, save_steps=1)
