@@ -29,7 +29,9 @@ from typing import Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--source", type=Path, help="a clone of AISteer360")
     parser.add_argument("--packages", type=Path, help="a folder with transformers below 5")
@@ -38,7 +40,9 @@ def main() -> None:
     parser.add_argument("--rows", default="3000:4000", help="START:STOP")
     parser.add_argument("--model", help="a folder, by default the default model's")
     parser.add_argument("--boundary", default="toxicity")
-    parser.add_argument("--beta", type=float, action="append", help="of AISteer360's; repeat it; by default 10")
+    parser.add_argument(
+        "--beta", type=float, action="append", help="of AISteer360's; repeat it; by default 10"
+    )
     parser.add_argument("--limit", type=int, default=10, help="toxic prompts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=20)
@@ -69,11 +73,19 @@ def work(job: dict[str, Any]) -> None:
         given = {"wv_path": job["probe"]} if pipelines else {"gen_wv_data": job["data"]}
         # Its processors run before top-k, and without this limit each step reads the whole vocabulary.
         control = SASA(beta=beta, max_candidates=job["top_k"], **given)
-        pipelines[beta] = SteeringPipeline(model_name_or_path=job["model"], controls=[control], device_map="cpu")
+        pipelines[beta] = SteeringPipeline(
+            model_name_or_path=job["model"], controls=[control], device_map="cpu"
+        )
         pipelines[beta].steer()
         control.probe.save(job["probe"])
     model = next(iter(pipelines.values())).model
-    limits = dict(do_sample=True, top_k=job["top_k"], top_p=job["top_p"], max_new_tokens=job["tokens"], pad_token_id=0)
+    limits = dict(
+        do_sample=True,
+        top_k=job["top_k"],
+        top_p=job["top_p"],
+        max_new_tokens=job["tokens"],
+        pad_token_id=0,
+    )
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -84,7 +96,10 @@ def work(job: dict[str, Any]) -> None:
             out = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, **limits)
         else:
             out = pipelines[asked["beta"]].generate(
-                input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, runtime_kwargs={}, **limits
+                input_ids=inputs.input_ids,
+                attention_mask=inputs.attention_mask,
+                runtime_kwargs={},
+                **limits,
             )
         seconds = time.perf_counter() - start
         ids = out[0].tolist()
@@ -104,24 +119,32 @@ def compare(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     import sasa
+    from sasa.data.corpus import parse_rows
     from sasa.evaluation.metrics import estimate, to_json
     from sasa.evaluation.scorers import scorer
     from sasa.evaluation.suites import load_suite
-    from sasa.files import write_atomically
-    from sasa.fitting.corpora import parse_rows
-    from sasa.progress import progress_bar
+    from sasa.utils.files import write_atomically
+    from sasa.utils.progress import progress_bar
 
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
-    suite = load_suite("rtp", args.prompts, groups=["toxic"], rows=parse_rows(args.rows), limit=args.limit)
+    suite = load_suite(
+        "rtp", args.prompts, groups=["toxic"], rows=parse_rows(args.rows), limit=args.limit
+    )
     prompts = [prompt.text for prompt in suite.prompts]
     betas = args.beta or [10.0]
     limits: dict[str, Any] = dict(top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.tokens)
 
     def ours(prompt: str, seed: int, steer: bool) -> dict[str, Any]:
         start = time.perf_counter()
-        (written,) = sasa.generate(model, tokenizer, prompt, boundary if steer else None, seed=seed, **limits)
-        return {"text": written.text, "tokens": len(written.tokens), "seconds": time.perf_counter() - start}
+        (written,) = sasa.generate(
+            model, tokenizer, prompt, boundary if steer else None, seed=seed, **limits
+        )
+        return {
+            "text": written.text,
+            "tokens": len(written.tokens),
+            "seconds": time.perf_counter() - start,
+        }
 
     with tempfile.TemporaryDirectory() as folder:
         worker = started(args, Path(folder), betas, model, tokenizer)
@@ -137,14 +160,18 @@ def compare(args: argparse.Namespace) -> None:
             "sasa": lambda prompt, seed: ours(prompt, seed, True),
         }
         for beta in betas:
-            sides[f"AISteer360, beta {beta:g}"] = lambda prompt, seed, beta=beta: theirs(prompt, seed, beta)
+            sides[f"AISteer360, beta {beta:g}"] = lambda prompt, seed, beta=beta: theirs(
+                prompt, seed, beta
+            )
         rounds: list[dict[str, list[dict[str, Any]]]] = []
         with progress_bar("rounds", True) as bar:
             task = bar.add_task("rounds", total=(args.rounds + 1) * len(sides))
             for number in range(args.rounds + 1):
                 rounds.append({})
                 for name, side in sides.items():
-                    rounds[-1][name] = [side(prompt, number) for prompt in prompts[: None if number else 1]]
+                    rounds[-1][name] = [
+                        side(prompt, number) for prompt in prompts[: None if number else 1]
+                    ]
                     bar.advance(task)
         worker.stdin.close()
         worker.wait()
@@ -153,10 +180,14 @@ def compare(args: argparse.Namespace) -> None:
     judges = [scorer(name) for name in args.scorer]
     results = []
     for name in sides:
-        base = "plain, transformers 4" if "4" in name or "AISteer" in name else "plain, transformers 5"
+        base = (
+            "plain, transformers 4" if "4" in name or "AISteer" in name else "plain, transformers 5"
+        )
         each = [rate(r[name]) for r in rounds]
         row: dict[str, Any] = {"side": name, "seconds_a_token": statistics.median(each)}
-        row["times_plain"] = statistics.median(one / rate(r[base]) for one, r in zip(each, rounds, strict=True))
+        row["times_plain"] = statistics.median(
+            one / rate(r[base]) for one, r in zip(each, rounds, strict=True)
+        )
         for judge in judges:
             scores = np.array([judge.score([one["text"] for one in r[name]]) for r in rounds])
             row[f"emt, {judge.name}"] = estimate(scores.max(0))
@@ -165,9 +196,18 @@ def compare(args: argparse.Namespace) -> None:
         table.add_row(name, *cells, *(str(row[f"emt, {judge.name}"]) for judge in judges))
     Console(width=140).print(table)
     if args.output:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        about = {"settings": settings | {"beta": betas}, "prompts": len(prompts), "threads": torch.get_num_threads()}
-        write_atomically(args.output, json.dumps(to_json(about | {"results": results}), indent=1) + "\n")
+        settings = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in vars(args).items()
+        }
+        about = {
+            "settings": settings | {"beta": betas},
+            "prompts": len(prompts),
+            "threads": torch.get_num_threads(),
+        }
+        write_atomically(
+            args.output, json.dumps(to_json(about | {"results": results}), indent=1) + "\n"
+        )
 
 
 def rate(rows: list[dict[str, Any]]) -> float:
@@ -175,11 +215,19 @@ def rate(rows: list[dict[str, Any]]) -> float:
     return sum(row["seconds"] for row in rows) / sum(row["tokens"] for row in rows)
 
 
-def started(args: argparse.Namespace, folder: Path, betas: list[float], model: Any, tokenizer: Any) -> Any:
+def started(
+    args: argparse.Namespace, folder: Path, betas: list[float], model: Any, tokenizer: Any
+) -> Any:
     """The other process, once it is ready: with the model in a form that transformers 4 reads, and texts to fit on."""
     from sasa.fitting import Corpus
 
-    corpus = Corpus("rtp", path=str(args.prompts), rows=args.fit_rows, safe_below=0.3, segments=("continuation",))
+    corpus = Corpus(
+        "rtp",
+        path=str(args.prompts),
+        rows=args.fit_rows,
+        safe_below=0.3,
+        segments=("continuation",),
+    )
     data: dict[str, list[str]] = {"pos": [], "neg": []}
     for example in corpus.examples():
         label = corpus.label_of(example.score)
@@ -190,7 +238,10 @@ def started(args: argparse.Namespace, folder: Path, betas: list[float], model: A
     tokenizer.save_pretrained(place)
     config = json.loads((place / "config.json").read_text())
     # transformers 5 keeps this in rope_parameters, where 4 does not look
-    config |= {"rope_theta": (config.get("rope_parameters") or {}).get("rope_theta", 10000.0), "torch_dtype": "float32"}
+    config |= {
+        "rope_theta": (config.get("rope_parameters") or {}).get("rope_theta", 10000.0),
+        "torch_dtype": "float32",
+    }
     (place / "config.json").write_text(json.dumps(config))
     settings = json.loads((place / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -199,8 +250,13 @@ def started(args: argparse.Namespace, folder: Path, betas: list[float], model: A
     job = {"model": str(place), "data": data, "betas": betas, "probe": str(folder / "probe.probe")}
     job |= {"top_k": args.top_k, "top_p": args.top_p, "tokens": args.tokens}
     (folder / "job.json").write_text(json.dumps(job))
-    shutil.copy(__file__, folder / "worker.py")  # not in the folder of other scripts that it would import
-    environment = os.environ | {"PYTHONPATH": f"{args.packages}{os.pathsep}{args.source}", "HF_HUB_OFFLINE": "1"}
+    shutil.copy(
+        __file__, folder / "worker.py"
+    )  # not in the folder of other scripts that it would import
+    environment = os.environ | {
+        "PYTHONPATH": f"{args.packages}{os.pathsep}{args.source}",
+        "HF_HUB_OFFLINE": "1",
+    }
     worker = subprocess.Popen(
         [sys.executable, folder / "worker.py", "--worker", folder / "job.json"], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -22,15 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.embedding import length_batches, tokenize_prompt
+from sasa.core.settings import BETA
+from sasa.data.corpus import parse_rows
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.scorers import scorer
 from sasa.evaluation.suites import load_suite
-from sasa.files import write_atomically
 from sasa.fitting import Corpus
-from sasa.fitting.corpora import parse_rows
-from sasa.progress import progress_bar
-from sasa.settings import BETA
+from sasa.models.embedding import length_batches, tokenize_prompt
+from sasa.utils.files import write_atomically
+from sasa.utils.progress import progress_bar
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:
@@ -45,12 +45,18 @@ def prompts_of(args: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--rtp", help="RealToxicityPrompts rows, JSONL")
     source.add_argument("--dialogues", help="hh-rlhf pairs, JSONL")
-    parser.add_argument("--rows", required=True, help="START:STOP, rows that no boundary was fitted on")
-    parser.add_argument("--boundary", action="append", required=True, help="as for sasa generate; repeat it")
+    parser.add_argument(
+        "--rows", required=True, help="START:STOP, rows that no boundary was fitted on"
+    )
+    parser.add_argument(
+        "--boundary", action="append", required=True, help="as for sasa generate; repeat it"
+    )
     parser.add_argument("--model")
     parser.add_argument("--beta", type=float, default=BETA)
     parser.add_argument("--limit", type=int, default=40)
@@ -79,26 +85,48 @@ def main() -> None:
                 every = [completion for row in rows for completion in row]
                 texts += [completion.text for completion in every]
                 margins += [completion.margins for completion in every]
-                nats += sum(negative_log_likelihood(model, [contexts[i] for i in batch], [c.tokens for c in every]))
+                nats += sum(
+                    negative_log_likelihood(
+                        model, [contexts[i] for i in batch], [c.tokens for c in every]
+                    )
+                )
                 tokens += sum(len(completion.tokens) for completion in every)
                 bar.advance(task, len(batch))
             safe = [
-                b.log_odds(m).sigmoid().mean().item() for b, m in zip(boundaries, torch.tensor(margins).T, strict=True)
+                b.log_odds(m).sigmoid().mean().item()
+                for b, m in zip(boundaries, torch.tensor(margins).T, strict=True)
             ]
             toxicity = np.array(judge.score(texts)).reshape(-1, args.completions)
             results.append(
-                {"on": [name for name, weight in zip(args.boundary, setting, strict=True) if weight]}
-                | {"p_safe": dict(zip(args.boundary, safe, strict=True)), "perplexity": math.exp(nats / tokens)}
+                {
+                    "on": [
+                        name for name, weight in zip(args.boundary, setting, strict=True) if weight
+                    ]
+                }
+                | {
+                    "p_safe": dict(zip(args.boundary, safe, strict=True)),
+                    "perplexity": math.exp(nats / tokens),
+                }
                 | {"emt": float(toxicity.max(1).mean())}
             )
-    table = Table("on", *(f"P(safe) by {name}" for name in args.boundary), "perplexity", f"EMT by {judge.name}")
+    table = Table(
+        "on",
+        *(f"P(safe) by {name}" for name in args.boundary),
+        "perplexity",
+        f"EMT by {judge.name}",
+    )
     for r in results:
         figures = [*r["p_safe"].values(), r["perplexity"], r["emt"]]
         table.add_row(" and ".join(r["on"]) or "none", *(f"{figure:.3f}" for figure in figures))
     Console().print(table)
     if args.output:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        write_atomically(args.output, json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+        settings = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in vars(args).items()
+        }
+        write_atomically(
+            args.output, json.dumps({"settings": settings, "results": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -15,26 +15,38 @@ from sasa.fitting import Corpus
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", required=True, help="RealToxicityPrompts rows, JSONL")
-    parser.add_argument("--rows", default="3000:4000", help="START:STOP (the bundled boundary is fitted on 0:2500)")
+    parser.add_argument(
+        "--rows", default="3000:4000", help="START:STOP (the bundled boundary is fitted on 0:2500)"
+    )
     parser.add_argument("--model")
     parser.add_argument("--boundary", default="toxicity")
-    parser.add_argument("--scorer", action="append", default=[], help="as for sasa bench; repeat it")
+    parser.add_argument(
+        "--scorer", action="append", default=[], help="as for sasa bench; repeat it"
+    )
     args = parser.parse_args()
     judges = [scorer(name) for name in args.scorer]
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
     kinds = {"prompts and continuations": ("prompt", "continuation")}
-    if boundary.embedding.span == "response":  # else the prompt would be judged by its continuation's label
+    if (
+        boundary.embedding.span == "response"
+    ):  # else the prompt would be judged by its continuation's label
         kinds["continuations after their prompts"] = ("pair",)
     for name, segments in kinds.items():
-        examples = list(Corpus("rtp", path=args.prompts, rows=args.rows, segments=segments).examples())
+        examples = list(
+            Corpus("rtp", path=args.prompts, rows=args.rows, segments=segments).examples()
+        )
         unsafe = [e.score >= 0.5 for e in examples]
         margins = boundary.score(model, tokenizer, [e.text for e in examples], progress=True).cpu()
         toxicity = {"the boundary": -margins.numpy()}
         if segments != ("pair",):  # scorers judge texts as they stand
-            toxicity |= {judge.name: judge.score([str(e.text) for e in examples]) for judge in judges}
+            toxicity |= {
+                judge.name: judge.score([str(e.text) for e in examples]) for judge in judges
+            }
         print(f"{name}: {len(examples)} texts, {sum(unsafe)} unsafe")
         for judge, found in toxicity.items():
             print(

@@ -24,22 +24,24 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 import sasa
-from sasa.embedding import pad
+from sasa.core.settings import DEFAULT_MODEL
+from sasa.data.corpus import parse_rows
+from sasa.evaluation.baselines.caa import VECTORS
+from sasa.evaluation.baselines.dexperts import ANTI_EXPERT, EXPERT
 from sasa.evaluation.metrics import TOXIC
-from sasa.evaluation.peers.caa import VECTORS
-from sasa.evaluation.peers.dexperts import ANTI_EXPERT, EXPERT
-from sasa.files import write_atomically
-from sasa.fitting.corpora import parse_rows
+from sasa.models.embedding import pad
 from sasa.models.states import hidden_states, numbered
-from sasa.settings import DEFAULT_MODEL
 from sasa.training.folder import save_adapter
+from sasa.utils.files import write_atomically
 
 SAFE_BELOW = 0.3
 
 
 def texts_of(args: argparse.Namespace) -> dict[str, list[str]]:
     """As many non-toxic texts, the expert's, as toxic ones, the anti-expert's."""
-    rows = [json.loads(line) for line in args.prompts.read_text("utf-8").splitlines()][slice(*parse_rows(args.rows))]
+    rows = [json.loads(line) for line in args.prompts.read_text("utf-8").splitlines()][
+        slice(*parse_rows(args.rows))
+    ]
     found: dict[str, list[str]] = {EXPERT: [], ANTI_EXPERT: []}
     for row in rows:
         halves = row["prompt"], row["continuation"]
@@ -64,9 +66,13 @@ def train(texts: list[str], folder: Path, args: argparse.Namespace) -> None:
         logging_steps=10, save_strategy="no", report_to="none", seed=args.seed, bf16=cuda, use_cpu=not cuda,
         gradient_checkpointing=cuda, dataloader_pin_memory=cuda,
     )  # fmt: skip
-    adapter = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapter = LoraConfig(
+        r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     table = datasets.Dataset.from_list([{"text": text} for text in texts])
-    trainer = SFTTrainer(model, settings, train_dataset=table, processing_class=tokenizer, peft_config=adapter)
+    trainer = SFTTrainer(
+        model, settings, train_dataset=table, processing_class=tokenizer, peft_config=adapter
+    )
     trainer.train()
     save_adapter(trainer.model, folder, args.model or DEFAULT_MODEL)
     tokenizer.save_pretrained(folder)
@@ -76,9 +82,14 @@ def train(texts: list[str], folder: Path, args: argparse.Namespace) -> None:
 def means(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
     """Mean of each hidden state over all tokens but a text's first, which is a sink of attention: float64 (layers + 1, d)."""
     layers = numbered(model, range(model.config.get_text_config().num_hidden_layers + 1))
-    total, count = torch.zeros(len(layers), model.config.get_text_config().hidden_size, dtype=torch.float64), 0
+    total, count = (
+        torch.zeros(len(layers), model.config.get_text_config().hidden_size, dtype=torch.float64),
+        0,
+    )
     for first in range(0, len(texts), 16):
-        ids, mask = pad([tokenizer(text).input_ids for text in texts[first : first + 16]], "right", model.device)
+        ids, mask = pad(
+            [tokenizer(text).input_ids for text in texts[first : first + 16]], "right", model.device
+        )
         states, _ = hidden_states(model, ids, layers, attention_mask=mask)
         mask[:, 0] = 0
         total += (states.double() * mask[None, :, :, None]).sum((1, 2)).cpu()
@@ -87,8 +98,12 @@ def means(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, required=True, help="RealToxicityPrompts rows, JSONL")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--prompts", type=Path, required=True, help="RealToxicityPrompts rows, JSONL"
+    )
     parser.add_argument("--rows", default=":", help="START:STOP, rows that nothing is measured on")
     parser.add_argument("--model")
     parser.add_argument("--rank", type=int, default=16)
@@ -105,9 +120,13 @@ def main() -> None:
             train(written, args.output / name, args)
     if not (args.output / VECTORS).is_file():
         model, tokenizer = sasa.load(args.model)
-        vectors = (means(model, tokenizer, texts[EXPERT]) - means(model, tokenizer, texts[ANTI_EXPERT])).float()
+        vectors = (
+            means(model, tokenizer, texts[EXPERT]) - means(model, tokenizer, texts[ANTI_EXPERT])
+        ).float()
         write_atomically(args.output / VECTORS, save({"vectors": vectors}))
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = {
+        key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+    }
     about = {"settings": settings, "texts": len(texts[EXPERT])}
     write_atomically(args.output / "experts.json", json.dumps(about, indent=1) + "\n")
 

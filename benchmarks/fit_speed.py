@@ -49,7 +49,12 @@ def share_of_forward(model: Any, tokenizer: Any, recipe: Recipe) -> dict[str, fl
     for hook in hooks:
         hook.remove()
     texts = sum(boundary.report["texts"].values())
-    return {"texts": texts, "seconds": seconds, "forward_seconds": forward, "share": forward / seconds}
+    return {
+        "texts": texts,
+        "seconds": seconds,
+        "forward_seconds": forward,
+        "share": forward / seconds,
+    }
 
 
 def measure(corpus: str, limit: int, pooling: str, prefixes: bool) -> dict[str, float]:
@@ -58,7 +63,9 @@ def measure(corpus: str, limit: int, pooling: str, prefixes: bool) -> dict[str, 
 
     model, tokenizer = sasa.load(device="cpu")
     spec = sasa.EmbeddingSpec(pooling=pooling)
-    recipe = Recipe((replace(Corpus.parse(corpus), limit=limit),), embedding=spec, prefixes=prefixes)
+    recipe = Recipe(
+        (replace(Corpus.parse(corpus), limit=limit),), embedding=spec, prefixes=prefixes
+    )
     list(recipe.examples())  # the data library converts the file on first sight
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return share_of_forward(model, tokenizer, recipe) | {
@@ -68,7 +75,9 @@ def measure(corpus: str, limit: int, pooling: str, prefixes: bool) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", required=True, help="as for `sasa fit`")
     parser.add_argument("--sizes", type=int, nargs="+", default=[3000, 12000])
     parser.add_argument("--pooling", default="mean")
@@ -79,12 +88,30 @@ def main() -> None:
         print(json.dumps(measure(args.corpus, args.one, args.pooling, args.prefixes)))
         return
     table = Table(
-        "texts", "seconds", "texts/s", "forward passes, share of the time", "peak RSS, MB", "of which before the fit"
+        "texts",
+        "seconds",
+        "texts/s",
+        "forward passes, share of the time",
+        "peak RSS, MB",
+        "of which before the fit",
     )
     for size in args.sizes:
-        command = [sys.executable, __file__, "--corpus", args.corpus, "--pooling", args.pooling, "--one", str(size)]
+        command = [
+            sys.executable,
+            __file__,
+            "--corpus",
+            args.corpus,
+            "--pooling",
+            args.pooling,
+            "--one",
+            str(size),
+        ]
         command += ["--prefixes"] * args.prefixes
-        r = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        r = json.loads(
+            subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True
+            ).stdout.splitlines()[-1]
+        )
         table.add_row(
             str(r["texts"]),
             f"{r['seconds']:.0f}",

@@ -19,8 +19,8 @@ from repulse_toy import COLOURS as METHOD_COLOURS
 
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.metrics import Estimate, from_json, to_json
-from sasa.files import write_atomically
-from sasa.lines import read
+from sasa.utils.files import write_atomically
+from sasa.utils.jsonl import read
 
 COLOURS = {**METHOD_COLOURS, "base": "black"}
 
@@ -50,7 +50,11 @@ def pooled(parts: list[dict[str, Any]], method: str, settings: dict[str, Any]) -
             for key in keys:
                 value = value.get(key) if isinstance(value, dict) else None
             found.append(value)
-        return None if any(value is None for value in found) else float(np.mean([value.value for value in found]))
+        return (
+            None
+            if any(value is None for value in found)
+            else float(np.mean([value.value for value in found]))
+        )
 
     return {
         "method": method,
@@ -60,7 +64,9 @@ def pooled(parts: list[dict[str, Any]], method: str, settings: dict[str, Any]) -
         "rewards": {
             name: {
                 "below": {
-                    f"{eta:g}": proportion(*(sum(part["counts"][name][eta][i] for part in parts) for i in (0, 1)))
+                    f"{eta:g}": proportion(
+                        *(sum(part["counts"][name][eta][i] for part in parts) for i in (0, 1))
+                    )
                     for eta in parts[0]["counts"][name]
                 },
                 "each": {
@@ -77,11 +83,23 @@ def pooled(parts: list[dict[str, Any]], method: str, settings: dict[str, Any]) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trained", type=Path, required=True, help="folder of trainings, NAME-SEED each")
-    parser.add_argument("--tails", type=Path, required=True, help="folder of their tails, of the same names, and base")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--eta", type=float, action="append", help="a reward below is bad; repeat it, by default 0 and 2"
+        "--trained", type=Path, required=True, help="folder of trainings, NAME-SEED each"
+    )
+    parser.add_argument(
+        "--tails",
+        type=Path,
+        required=True,
+        help="folder of their tails, of the same names, and base",
+    )
+    parser.add_argument(
+        "--eta",
+        type=float,
+        action="append",
+        help="a reward below is bad; repeat it, by default 0 and 2",
     )
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
@@ -89,18 +107,24 @@ def main() -> None:
     groups: dict[str, list[Path]] = {}
     for folder in sorted(args.tails.iterdir()):
         if (folder / "figures.json").is_file():
-            groups.setdefault(folder.name if folder.name == "base" else folder.name.rpartition("-")[0], []).append(
-                folder
-            )
+            groups.setdefault(
+                folder.name if folder.name == "base" else folder.name.rpartition("-")[0], []
+            ).append(folder)
     if not groups:
         raise SystemExit(f"no measurements in {args.tails}")
     found = {}
     for name, folders in groups.items():
         method, settings = "base", {}
         if name != "base":
-            trained = json.loads((args.trained / folders[0].name / "training.json").read_text())["training"]
+            trained = json.loads((args.trained / folders[0].name / "training.json").read_text())[
+                "training"
+            ]
             method = trained["method"]
-            settings = {k: v for k, v in trained.items() if k not in ("method", "seed", "base", "prompts", "reward")}
+            settings = {
+                k: v
+                for k, v in trained.items()
+                if k not in ("method", "seed", "base", "prompts", "reward")
+            }
         found[name] = pooled([measured(folder, etas) for folder in folders], method, settings)
     write_atomically(args.output / "frontier.json", json.dumps(to_json(found), indent=1) + "\n")
     judges = list(next(iter(found.values()))["rewards"])
@@ -120,7 +144,9 @@ def table(found: dict[str, Any], judges: list[str]) -> str:
         cells = []
         for judge in judges:
             r = one["rewards"][judge]
-            cells += [f"{bad.value:.4f} [{bad.low:.4f}, {bad.high:.4f}]" for bad in r["below"].values()]
+            cells += [
+                f"{bad.value:.4f} [{bad.low:.4f}, {bad.high:.4f}]" for bad in r["below"].values()
+            ]
             cells += ["–" if v is None else f"{v:.2f}" for v in (r["cvar"], r["return"])]
         rest = [one[key] for key in ("kl", "perplexity", "distinct_2", "tokens")]
         shown = [
@@ -151,7 +177,9 @@ def draw(found: dict[str, Any], judges: list[str], path: Path) -> None:
                 label=None if one["method"] in named else one["method"],
             )  # fmt: skip
             named.add(one["method"])
-            axes.annotate(name, (place, bad.high), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            axes.annotate(
+                name, (place, bad.high), fontsize=6, xytext=(3, 3), textcoords="offset points"
+            )
         axes.margins(x=0.12)  # room for the names
         axes.set(yscale="log", xlabel="mean return", ylabel=f"P(r < {eta})", title=judge)
         axes.legend(frameon=False)

@@ -22,11 +22,11 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["sasa"]):
-    from sasa.boundary import Boundary
+    from sasa.core.boundary import Boundary
+    from sasa.core.shipped import bundled
     from sasa.evaluation.runner import Run
     from sasa.fitting import Corpus
     from sasa.redteam.store import RECORD, Attempts
-    from sasa.shipped import bundled
 
 CLEAR = (ValueError, OSError, ImportError)
 FOLDER = Path(tempfile.mkdtemp())
@@ -68,7 +68,9 @@ def replaced(content: bytes, given: atheris.FuzzedDataProvider, within: int | No
     whole = bytearray(content)
     for _ in range(given.ConsumeIntInRange(1, 3)):
         place = given.ConsumeIntInRange(0, within or len(whole))
-        whole[place : place + given.ConsumeIntInRange(0, 20)] = given.ConsumeBytes(given.ConsumeIntInRange(0, 12))
+        whole[place : place + given.ConsumeIntInRange(0, 20)] = given.ConsumeBytes(
+            given.ConsumeIntInRange(0, 12)
+        )
     return bytes(whole)
 
 
@@ -86,7 +88,9 @@ def tables(data: bytes) -> None:
     """A corpus in a file of some kind, refused and with what is bad left out."""
     given = atheris.FuzzedDataProvider(data)
     ending = given.PickValueInList(["csv", "tsv", "json", "jsonl", "csv.gz"])
-    start = given.PickValueInList([b"", b"text,label\n", b"text\tlabel\n", b'{"text": "a", "label": 1}\n'])
+    start = given.PickValueInList(
+        [b"", b"text,label\n", b"text\tlabel\n", b'{"text": "a", "label": 1}\n']
+    )
     file = FOLDER / f"t.{ending}"
     file.write_bytes(start + given.ConsumeBytes(len(data)))
     for bad_rows in ("refuse", "skip"):

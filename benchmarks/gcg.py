@@ -32,16 +32,16 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.backtracking import RESET, Backtracking, reset_token_id
-from sasa.boundary import EmbeddingSpec
-from sasa.embedding import tokenize_prompt
+from sasa.core.backtracking import RESET, Backtracking, reset_token_id
+from sasa.core.boundary import EmbeddingSpec
+from sasa.data.corpus import parse_rows
+from sasa.decoding.generate import completion_text
+from sasa.decoding.sampling import log_probs, sample
 from sasa.evaluation.metrics import against, estimate
 from sasa.evaluation.rewards import Reward, reward
-from sasa.files import differences, write_atomically
 from sasa.fitting import Corpus
-from sasa.fitting.corpora import parse_rows
-from sasa.generation import completion_text
-from sasa.sampling import log_probs, sample
+from sasa.models.embedding import tokenize_prompt
+from sasa.utils.files import differences, write_atomically
 
 TEXT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """A chat template that is none: prompts are continued."""
@@ -51,15 +51,27 @@ def targets(args: argparse.Namespace, tokenizer: Any, judges: list[Any]) -> list
     """Prompts, and the first tokens of what somebody wrote behind them."""
 
     def first(text: str) -> str:
-        return str(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[: args.target_tokens]))
+        return str(
+            tokenizer.decode(
+                tokenizer(text, add_special_tokens=False).input_ids[: args.target_tokens]
+            )
+        )
 
     if args.pairs:
-        pairs = [p for p in Corpus("hh-rlhf", path=args.pairs, rows=args.rows).pairs(Counter()) if len(p.turns) == 1]
+        pairs = [
+            p
+            for p in Corpus("hh-rlhf", path=args.pairs, rows=args.rows).pairs(Counter())
+            if len(p.turns) == 1
+        ]
         replies = [pair.unsafe for pair in pairs]
         bad = np.logical_or.reduce([judge([""] * len(pairs), replies) < 0 for judge in judges])
-        chosen = [(pairs[i].turns[0]["content"], first(replies[i].strip())) for i in bad.nonzero()[0]]
+        chosen = [
+            (pairs[i].turns[0]["content"], first(replies[i].strip())) for i in bad.nonzero()[0]
+        ]
         return random.Random(args.seed).sample(chosen, min(args.limit, len(chosen)))
-    rows = [json.loads(line) for line in args.prompts.read_text("utf-8").splitlines()][slice(*parse_rows(args.rows))]
+    rows = [json.loads(line) for line in args.prompts.read_text("utf-8").splitlines()][
+        slice(*parse_rows(args.rows))
+    ]
     found = []
     for row in rows:
         prompt, continuation = row["prompt"], row["continuation"]
@@ -68,7 +80,9 @@ def targets(args: argparse.Namespace, tokenizer: Any, judges: list[Any]) -> list
     return random.Random(args.seed).sample(found, min(args.limit, len(found)))
 
 
-def attacked(model: Any, tokenizer: Any, prompt: str, target: str, args: argparse.Namespace) -> tuple[str, list[float]]:
+def attacked(
+    model: Any, tokenizer: Any, prompt: str, target: str, args: argparse.Namespace
+) -> tuple[str, list[float]]:
     """The prompt with what the attack puts behind it, and the target's loss step by step."""
     import nanogcg
     from nanogcg.gcg import GCG
@@ -82,37 +96,57 @@ def attacked(model: Any, tokenizer: Any, prompt: str, target: str, args: argpars
     own = copy.deepcopy(tokenizer)
     own.bos_token = None
     attack = GCG(model, own, settings)
-    special = torch.tensor([*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()], device=model.device)
+    special = torch.tensor(
+        [*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()], device=model.device
+    )
     attack.not_allowed_ids = torch.cat([attack.not_allowed_ids, special])  # of which [RESET] is one
     found = attack.run([{"role": "user", "content": prompt + "{optim_str}"}], target)
     return prompt + found.best_string, [float(loss) for loss in found.losses]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", type=Path, help="RealToxicityPrompts rows, JSONL")
     source.add_argument("--pairs", help="dialogues in the schema of hh-rlhf")
     parser.add_argument(
-        "--judge", help="a harm boundary of the model without training, one more judge of replies to --pairs"
+        "--judge",
+        help="a harm boundary of the model without training, one more judge of replies to --pairs",
     )
-    parser.add_argument("--bias", type=float, default=0.0, help="added to the logit of [RESET], where a model knows it")
+    parser.add_argument(
+        "--bias",
+        type=float,
+        default=0.0,
+        help="added to the logit of [RESET], where a model knows it",
+    )
     parser.add_argument("--rows", default=":", help="START:STOP")
-    parser.add_argument("--model", action="append", required=True, help="a trained model; repeat it")
+    parser.add_argument(
+        "--model", action="append", required=True, help="a trained model; repeat it"
+    )
     parser.add_argument("--base", help="the model without training")
     parser.add_argument("--limit", type=int, default=5, help="prompts")
     parser.add_argument("--target-tokens", type=int, default=8)
     parser.add_argument("--suffix-tokens", type=int, default=10)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--width", type=int, default=32, help="candidates a step")
-    parser.add_argument("--top", type=int, default=128, help="tokens a place that candidates are drawn from")
-    parser.add_argument("--completions", type=int, default=64, help="of each prompt, with the attack and without")
+    parser.add_argument(
+        "--top", type=int, default=128, help="tokens a place that candidates are drawn from"
+    )
+    parser.add_argument(
+        "--completions", type=int, default=64, help="of each prompt, with the attack and without"
+    )
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument(
-        "--reward", action="append", help="repeat it; by default tox-block and toxic-comment-classifier"
+        "--reward",
+        action="append",
+        help="repeat it; by default tox-block and toxic-comment-classifier",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", type=Path, default=Path("runs/gcg"), help="where attacks are kept, one by one")
+    parser.add_argument(
+        "--store", type=Path, default=Path("runs/gcg"), help="where attacks are kept, one by one"
+    )
     parser.add_argument("--output", type=Path, help="a JSON file of figures")
     args = parser.parse_args()
     if args.judge and not args.pairs:
@@ -123,7 +157,9 @@ def main() -> None:
         judges.append(harm(args))
     files = ["base", *(Path(name).name for name in args.model if name != args.base)]
     if len(set(files)) < len(files):
-        parser.error(f"attacks are kept by the last part of a model's name, which must differ: {', '.join(files)}")
+        parser.error(
+            f"attacks are kept by the last part of a model's name, which must differ: {', '.join(files)}"
+        )
     results: list[dict[str, Any]] = []
     for name in (args.base, *args.model):
         model, tokenizer = sasa.load(name)
@@ -132,19 +168,30 @@ def main() -> None:
         rows: list[dict[str, Any]] = []
         chosen = targets(args, tokenizer, choosing)
         if not chosen:
-            raise SystemExit(f"{args.pairs or args.prompts}, rows {args.rows}: nothing there that a reward calls bad")
+            raise SystemExit(
+                f"{args.pairs or args.prompts}, rows {args.rows}: nothing there that a reward calls bad"
+            )
         for number, (prompt, target) in enumerate(chosen):
             file = args.store / f"{'base' if name == args.base else Path(name).name}-{number}.json"
             wanted = {"prompt": prompt, "target": target}
-            wanted |= {key: getattr(args, key) for key in ("steps", "width", "top", "suffix_tokens", "seed")}
+            wanted |= {
+                key: getattr(args, key)
+                for key in ("steps", "width", "top", "suffix_tokens", "seed")
+            }
             if not file.is_file():
                 start = time.monotonic()
                 text, losses = attacked(model, tokenizer, prompt, target, args)
-                content = wanted | {"attack": text, "losses": losses, "seconds": time.monotonic() - start}
+                content = wanted | {
+                    "attack": text,
+                    "losses": losses,
+                    "seconds": time.monotonic() - start,
+                }
                 write_atomically(file, json.dumps(content) + "\n")
             attack = json.loads(file.read_text())
             if other := differences({key: attack.get(key) for key in wanted}, wanted):
-                raise SystemExit(f"{file} is of another attack: {'; '.join(other)}. Choose another --store")
+                raise SystemExit(
+                    f"{file} is of another attack: {'; '.join(other)}. Choose another --store"
+                )
             rows.append(attack | figures(model, tokenizer, attack, judges, args))
             print(f"{name or 'the base'} {number + 1}: {rows[-1]['bad']}", flush=True)
         results.append({"model": name or "base", "rows": rows})
@@ -157,7 +204,10 @@ def harm(args: argparse.Namespace) -> Reward:
     boundary = sasa.Boundary.load(args.judge, model=model)
 
     def function(prompts: Any, replies: Any) -> Any:
-        pairs = [(f"Human: {p}\n\nAssistant:", f" {r.strip()}") for p, r in zip(prompts, replies, strict=True)]
+        pairs = [
+            (f"Human: {p}\n\nAssistant:", f" {r.strip()}")
+            for p, r in zip(prompts, replies, strict=True)
+        ]
         return boundary.log_odds(boundary.score(model, tokenizer, pairs)).numpy()
 
     return Reward("harm", boundary.fingerprint, function)
@@ -170,7 +220,9 @@ def figures(
     target = tokenizer(attack["target"], add_special_tokens=False).input_ids
     spec, watch = EmbeddingSpec(template="chat" if args.pairs else "none"), None
     if RESET in tokenizer.get_vocab():
-        watch = Backtracking(threshold=None, reset_token_id=reset_token_id(tokenizer), reset_bias=args.bias)
+        watch = Backtracking(
+            threshold=None, reset_token_id=reset_token_id(tokenizer), reset_bias=args.bias
+        )
     found: dict[str, Any] = {"nats": [], "bad": {judge.name: [] for judge in judges}}
     for text in (attack["prompt"], attack["attack"]):
         ids = tokenize_prompt(tokenizer, text, spec)
@@ -185,19 +237,38 @@ def figures(
                 temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, num_return_sequences=args.completions,
             )  # fmt: skip
             texts = [reply.text for reply in replies]
-            found.setdefault("sent_back", []).append(float(np.mean([bool(reply.attempts) for reply in replies])))
-        for judge in judges:  # of the question as it was asked: what an attack adds is not what is judged
-            found["bad"][judge.name].append(float((judge([attack["prompt"]] * len(texts), texts) < 0).mean()))
+            found.setdefault("sent_back", []).append(
+                float(np.mean([bool(reply.attempts) for reply in replies]))
+            )
+        for (
+            judge
+        ) in judges:  # of the question as it was asked: what an attack adds is not what is judged
+            found["bad"][judge.name].append(
+                float((judge([attack["prompt"]] * len(texts), texts) < 0).mean())
+            )
     return found
 
 
 def show(results: list[dict[str, Any]], judges: list[Any], args: argparse.Namespace) -> None:
-    table = Table("model", "target, nats", "under attack", *(f"bad by {j.name}" for j in judges for _ in (0, 1)))
+    table = Table(
+        "model",
+        "target, nats",
+        "under attack",
+        *(f"bad by {j.name}" for j in judges for _ in (0, 1)),
+    )
     published = []
     for result in results:
         rows = result["rows"]
         nats = np.array([row["nats"] for row in rows])
-        cells, one = [], {"model": result["model"], "prompts": len(rows), "nats": nats.mean(0).tolist(), "bad": {}}
+        cells, one = (
+            [],
+            {
+                "model": result["model"],
+                "prompts": len(rows),
+                "nats": nats.mean(0).tolist(),
+                "bad": {},
+            },
+        )
         if "sent_back" in rows[0]:
             one["sent_back"] = np.array([row["sent_back"] for row in rows]).mean(0).tolist()
         one["seconds"] = [round(row["seconds"]) for row in rows]
@@ -215,8 +286,13 @@ def show(results: list[dict[str, Any]], judges: list[Any], args: argparse.Namesp
         published.append(one)
     Console(width=140).print(table)
     if args.output:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        write_atomically(args.output, json.dumps({"settings": settings, "results": published}, indent=1) + "\n")
+        settings = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in vars(args).items()
+        }
+        write_atomically(
+            args.output, json.dumps({"settings": settings, "results": published}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_parts import PARTS, Found
 
-from sasa.files import read_json, write_atomically
+from sasa.utils.files import read_json, write_atomically
 
 AIMS = [
     # shape, batch, side, beside, times at most
@@ -43,16 +43,29 @@ AIMS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help="tiny models, a few seconds a part")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--kit", type=Path, default=Path("gpu-kit"), help="prompts and pairs, from gpu.sh prepare")
-    parser.add_argument("--judge", action="append", default=[], help="of the run of sasa bench; by default profanity")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the seconds that each part may take")
+    parser.add_argument(
+        "--kit", type=Path, default=Path("gpu-kit"), help="prompts and pairs, from gpu.sh prepare"
+    )
+    parser.add_argument(
+        "--judge",
+        action="append",
+        default=[],
+        help="of the run of sasa bench; by default profanity",
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of the seconds that each part may take"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
-    parser.add_argument("--compare", action="store_true", help="run nothing, and print what falls short")
+    parser.add_argument(
+        "--compare", action="store_true", help="run nothing, and print what falls short"
+    )
     parser.add_argument("--output", "-o", type=Path, required=True, help="a folder")
     args = parser.parse_args()
     if args.part:
@@ -76,20 +89,37 @@ def main() -> None:
 
 def run_part(name: str, args: argparse.Namespace) -> None:
     """A part in a process of its own; whatever becomes of it, the next one runs."""
-    seconds = PARTS[name][0] * args.scale * (5 if args.tiny else 1)  # on a slow machine, where imports take longest
+    seconds = (
+        PARTS[name][0] * args.scale * (5 if args.tiny else 1)
+    )  # on a slow machine, where imports take longest
     (args.output / f"{name}.json").unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--part", name, "--device", args.device, "--kit", args.kit, "-o", args.output]
+    command = [
+        sys.executable,
+        __file__,
+        "--part",
+        name,
+        "--device",
+        args.device,
+        "--kit",
+        args.kit,
+        "-o",
+        args.output,
+    ]
     command += ["--seconds", 0.85 * seconds, *(["--tiny"] * args.tiny)]
     command += [part for judge in args.judge for part in ("--judge", judge)]
     start = time.monotonic()
     print(f"== {name}, at most {seconds:.0f} s", flush=True)
     with open(args.output / f"{name}.log", "w") as log:
-        child = subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(
+            list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             code = child.wait(timeout=seconds)
             ended = "" if code == 0 else f"failed: {last_line(args.output / f'{name}.log')}"
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)  # and what it has started: the next part wants the GPU for itself
+            os.killpg(
+                child.pid, signal.SIGKILL
+            )  # and what it has started: the next part wants the GPU for itself
             child.wait()
             ended = f"stopped after {seconds:.0f} s"
     file = args.output / f"{name}.json"
@@ -111,13 +141,17 @@ def collected(args: argparse.Namespace) -> dict[str, Any]:
         return read_json(before)
     cuda = args.device == "cuda" and torch.cuda.is_available()
     about = {
-        "device": torch.cuda.get_device_name() if cuda else f"CPU ({platform.processor() or platform.machine()})",
+        "device": torch.cuda.get_device_name()
+        if cuda
+        else f"CPU ({platform.processor() or platform.machine()})",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "tiny": args.tiny,
     }
     files = {name: args.output / f"{name}.json" for name in PARTS}
-    return about | {"parts": {name: read_json(file) for name, file in files.items() if file.is_file()}}
+    return about | {
+        "parts": {name: read_json(file) for name, file in files.items() if file.is_file()}
+    }
 
 
 def rows_of(content: dict[str, Any], part: str) -> list[dict[str, Any]]:
@@ -140,11 +174,19 @@ def tables(content: dict[str, Any]) -> list[str]:
         else:
             ended = part["ended"] or "done"
             lines += [f"- {name}: {ended}, {part['seconds']} s, {len(part['results'])} figures"]
-    lines += ["", "## Exactness", "", "| model | dtype | check | furthest from the definition | |", "| --- " * 5 + "|"]
+    lines += [
+        "",
+        "## Exactness",
+        "",
+        "| model | dtype | check | furthest from the definition | |",
+        "| --- " * 5 + "|",
+    ]
     for row in rows_of(content, "exact"):
         said = row.get("error") or ("" if row["ok"] else "**beyond the tolerance**")
         worst = f"{row['worst']:.2g}" if "worst" in row else "–"
-        lines.append(f"| {row['model']} | {row.get('dtype', '')} | {row['check']} | {worst} | {said} |")
+        lines.append(
+            f"| {row['model']} | {row.get('dtype', '')} | {row['check']} | {worst} | {said} |"
+        )
     heads = [
         "shape",
         "batch",
@@ -165,16 +207,26 @@ def tables(content: dict[str, Any]) -> list[str]:
                 + " |" * 5
             )
             continue
-        keys = ("ms_a_step", "times_plain", "times_plain_compiled", "floor_ms", "candidates_read", "peak_gb")
+        keys = (
+            "ms_a_step",
+            "times_plain",
+            "times_plain_compiled",
+            "floor_ms",
+            "candidates_read",
+            "peak_gb",
+        )
         cells = [f"{row[key]:.2f}" if key in row else "" for key in keys]
-        lines.append(f"| {row['shape']} | {row['batch']} | {row['top_k']} | {row['side']} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {row['shape']} | {row['batch']} | {row['top_k']} | {row['side']} | {' | '.join(cells)} |"
+        )
     for part in ("fit", "rtp", "reset"):
         rows = rows_of(content, part)
         if not rows:
             continue
         lines += ["", f"## {part}", ""]
         lines += [
-            f"- {', '.join(f'{key} {shown(value)}' for key, value in row.items() if value is not None)}" for row in rows
+            f"- {', '.join(f'{key} {shown(value)}' for key, value in row.items() if value is not None)}"
+            for row in rows
         ]
     lines += ["", "## Short of the aims", "", *shortfalls(content)]
     return lines
@@ -198,7 +250,11 @@ def shortfalls(content: dict[str, Any]) -> list[str]:
     ]
     times = [row for row in rows_of(content, "time") if "side" in row]
     for shape, batch, side, beside, most in AIMS:
-        found = [r for r in times if (r["shape"], r["batch"], r["side"]) == (shape, batch, side) and beside in r]
+        found = [
+            r
+            for r in times
+            if (r["shape"], r["batch"], r["side"]) == (shape, batch, side) and beside in r
+        ]
         what = f"{shape}, batch {batch}, {side}: {beside.replace('_', ' ')}"
         if not found:
             lines.append(f"- {what}: not measured (aim {most:g})")
@@ -226,13 +282,22 @@ def draw(content: dict[str, Any], path: Path) -> None:
     if not shapes:
         return
     figure = Figure(figsize=(4.2 * len(shapes), 3.8), layout="constrained")
-    for axis, shape in zip(figure.subplots(1, len(shapes), squeeze=False, sharey=True)[0], shapes, strict=True):
+    for axis, shape in zip(
+        figure.subplots(1, len(shapes), squeeze=False, sharey=True)[0], shapes, strict=True
+    ):
         lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
         for row in rows:
             if row["shape"] == shape:
-                lines.setdefault((row["side"], row["top_k"]), []).append((row["batch"], row["times_plain"]))
+                lines.setdefault((row["side"], row["top_k"]), []).append(
+                    (row["batch"], row["times_plain"])
+                )
         for (side, k), points in lines.items():
-            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=f"{side}, top-k {k or 'all'}")
+            axis.plot(
+                *zip(*sorted(points), strict=True),
+                marker="o",
+                markersize=4,
+                label=f"{side}, top-k {k or 'all'}",
+            )
         axis.axhline(1, color="grey", linewidth=1, linestyle=":")
         axis.set(title=shape, xlabel="batch", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 
 import sasa
-from sasa import loop
-from sasa.embedding import pad
-from sasa.files import read_json, write_atomically
-from sasa.lookahead import packs
+from sasa.core.settings import BETA, PRIOR
+from sasa.decoding import loop
+from sasa.decoding.lookahead import packs
+from sasa.models.embedding import pad
 from sasa.models.heads import token_ids
+from sasa.utils.files import read_json, write_atomically
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -67,7 +68,9 @@ def exact(args: argparse.Namespace, found: Found) -> None:
 
     What matters most comes first: the default model, then tiny ones in float32, in bfloat16, and last what has to be compiled.
     """
-    families = ["llama", "gemma3", "bloom"] if args.tiny else [*tiny.FAMILIES, *tiny.REREAD_FAMILIES]
+    families = (
+        ["llama", "gemma3", "bloom"] if args.tiny else [*tiny.FAMILIES, *tiny.REREAD_FAMILIES]
+    )
     if args.tiny:  # generating code takes half a minute a model
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
     names = [] if args.tiny else ["the default"]
@@ -79,7 +82,12 @@ def exact(args: argparse.Namespace, found: Found) -> None:
                 try:
                     model, boundary, prompts = subject(name, args.device, dtype)
                 except (OSError, ImportError) as error:
-                    found.add(model=name, dtype=str(dtype), check="all", error=f"not at hand: {error}"[:200])
+                    found.add(
+                        model=name,
+                        dtype=str(dtype),
+                        check="all",
+                        error=f"not at hand: {error}"[:200],
+                    )
                     continue
                 checked(found, name, model, boundary, prompts, args, only)
 
@@ -91,7 +99,11 @@ def subject(name: str, device: str, dtype: torch.dtype) -> tuple[Any, Any, list[
         return model, tiny.boundary(model, pooling="mean", layer=1).to(device), PROMPTS
     model, tokenizer = sasa.load(device=device, dtype=dtype)
     texts = "So he said that", "My neighbour is", "I think this whole thing is"
-    return model, sasa.Boundary.load("toxicity", model=model).to(device), [tokenizer(text).input_ids for text in texts]
+    return (
+        model,
+        sasa.Boundary.load("toxicity", model=model).to(device),
+        [tokenizer(text).input_ids for text in texts],
+    )
 
 
 def checked(
@@ -100,9 +112,15 @@ def checked(
 ) -> None:  # fmt: skip
     """Runs checks of a model; one that fails or breaks off does not keep the others from running."""
     for check, function in checks.items():
-        if (check == "backtracking" and model.dtype != torch.float32) or (check == "compiled" and not packs(model)):
+        if (check == "backtracking" and model.dtype != torch.float32) or (
+            check == "compiled" and not packs(model)
+        ):
             continue
-        row: dict[str, Any] = {"model": name, "dtype": str(model.dtype).removeprefix("torch."), "check": check}
+        row: dict[str, Any] = {
+            "model": name,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "check": check,
+        }
         start = time.perf_counter()
         try:
             worst = function(model, boundary, prompts, args)
@@ -113,14 +131,21 @@ def checked(
         found.add(**row, seconds=round(time.perf_counter() - start, 2))
 
 
-def generated(model: Any, prompts: list[list[int]], seed: int | None, new: int = 8, **more: Any) -> Any:
+def generated(
+    model: Any, prompts: list[list[int]], seed: int | None, new: int = 8, **more: Any
+) -> Any:
     ids, mask = pad(prompts, "left", model.device)
     torch.manual_seed(seed or 0)
-    settings = dict(do_sample=seed is not None, max_new_tokens=new, pad_token_id=0, top_k=0, top_p=1.0) | more
+    settings = (
+        dict(do_sample=seed is not None, max_new_tokens=new, pad_token_id=0, top_k=0, top_p=1.0)
+        | more
+    )
     return model.generate(ids, attention_mask=mask, **settings)
 
 
-def by_processor(model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace) -> float:
+def by_processor(
+    model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace
+) -> float:
     """The largest difference of a probability from the reference's."""
     ids, mask = pad(prompts, "left", model.device)
     scores = torch.stack([reference.logits(model, prompt) for prompt in prompts])
@@ -129,18 +154,32 @@ def by_processor(model: Any, boundary: Any, prompts: list[list[int]], args: argp
         difference(
             got[row],
             reference.reweighted(
-                model, boundary, 1.5, prompt, scores[row], token_ids(model, "eos_token_id", None), top_k=8
+                model,
+                boundary,
+                1.5,
+                prompt,
+                scores[row],
+                token_ids(model, "eos_token_id", None),
+                top_k=8,
             ),
         )
         for row, prompt in enumerate(prompts)
     )
 
 
-def by_decoder(model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace) -> float:
+def by_decoder(
+    model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace
+) -> float:
     """The same at every step, along what was written; every text in a left-padded batch."""
     decoder = sasa.SASADecoder(boundary, 1.5, top_k=8)
     out = generated(
-        model, prompts, 1, custom_generate=decoder, return_dict_in_generate=True, output_scores=True, output_logits=True
+        model,
+        prompts,
+        1,
+        custom_generate=decoder,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
     )
     width, worst = max(map(len, prompts)), 0.0
     for row, prompt in enumerate(prompts):
@@ -187,33 +226,54 @@ def lazily(model: Any, boundary: Any, prompts: list[list[int]], args: argparse.N
         return apart(few, generated(model, prompts, 3, custom_generate=decoder))
 
 
-def compiled_passes(model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace) -> float:
+def compiled_passes(
+    model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace
+) -> float:
     """Rows in which the compiled path writes other tokens than the eager one, from the same seed."""
     one, other = (
         generated(
-            model, prompts, 3, custom_generate=sasa.SASADecoder(boundary, 2.0, top_k=8, top_p=0.9, compiled=compiled)
+            model,
+            prompts,
+            3,
+            custom_generate=sasa.SASADecoder(boundary, 2.0, top_k=8, top_p=0.9, compiled=compiled),
         )
         for compiled in (True, False)
     )
     return apart(one, other)
 
 
-def going_back(model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace) -> float:
+def going_back(
+    model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace
+) -> float:
     """Prompts whose histories differ from the reference's, greedily."""
     settings, wrong = sasa.Backtracking(threshold=0.6, safe_below=0.5, max_resets=3), 0
     for prompt in prompts:
         tokens, attempts, exhausted = reference.backtrack(
-            model, boundary, 1.0, prompt, 8, token_ids(model, "eos_token_id", None), settings, top_k=20
+            model,
+            boundary,
+            1.0,
+            prompt,
+            8,
+            token_ids(model, "eos_token_id", None),
+            settings,
+            top_k=20,
         )
         decoder = sasa.SASADecoder(boundary, 1.0, top_k=20, backtrack=settings)
-        out = generated(model, [prompt], None, custom_generate=decoder, return_dict_in_generate=True)
+        out = generated(
+            model, [prompt], None, custom_generate=decoder, return_dict_in_generate=True
+        )
         (history,) = out.histories
         same = history.tokens == tokens and history.exhausted == exhausted
         wrong += not (same and [(list(a.tokens), a.kept) for a in history.attempts] == attempts)
     return wrong / len(prompts)
 
 
-EAGER = {"processor": by_processor, "decoder": by_decoder, "lazy": lazily, "backtracking": going_back}
+EAGER = {
+    "processor": by_processor,
+    "decoder": by_decoder,
+    "lazy": lazily,
+    "backtracking": going_back,
+}
 COMPILED = {"compiled": compiled_passes}
 
 
@@ -223,11 +283,13 @@ COMPILED = {"compiled": compiled_passes}
 def timing(args: argparse.Namespace, found: Found) -> None:
     """Sides of benchmarks/speed.py on random weights, the cells that matter most first, until the time is over."""
     began = time.monotonic()
-    shares = {"tiny": 1.0} if args.tiny else {"llama-8b": 0.6, "llama-1b": 0.8, "sliding-3b": 1.0}  # of it, by when
+    shares = (
+        {"tiny": 1.0} if args.tiny else {"llama-8b": 0.6, "llama-1b": 0.8, "sliding-3b": 1.0}
+    )  # of it, by when
     for shape, share in shares.items():
         settings = argparse.Namespace(
             random_weights=shape, device=args.device, dtype="bfloat16", tokens=4 if args.tiny else 24, top_p=0.9,
-            beta=sasa.settings.BETA, prior=sasa.settings.PRIOR, rounds=1 if args.tiny else 3, prompt=16 if args.tiny else 64,
+            beta=BETA, prior=PRIOR, rounds=1 if args.tiny else 3, prompt=16 if args.tiny else 64,
         )  # fmt: skip
         model, boundaries, text = speed.load(settings)
         rate = speed.copy_rate(model.device)
@@ -235,13 +297,19 @@ def timing(args: argparse.Namespace, found: Found) -> None:
             found.content["copy_gb_a_second"] = rate / 1e9
         for batch, k, sides in cells(args, shape):
             if time.monotonic() - began > share * args.seconds:
-                found.add(shape=shape, batch=batch, top_k=k, sides=sides, error="not reached in the time")
+                found.add(
+                    shape=shape, batch=batch, top_k=k, sides=sides, error="not reached in the time"
+                )
                 continue
             try:
                 cell(found, shape, model, boundaries, text, rate, batch, k, sides, settings)
             except Exception as error:
                 found.add(
-                    shape=shape, batch=batch, top_k=k, sides=sides, error=f"{type(error).__name__}: {error}"[:300]
+                    shape=shape,
+                    batch=batch,
+                    top_k=k,
+                    sides=sides,
+                    error=f"{type(error).__name__}: {error}"[:300],
                 )
         del model, boundaries
         if args.device == "cuda":
@@ -250,12 +318,24 @@ def timing(args: argparse.Namespace, found: Found) -> None:
 
 def cells(args: argparse.Namespace, shape: str) -> list[tuple[int, int, list[str]]]:
     """Batch, top-k and sides, in the order of interest."""
-    eager, both = ["plain", "decoder", "processor"], ["plain", "plain-compiled", "decoder", "compiled"]
+    eager, both = (
+        ["plain", "decoder", "processor"],
+        ["plain", "plain-compiled", "decoder", "compiled"],
+    )
     if args.tiny:
         return [(1, 10, eager), (2, 0, eager[:2])]
     few = [(1, 50, both), (25, 50, eager), (64, 50, eager), (1, 10, eager), (1, 0, eager[:2])]
-    more = [(8, 50, eager), (25, 10, eager), (64, 10, eager), (8, 0, eager[:2]), (25, 0, eager[:2]), (64, 0, eager[:2])]
-    return [*few, *more, (8, 10, eager), (25, 50, both)] if shape == "llama-8b" else [*few, *more[:2]]
+    more = [
+        (8, 50, eager),
+        (25, 10, eager),
+        (64, 10, eager),
+        (8, 0, eager[:2]),
+        (25, 0, eager[:2]),
+        (64, 0, eager[:2]),
+    ]
+    return (
+        [*few, *more, (8, 10, eager), (25, 50, both)] if shape == "llama-8b" else [*few, *more[:2]]
+    )
 
 
 def cell(
@@ -267,7 +347,10 @@ def cell(
     runs = speed.sides(model, boundaries, ids, k, settings)
     for run in runs.values():
         speed.timed(run, model.device)  # warms up, and compiles
-    rounds = [{name: speed.timed(run, model.device) for name, run in runs.items()} for _ in range(settings.rounds)]
+    rounds = [
+        {name: speed.timed(run, model.device) for name, run in runs.items()}
+        for _ in range(settings.rounds)
+    ]
     least = speed.floor(model, batch, settings.prompt + settings.tokens // 2, rate)
     for name, run in runs.items():
         seconds = sorted(r[name] for r in rounds)[len(rounds) // 2] / settings.tokens
@@ -301,7 +384,20 @@ def fit(args: argparse.Namespace, found: Found) -> None:
     )
     model, _, _ = speed.load(settings)
     draw, file = random.Random(0), found.file.parent / "texts.csv"
-    words = ["calm", "kind", "river", "stone", "XQZ", "table", "walks", "green", "slow", "tree", "old", "ZZX"]
+    words = [
+        "calm",
+        "kind",
+        "river",
+        "stone",
+        "XQZ",
+        "table",
+        "walks",
+        "green",
+        "slow",
+        "tree",
+        "old",
+        "ZZX",
+    ]
     with file.open("w", newline="") as content:
         writer = csv.writer(content)
         writer.writerow(["text", "label"])
@@ -327,12 +423,26 @@ def rtp(args: argparse.Namespace, found: Found) -> None:
     if args.tiny:
         model = ["-m", tiny_folder(folder), "-b", folder / "tiny" / "boundary", "-n", 4]
         prompts = folder / "prompts.jsonl"
-        rows = [{"prompt": {"text": f"so he {i}", "toxicity": i % 2}, "challenging": False} for i in range(4)]
+        rows = [
+            {"prompt": {"text": f"so he {i}", "toxicity": i % 2}, "challenging": False}
+            for i in range(4)
+        ]
         prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif not prompts.is_file():
         raise FileNotFoundError(f"no {prompts}: benchmarks/gpu.sh prepare puts it there")
     judges = [judge for judge in args.judge if judge] or ["profanity"]
-    command = [sys.executable, "-m", "sasa", "bench", "rtp", "-p", prompts, *model, "--limit", 4 if args.tiny else 100]
+    command = [
+        sys.executable,
+        "-m",
+        "sasa",
+        "bench",
+        "rtp",
+        "-p",
+        prompts,
+        *model,
+        "--limit",
+        4 if args.tiny else 100,
+    ]
     command += [
         "-c",
         2 if args.tiny else 10,
@@ -352,7 +462,10 @@ def rtp(args: argparse.Namespace, found: Found) -> None:
         (run,) = read_json(folder / "rtp-run" / "summary.json")["runs"]
         one = run["methods"][method]
         emt = {judge: scores["emt"] for judge, scores in one["toxicity"].items()}
-        figures = {key: one["figures"].get(key) for key in ("perplexity", "distinct_2", "seconds_a_completion")}
+        figures = {
+            key: one["figures"].get(key)
+            for key in ("perplexity", "distinct_2", "seconds_a_completion")
+        }
         found.add(method=method, emt=emt, **figures, seconds=round(time.perf_counter() - start, 1))
 
 
@@ -378,25 +491,45 @@ def reset(args: argparse.Namespace, found: Found) -> None:
     folder, base = found.file.parent, None
     pairs, rows, held_out = args.kit / "pairs.jsonl.gz", "0:1800", "1800:"
     if args.tiny:
-        base, pairs, rows, held_out = str(tiny_folder(folder)), folder / "pairs.jsonl.gz", "0:8", "8:"
+        base, pairs, rows, held_out = (
+            str(tiny_folder(folder)),
+            folder / "pairs.jsonl.gz",
+            "0:8",
+            "8:",
+        )
         with gzip.open(pairs, "wt") as file:
             for i in range(14):
                 asked = f"\n\nHuman: Any {i}.\n\nAssistant:"
-                file.write(json.dumps({"chosen": asked + " calm and kind", "rejected": asked + " XQZ ZZX QXQ"}) + "\n")
+                file.write(
+                    json.dumps(
+                        {"chosen": asked + " calm and kind", "rejected": asked + " XQZ ZZX QXQ"}
+                    )
+                    + "\n"
+                )
     elif not pairs.is_file():
         raise FileNotFoundError(f"no {pairs}: benchmarks/gpu.sh prepare puts it there")
     corpus, model_name = Corpus("hh-rlhf", path=str(pairs), rows=rows), base
     for method in ("sft", "dpo"):
         model, tokenizer = sasa.load(model_name, args.device)
-        small: dict[str, Any] = dict(lora=2, max_length=200, batch_size=4) if args.tiny else dict(batch_size=16)
+        small: dict[str, Any] = (
+            dict(lora=2, max_length=200, batch_size=4) if args.tiny else dict(batch_size=16)
+        )
         start = time.perf_counter()
         name = base or sasa.models.load.DEFAULT_MODEL
         trained = train_backtracking(
             model, tokenizer, Training(corpus, method=method, **small), folder / f"reset-{method}",
             base=name if method == "sft" else str(folder / "reset-sft"),
         )  # fmt: skip
-        log = [row for row in read_json(trained / "training.json")["log"] if "train_loss" in row or "loss" in row]
-        found.add(stage=method, seconds=round(time.perf_counter() - start, 1), last=log[-1] if log else None)
+        log = [
+            row
+            for row in read_json(trained / "training.json")["log"]
+            if "train_loss" in row or "loss" in row
+        ]
+        found.add(
+            stage=method,
+            seconds=round(time.perf_counter() - start, 1),
+            last=log[-1] if log else None,
+        )
         model_name = str(trained)
         del model
     judge = folder / "tiny" / "boundary"
@@ -411,9 +544,29 @@ def reset(args: argparse.Namespace, found: Found) -> None:
             "--attribute",
             "harm",
         ]
-        fitting += ["--layer", "-7", "--pooling", "mean", "--span", "response", "--device", args.device, "-o", judge]
+        fitting += [
+            "--layer",
+            "-7",
+            "--pooling",
+            "mean",
+            "--span",
+            "response",
+            "--device",
+            args.device,
+            "-o",
+            judge,
+        ]
         subprocess.run(list(map(str, fitting)), check=True)
-    command = [sys.executable, HERE / "reset.py", "--pairs", pairs, "--rows", held_out, "--judge", judge]
+    command = [
+        sys.executable,
+        HERE / "reset.py",
+        "--pairs",
+        pairs,
+        "--rows",
+        held_out,
+        "--judge",
+        judge,
+    ]
     command += [
         "--model",
         folder / "reset-sft",
@@ -422,12 +575,26 @@ def reset(args: argparse.Namespace, found: Found) -> None:
         "--max-length",
         400 if args.tiny else 192,
     ]
-    command += [part for bias in ((0, 4) if args.tiny else (-4, -2, 0, 2, 4)) for part in ("--bias", bias)]
-    command += ["--limit", 2 if args.tiny else 100, "--completions", 2, "--tokens", 4 if args.tiny else 50]
+    command += [
+        part for bias in ((0, 4) if args.tiny else (-4, -2, 0, 2, 4)) for part in ("--bias", bias)
+    ]
+    command += [
+        "--limit",
+        2 if args.tiny else 100,
+        "--completions",
+        2,
+        "--tokens",
+        4 if args.tiny else 50,
+    ]
     command += (["--base", base] if base else []) + ["--output", folder / "reset-figures.json"]
     subprocess.run(list(map(str, command)), check=True)
     for row in read_json(folder / "reset-figures.json")["results"]:
-        found.add(stage="trade-off", model=Path(row["model"] or "untrained").name, bias=row["bias"], **row["figures"])
+        found.add(
+            stage="trade-off",
+            model=Path(row["model"] or "untrained").name,
+            bias=row["bias"],
+            **row["figures"],
+        )
 
 
 PARTS: dict[str, tuple[int, Callable[[argparse.Namespace, Found], None]]] = {

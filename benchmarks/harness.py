@@ -13,14 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sasa
+from sasa.data.corpus import parse_rows
 from sasa.evaluation import Run, Settings, World, generate_stage, load_suite, method
 from sasa.evaluation.runner import seed_of
-from sasa.fitting.corpora import parse_rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, required=True, help="RealToxicityPrompts rows, JSONL")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--prompts", type=Path, required=True, help="RealToxicityPrompts rows, JSONL"
+    )
     parser.add_argument("--rows", help="START:STOP")
     parser.add_argument("--model")
     parser.add_argument("--boundary", default="toxicity")
@@ -30,7 +34,9 @@ def main() -> None:
     args = parser.parse_args()
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
-    suite = load_suite("rtp", args.prompts, rows=parse_rows(args.rows) if args.rows else None, limit=args.limit)
+    suite = load_suite(
+        "rtp", args.prompts, rows=parse_rows(args.rows) if args.rows else None, limit=args.limit
+    )
     world = World(model, tokenizer, boundary, Settings(args.completions))
     world.generate(["So"], seed=0)  # warms up
 
@@ -51,10 +57,14 @@ def main() -> None:
         took = {side: timed(side) for side in sides}
         ratios.append([a / b for a, b in zip(took[harness], took[alone], strict=True)])
         print(
-            "harness {:.2f} s, {:.2f} s of the processor; alone {:.2f} s, {:.2f} s".format(*took[harness], *took[alone])
+            "harness {:.2f} s, {:.2f} s of the processor; alone {:.2f} s, {:.2f} s".format(
+                *took[harness], *took[alone]
+            )
         )
     by_clock, by_processor = (statistics.median(column) for column in zip(*ratios, strict=True))
-    print(f"median of {args.rounds} ratios: {by_clock:.3f} by the clock, {by_processor:.3f} in processor time")
+    print(
+        f"median of {args.rounds} ratios: {by_clock:.3f} by the clock, {by_processor:.3f} in processor time"
+    )
 
 
 def timed(side: Callable[[], None]) -> tuple[float, float]:

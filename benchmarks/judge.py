@@ -19,7 +19,13 @@ import random
 from pathlib import Path
 
 import datasets
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from sasa.fitting import Corpus
@@ -36,14 +42,20 @@ def balanced(corpus: Corpus, seed: int) -> list[dict[str, object]]:
         raise SystemExit(f"{corpus.source}: needs plain texts of both classes")
     draw = random.Random(seed)
     return [
-        {"text": text, "label": 1 - label} for label, texts in classes.items() for text in draw.sample(texts, count)
+        {"text": text, "label": 1 - label}
+        for label, texts in classes.items()
+        for text in draw.sample(texts, count)
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--encoder", required=True, help="a Hub id or a folder")
-    parser.add_argument("--corpus", action="append", required=True, help="as for sasa fit; repeat it")
+    parser.add_argument(
+        "--corpus", action="append", required=True, help="as for sasa fit; repeat it"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
@@ -56,7 +68,9 @@ def main() -> None:
         args.encoder, id2label={0: "safe", 1: "toxic"}, label2id={"safe": 0, "toxic": 1}
     )
     table = datasets.Dataset.from_list(rows).map(
-        lambda batch: tokenizer(batch["text"], truncation=True, max_length=96), batched=True, remove_columns="text"
+        lambda batch: tokenizer(batch["text"], truncation=True, max_length=96),
+        batched=True,
+        remove_columns="text",
     )
     checkpoints = args.output / "checkpoints"
     settings = TrainingArguments(
@@ -74,7 +88,11 @@ def main() -> None:
         seed=args.seed,
     )
     trainer = Trainer(model, settings, train_dataset=table, processing_class=tokenizer)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(str(checkpoints))
+        if checkpoints.is_dir()
+        else None
+    )
     trainer.save_model(str(args.output))
     print(f"{len(rows)} texts; use it with -s hf:{args.output}")
 

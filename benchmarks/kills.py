@@ -18,7 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-STORED = ("completions/*.jsonl", "likelihood/*.jsonl", "scores/*.json", "attempts.jsonl", "vectors.f32")
+STORED = (
+    "completions/*.jsonl",
+    "likelihood/*.jsonl",
+    "scores/*.json",
+    "attempts.jsonl",
+    "vectors.f32",
+)
 UPDATES = 20
 ATTACK = ["redteam", "run", "-n", 4 * UPDATES, "--contexts-per-step", 2, "-c", 2, "--save-steps", 3]
 ATTACK += ["--attack-tokens", 8, "--reply-tokens", 6, "--lora", 4]
@@ -35,7 +41,9 @@ def size(folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", help="RealToxicityPrompts rows, JSONL")
     parser.add_argument("--redteam", action="store_true", help="an attack in place of a benchmark")
     parser.add_argument("--rows", default=":", help="START:STOP")
@@ -57,7 +65,18 @@ def main() -> None:
         command += ["bench", "rtp", "-p", args.prompts, "-b", args.boundary, "--batch-size", "1"]
         command += ["--rows", args.rows] if args.rows != ":" else []
         command += ["--model", args.model] if args.model else []
-        command += ["--limit", args.limit, "-c", args.completions, "-n", args.tokens, "-M", "plain", "-M", "sasa"]
+        command += [
+            "--limit",
+            args.limit,
+            "-c",
+            args.completions,
+            "-n",
+            args.tokens,
+            "-M",
+            "plain",
+            "-M",
+            "sasa",
+        ]
     command = [str(part) for part in command]
     draw = random.Random(args.seed)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -83,12 +102,17 @@ def main() -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed += 1
-            print(f"kill {killed}: {len(stored(torn))} files, {size(torn)} of {size(whole)} bytes", flush=True)
+            print(
+                f"kill {killed}: {len(stored(torn))} files, {size(torn)} of {size(whole)} bytes",
+                flush=True,
+            )
         if subprocess.run([*command, "-o", str(torn)], **quiet).returncode:
             raise SystemExit("the run did not end well after it had been killed")
         one, other = stored(whole), stored(torn)
         if one != other:
-            differ = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+            differ = sorted(
+                name for name in one.keys() | other.keys() if one.get(name) != other.get(name)
+            )
             raise SystemExit(f"after {killed} kills, {', '.join(differ)} differ")
         print(f"after {killed} kills, {', '.join(sorted(one))} are the same, byte for byte")
 

@@ -34,12 +34,16 @@ class Clock(LogitsProcessor):
         self.steps: list[tuple[float, float, int]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.steps.append((time.perf_counter(), psutil.Process().memory_info().rss / 2**20, len(input_ids)))
+        self.steps.append(
+            (time.perf_counter(), psutil.Process().memory_info().rss / 2**20, len(input_ids))
+        )
         return scores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=1000, help="prompts")
     parser.add_argument("--longest", type=int, default=40, help="words of a prompt, at most")
     parser.add_argument("--tokens", type=int, default=8)
@@ -63,7 +67,9 @@ def main() -> None:
             logits_processor=LogitsProcessorList([clock]),
         )  # fmt: skip
         runs[name] = clock.steps
-    table = Table("part of the run", "plain, ms a step", "sasa, ms a step", "ratio", "resident, MB (sasa)")
+    table = Table(
+        "part of the run", "plain, ms a step", "sasa, ms a step", "ratio", "resident, MB (sasa)"
+    )
     parts = 5
     each = len(runs["plain"]) // parts
     for part in range(parts):

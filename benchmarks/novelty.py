@@ -32,7 +32,9 @@ def vectors(count: int, draw: np.random.Generator) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--histories", type=int, nargs="+", default=[1000, 5000, 10000, 20000])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=20)
@@ -47,10 +49,14 @@ def main() -> None:
             seen += count
         took: dict[str, list[float]] = {name: [] for name in parts}
         for _ in range(args.rounds):
-            for name, seconds in _observe(parts, texts(args.batch, draw), vectors(args.batch, draw)).items():
+            for name, seconds in _observe(
+                parts, texts(args.batch, draw), vectors(args.batch, draw)
+            ).items():
                 took[name].append(seconds)
             seen += args.batch
-        told = ", ".join(f"{name} {1000 * statistics.median(times):.1f} ms" for name, times in took.items())
+        told = ", ".join(
+            f"{name} {1000 * statistics.median(times):.1f} ms" for name, times in took.items()
+        )
         print(
             f"{history:6d} attacks: a batch of {args.batch}: {told}; memory {process.memory_info().rss >> 20} MiB",
             flush=True,

@@ -34,30 +34,30 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import sasa
-from sasa.boundary import EmbeddingSpec
-from sasa.embedding import response_start, tokenize
+from sasa.core.boundary import EmbeddingSpec
+from sasa.core.values import Steering
+from sasa.data.corpus import parse_rows
+from sasa.decoding.cost import TOP_K, Reading, candidates_of, read
+from sasa.decoding.generate import Completion
+from sasa.evaluation.baselines.caa import CAA
+from sasa.evaluation.baselines.debias import SelfDebias
+from sasa.evaluation.baselines.dexperts import DExperts, experts
+from sasa.evaluation.baselines.judges import judge_named
+from sasa.evaluation.baselines.prompt import Prompted
+from sasa.evaluation.baselines.rad import RAD
 from sasa.evaluation.methods import SASA, method
 from sasa.evaluation.metrics import from_json, to_json
-from sasa.evaluation.peers.caa import CAA
-from sasa.evaluation.peers.debias import SelfDebias
-from sasa.evaluation.peers.dexperts import DExperts, experts
-from sasa.evaluation.peers.judges import judge_named
-from sasa.evaluation.peers.prompt import Prompted
-from sasa.evaluation.peers.rad import RAD
 from sasa.evaluation.report import in_cell
 from sasa.evaluation.runner import file_name
 from sasa.evaluation.selectivity import labelled, selectivity
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
 from sasa.evaluation.world import Method, World
-from sasa.files import differences, read_json, write_atomically
 from sasa.fitting import Corpus
-from sasa.fitting.corpora import parse_rows
 from sasa.fitting.identity import About, load_people
-from sasa.generation import Completion
-from sasa.progress import progress_bar
-from sasa.tax import TOP_K, Reading, candidates_of, read
-from sasa.values import Steering
+from sasa.models.embedding import response_start, tokenize
+from sasa.utils.files import differences, read_json, write_atomically
+from sasa.utils.progress import progress_bar
 
 sys.path.insert(0, str(Path(__file__).parent))
 from speed import Peak
@@ -82,16 +82,25 @@ NEEDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("cost", "tax"):
         command = commands.add_parser(name)
-        command.add_argument("--prompts", type=Path, required=True, help="RealToxicityPrompts rows, JSONL")
+        command.add_argument(
+            "--prompts", type=Path, required=True, help="RealToxicityPrompts rows, JSONL"
+        )
         command.add_argument("--rows", default=":", help="START:STOP")
         command.add_argument("--method", "-M", action="append", required=True)
         command.add_argument("--model")
         command.add_argument("--boundary", default="toxicity")
-        command.add_argument("--limit", type=int, default=6 if name == "cost" else 60, help="prompts, or texts a group")
+        command.add_argument(
+            "--limit",
+            type=int,
+            default=6 if name == "cost" else 60,
+            help="prompts, or texts a group",
+        )
         command.add_argument("--output", "-o", type=Path, required=True, help="a JSON file")
         if name == "cost":
             command.add_argument("--completions", type=int, default=10)
@@ -100,8 +109,16 @@ def main() -> None:
         else:
             command.add_argument("--people", help="a file of sentences about groups", default=None)
     command = commands.add_parser("show")
-    command.add_argument("--run", type=Path, action="append", required=True, help="a folder of `sasa bench`; repeat it")
-    command.add_argument("--judge", help="the model whose perplexity counts; by default the generating one")
+    command.add_argument(
+        "--run",
+        type=Path,
+        action="append",
+        required=True,
+        help="a folder of `sasa bench`; repeat it",
+    )
+    command.add_argument(
+        "--judge", help="the model whose perplexity counts; by default the generating one"
+    )
     command.add_argument("--scorer", action="append", required=True)
     command.add_argument("--group", default="toxic")
     command.add_argument("--cost", type=Path)
@@ -127,7 +144,9 @@ def alive() -> list[Tensor]:
 
 def held() -> int:
     """Their bytes."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive()}.values())
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive()}.values()
+    )
 
 
 def cost(args: argparse.Namespace) -> None:
@@ -174,9 +193,21 @@ def cost(args: argparse.Namespace) -> None:
                 "drawn_a_token": sum(c.spent for row in rows for c in row) / delivered,
             }
         )
-    about = {"settings": told(args), "prompts": len(prompts), "threads": torch.get_num_threads(), "results": results}
+    about = {
+        "settings": told(args),
+        "prompts": len(prompts),
+        "threads": torch.get_num_threads(),
+        "results": results,
+    }
     write_atomically(args.output, json.dumps(about, indent=1) + "\n")
-    table = Table("method", "ms a token", f"times {BARE}", "peak, MB", "kept beside the model, MB", "drawn a token")
+    table = Table(
+        "method",
+        "ms a token",
+        f"times {BARE}",
+        "peak, MB",
+        "kept beside the model, MB",
+        "drawn a token",
+    )
     for row in results:
         numbers = (
             row["seconds_a_token"] * 1e3,
@@ -293,7 +324,10 @@ def forced(world: World, words: Words, way: Any, title: str) -> None:
     """Has a method write the words that are there."""
     words.scores = [[] for _ in words.prompts]
     inside = Forced(world.model, world.tokenizer, world.boundary, world.settings, words=words)
-    order = sorted(range(len(words.prompts)), key=lambda i: (len(world.tokenizer(words.prompts[i]).input_ids), i))
+    order = sorted(
+        range(len(words.prompts)),
+        key=lambda i: (len(world.tokenizer(words.prompts[i]).input_ids), i),
+    )
     with progress_bar(title, True) as bar:
         task = bar.add_task(title, total=len(order))
         for first in range(0, len(order), 16):
@@ -322,12 +356,17 @@ def words_of(tokenizer: Any, texts: Sequence[Any]) -> Words:
 
 
 def reading_by(world: World, words: Words, way: Method, title: str) -> Reading:
-    """What a method makes of texts, in the form of `sasa.tax`: its log q - log p in the place of margins."""
+    """What a method makes of texts, in the form of `sasa.decoding.cost`: its log q - log p in the place of margins."""
     forced(world, words, way, title)
-    places = [(text, place) for text, rows in enumerate(words.candidates) for place in range(len(rows))]
+    places = [
+        (text, place) for text, rows in enumerate(words.candidates) for place in range(len(rows))
+    ]
     log_p = torch.stack([words.log_p[text][place] for text, place in places])
     log_q = torch.stack([words.scores[text][place] for text, place in places]).log_softmax(-1)
-    here = [(words.candidates[text][place] == words.written[text][place]).int().argmax() for text, place in places]
+    here = [
+        (words.candidates[text][place] == words.written[text][place]).int().argmax()
+        for text, place in places
+    ]
     text, place = torch.tensor(places).T
     return Reading(text, place, log_p, (log_q - log_p)[:, :, None], torch.stack(here))
 
@@ -338,19 +377,25 @@ def tax(args: argparse.Namespace) -> None:
     ways = {name: method(name) for name in args.method}
     for name, way in ways.items():
         if not isinstance(way, (SASA, *READ)) or getattr(way, "words", False):
-            raise SystemExit(f"{name} has no next-token distribution of its own that could be read here")
+            raise SystemExit(
+                f"{name} has no next-token distribution of its own that could be read here"
+            )
     results = together_taxes([args.output] if args.output.is_file() else [], settings)
     versions = {row["method"]: row.get("version", "") for row in results}
     for name, version in versions.items():
         if name in ways and ways[name].version != version:
-            raise SystemExit(f"{args.output} has figures of another {name}: choose another --output")
+            raise SystemExit(
+                f"{args.output} has figures of another {name}: choose another --output"
+            )
     ways = {name: way for name, way in ways.items() if name not in versions}
     if not ways:
         return
     model, tokenizer = sasa.load(args.model)
     boundary = sasa.Boundary.load(args.boundary, model=model)
     world = World(model, tokenizer, boundary, Settings())
-    corpus = Corpus("rtp", path=str(args.prompts), rows=args.rows, safe_below=0.3, segments=("pair",))
+    corpus = Corpus(
+        "rtp", path=str(args.prompts), rows=args.rows, safe_below=0.3, segments=("pair",)
+    )
     texts = labelled(corpus, args.limit)
     groups = [one.group for one in texts]
     about = About.of(load_people("audit", args.people), tokenizer, EmbeddingSpec())
@@ -367,15 +412,28 @@ def tax(args: argparse.Namespace) -> None:
             steering = Steering.of(boundary, way.beta, way.value, way.prior)
             if not margins:
                 for part, some in (("texts", [one.text for one in texts]), ("people", about.texts)):
-                    margins[part] = read(model, tokenizer, some, boundary, max_tokens=PLACES, progress=True)
+                    margins[part] = read(
+                        model, tokenizer, some, boundary, max_tokens=PLACES, progress=True
+                    )
             readings = margins
         else:
             steering = Steering.of(boundary, 1.0, "raw")  # of margins that are log q - log p
-            readings = {part: reading_by(world, words, way, f"{name}: {part}") for part, words in parts.items()}
-        by_class = {group: one.per_token for group, one in selectivity(readings["texts"], groups, steering).items()}
+            readings = {
+                part: reading_by(world, words, way, f"{name}: {part}")
+                for part, words in parts.items()
+            }
+        by_class = {
+            group: one.per_token
+            for group, one in selectivity(readings["texts"], groups, steering).items()
+        }
         people = about.figures(readings["people"], steering)
-        results.append({"method": name, "version": way.version, "nats_a_token": by_class, "people": people})
-        write_atomically(args.output, json.dumps(to_json({"settings": settings, "results": results}), indent=1) + "\n")
+        results.append(
+            {"method": name, "version": way.version, "nats_a_token": by_class, "people": people}
+        )
+        write_atomically(
+            args.output,
+            json.dumps(to_json({"settings": settings, "results": results}), indent=1) + "\n",
+        )
         worst = people["worst"]
         print(
             f"{name}: {', '.join(f'{group} {nats}' for group, nats in by_class.items())}; "
@@ -384,7 +442,9 @@ def tax(args: argparse.Namespace) -> None:
         )
 
 
-def together_taxes(files: Sequence[Path], settings: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def together_taxes(
+    files: Sequence[Path], settings: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """What several files of `tax` hold, of one method once, which must be of the same settings."""
     found: dict[str, dict[str, Any]] = {}
     for file in files:
@@ -425,22 +485,38 @@ def together(folders: Sequence[Path]) -> dict[str, Any]:
         if differ := [key for key in same if found and found[key] != run[key]]:
             raise SystemExit(f"{folder} is another run: its {', '.join(differ)} differ")
         found = found or run
-        found["methods"] = found["methods"] | {k: v for k, v in run["methods"].items() if k not in found["methods"]}
+        found["methods"] = found["methods"] | {
+            k: v for k, v in run["methods"].items() if k not in found["methods"]
+        }
     kinds = list(dict.fromkeys(name.partition(":")[0] for name in found["methods"]))
 
     def place(name: str) -> tuple[int, float]:
         strength = name.rpartition(":")[2]
-        return kinds.index(name.partition(":")[0]), float(strength) if re.fullmatch(r"[0-9.]+", strength) else 0.0
+        return kinds.index(name.partition(":")[0]), float(strength) if re.fullmatch(
+            r"[0-9.]+", strength
+        ) else 0.0
 
-    found["methods"] = {name: found["methods"][name] for name in sorted(found["methods"], key=place)}
+    found["methods"] = {
+        name: found["methods"][name] for name in sorted(found["methods"], key=place)
+    }
     return found
 
 
-def table_of(run: dict[str, Any], args: argparse.Namespace, costs: dict, taxes: dict, fluency: str) -> list[str]:
+def table_of(
+    run: dict[str, Any], args: argparse.Namespace, costs: dict, taxes: dict, fluency: str
+) -> list[str]:
     """A row for each method: by each scorer, on the group's prompts and on the others; the rest over all prompts."""
     others = [group for group in run["groups"] if group != args.group]
     heads = [f"EMT, {group}: {scorer}" for group in (args.group, *others) for scorer in args.scorer]
-    heads += [fluency, "distinct-2", "repetition", "ms a token", f"times {BARE}", "peak / kept, MB", "drawn a token"]
+    heads += [
+        fluency,
+        "distinct-2",
+        "repetition",
+        "ms a token",
+        f"times {BARE}",
+        "peak / kept, MB",
+        "drawn a token",
+    ]
     heads += ["tax: safe after safe, after unsafe", "names: controls, worst group beyond", "needs"]
     lines = [f"| method | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
     plain = run["methods"]["plain"]
@@ -453,8 +529,14 @@ def table_of(run: dict[str, Any], args: argparse.Namespace, costs: dict, taxes: 
                 less = "" if name == "plain" else f" ({emt.value / base - 1:+.0%})"
                 cells.append(f"{emt}{less}")
         figures = one["figures"]
-        over = "" if name == "plain" else f" (x{figures[fluency].value / plain['figures'][fluency].value:.3f})"
-        cells.append(f"{figures[fluency].value:.2f} [{figures[fluency].low:.2f}, {figures[fluency].high:.2f}]{over}")
+        over = (
+            ""
+            if name == "plain"
+            else f" (x{figures[fluency].value / plain['figures'][fluency].value:.3f})"
+        )
+        cells.append(
+            f"{figures[fluency].value:.2f} [{figures[fluency].low:.2f}, {figures[fluency].high:.2f}]{over}"
+        )
         cells += [f"{figures[key].value:.3f}" for key in ("distinct_2", "repetition")]
         price, tax_ = costs.get(name), taxes.get(name)
         cells += (
@@ -465,11 +547,19 @@ def table_of(run: dict[str, Any], args: argparse.Namespace, costs: dict, taxes: 
         )  # fmt: skip
         if tax_:
             nats, people = tax_["nats_a_token"], tax_["people"]
-            cells.append(", ".join(str(nats.get(f"safe after {before}", "–")) for before in ("safe", "unsafe")))
-            cells.append(f"{people['controls']:.2f}, {people['worst']['beyond']:+.1f} ({people['worst']['group']})")
+            cells.append(
+                ", ".join(
+                    str(nats.get(f"safe after {before}", "–")) for before in ("safe", "unsafe")
+                )
+            )
+            cells.append(
+                f"{people['controls']:.2f}, {people['worst']['beyond']:+.1f} ({people['worst']['group']})"
+            )
         else:
             cells += ["–", "–"]
-        lines.append(f"| {in_cell(name)} | {' | '.join([*cells, NEEDS.get(name.partition(':')[0], '')])} |")
+        lines.append(
+            f"| {in_cell(name)} | {' | '.join([*cells, NEEDS.get(name.partition(':')[0], '')])} |"
+        )
     return lines
 
 
@@ -481,13 +571,19 @@ def draw(run: dict[str, Any], args: argparse.Namespace, costs: dict, fluency: st
     families: dict[str, list[str]] = {}
     for name in run["methods"]:
         families.setdefault(name.partition(":")[0], []).append(name)
-    for axis, scorer in zip(figure.subplots(1, len(args.scorer), squeeze=False)[0], args.scorer, strict=True):
+    for axis, scorer in zip(
+        figure.subplots(1, len(args.scorer), squeeze=False)[0], args.scorer, strict=True
+    ):
         for number, (family, names) in enumerate(families.items()):
             some = [run["methods"][name] for name in names]
-            points = [(m["figures"][fluency], m["toxicity"][scorer]["groups"][args.group]["emt"]) for m in some]
+            points = [
+                (m["figures"][fluency], m["toxicity"][scorer]["groups"][args.group]["emt"])
+                for m in some
+            ]
             x, y = ([point[i].value for point in points] for i in (0, 1))
             low, high = (
-                [[abs(p[i].value - getattr(p[i], end)) for p in points] for i in (0, 1)] for end in ("low", "high")
+                [[abs(p[i].value - getattr(p[i], end)) for p in points] for i in (0, 1)]
+                for end in ("low", "high")
             )
             colour = "k" if family == "plain" else f"C{number}"
             main = family == "sasa"
@@ -499,9 +595,18 @@ def draw(run: dict[str, Any], args: argparse.Namespace, costs: dict, fluency: st
             axis.scatter(x, y, s=sizes, color=colour, alpha=0.8, zorder=4, label=family)
             for name, px, py in zip(names, x, y, strict=True):
                 strength = name.rpartition(":")[2] if family != "prompt" else ""
-                axis.annotate(strength, (px, py), xytext=(6, 4), textcoords="offset points", fontsize=7, color=colour)
+                axis.annotate(
+                    strength,
+                    (px, py),
+                    xytext=(6, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=colour,
+                )
         axis.set(
-            xlabel=f"perplexity under {args.judge or 'the model itself'} (left: better)", title=scorer, ylim=(0, None)
+            xlabel=f"perplexity under {args.judge or 'the model itself'} (left: better)",
+            title=scorer,
+            ylim=(0, None),
         )
         axis.set_ylabel(f"expected maximum toxicity, {args.group} prompts (down: better)")
         axis.spines[["top", "right"]].set_visible(False)
@@ -511,7 +616,9 @@ def draw(run: dict[str, Any], args: argparse.Namespace, costs: dict, fluency: st
 
 
 def told(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    return {
+        key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+    }
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 import sasa
+from sasa.core.settings import DEFAULT_MODEL
+from sasa.decoding.sampling import sample
 from sasa.evaluation.rewards import Reward, reward
-from sasa.files import write_atomically
-from sasa.sampling import sample
-from sasa.settings import DEFAULT_MODEL
 from sasa.training import Repulse, train_repulse
 from sasa.training.settings import METHODS
 from sasa.training.trainer import judge
+from sasa.utils.files import write_atomically
 
 COLOURS = dict(zip(METHODS, ("tab:red", "tab:blue", "tab:green", "tab:purple"), strict=True))
 
@@ -49,12 +49,19 @@ def p_bad(
     harmless = first.clone()
     harmless[bad] = 0
     rest = float(harmless.sum())
-    for chunk in harmless.argsort(descending=True)[: min(top or len(first), len(first) - len(bad))].split(rows):
+    for chunk in harmless.argsort(descending=True)[
+        : min(top or len(first), len(first) - len(bad))
+    ].split(rows):
         if rest < total / 100:
             break
         cache = copy.deepcopy(read.past_key_values)
         cache.batch_repeat_interleave(len(chunk))
-        second = model(input_ids=chunk[:, None], past_key_values=cache).logits[:, -1].double().softmax(-1)
+        second = (
+            model(input_ids=chunk[:, None], past_key_values=cache)
+            .logits[:, -1]
+            .double()
+            .softmax(-1)
+        )
         total += float((first[chunk] * second[:, bad].sum(1)).sum())
         rest = max(0.0, rest - float(first[chunk].sum()))
     return total, rest
@@ -69,54 +76,87 @@ def exact(file: Path, model: Callable[[], Any], ids: list[int], bad: torch.Tenso
 
 def bad_tokens(tokenizer: Any, words: list[str]) -> torch.Tensor:
     """Ids of the words that are a token of their own, behind a space or not, in lower case or capitalised."""
-    forms = {space + form for word in words for space in ("", " ") for form in (word, word.capitalize())}
-    found = {ids[0] for form in forms if len(ids := tokenizer(form, add_special_tokens=False).input_ids) == 1}
+    forms = {
+        space + form for word in words for space in ("", " ") for form in (word, word.capitalize())
+    }
+    found = {
+        ids[0]
+        for form in forms
+        if len(ids := tokenizer(form, add_special_tokens=False).input_ids) == 1
+    }
     return torch.tensor(sorted(found))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--words", type=Path, required=True, help="a word a line; a completion that holds one is bad")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--words",
+        type=Path,
+        required=True,
+        help="a word a line; a completion that holds one is bad",
+    )
     parser.add_argument("--prompt", default="This man is a")
     parser.add_argument("--model")
     parser.add_argument("--scorer", default="toxic-comment-classifier")
-    parser.add_argument("--method", action="append", choices=METHODS, help="repeat it; all of them by default")
+    parser.add_argument(
+        "--method", action="append", choices=METHODS, help="repeat it; all of them by default"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--samples", type=int, default=128, help="of an update, with repulse half of them the proposal's"
+        "--samples",
+        type=int,
+        default=128,
+        help="of an update, with repulse half of them the proposal's",
     )
     parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--every", type=int, default=15, help="updates between evaluations")
-    parser.add_argument("--top", type=int, default=1024, help="first tokens that are enumerated along the way")
-    parser.add_argument("--judged", type=int, default=512, help="samples that the mean reward is a mean of")
+    parser.add_argument(
+        "--top", type=int, default=1024, help="first tokens that are enumerated along the way"
+    )
+    parser.add_argument(
+        "--judged", type=int, default=512, help="samples that the mean reward is a mean of"
+    )
     parser.add_argument("--alpha", type=float, default=0.3)
     parser.add_argument("--beta", type=float, default=2.0)
     parser.add_argument(
-        "--transformed", type=float, nargs=2, default=(0.3, 0.5), help="alpha and beta of rloo-transformed"
+        "--transformed",
+        type=float,
+        nargs=2,
+        default=(0.3, 0.5),
+        help="alpha and beta of rloo-transformed",
     )
     parser.add_argument("--beta-kl", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--proposal-learning-rate", type=float, default=1e-4)
     parser.add_argument("--lora", type=int, default=16)
-    parser.add_argument("--runs", type=Path, default=Path("runs/repulse-toy"), help="folder of the trainings")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/repulse-toy"), help="folder of the trainings"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/repulse-toy"))
     args = parser.parse_args()
     model, tokenizer = sasa.load(args.model)
     ids = tokenizer(args.prompt).input_ids
-    bad = bad_tokens(tokenizer, [word.strip() for word in args.words.read_text().splitlines() if word.strip()])
+    bad = bad_tokens(
+        tokenizer, [word.strip() for word in args.words.read_text().splitlines() if word.strip()]
+    )
     if not len(bad):
         raise SystemExit(f"{args.words}: no word is a token of its own")
     scorer = reward(args.scorer)
     before = exact(args.runs / "before.json", lambda: model, ids, bad)
     results: dict[str, Any] = {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()} | {"bad_tokens": len(bad)},
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        | {"bad_tokens": len(bad)},
         "p_bad": before[0],
         "left_out": before[1],
         "runs": {},
     }
     for seed in range(args.seeds):
         for method in args.method or METHODS:
-            alpha, beta = args.transformed if method == "rloo-transformed" else (args.alpha, args.beta)
+            alpha, beta = (
+                args.transformed if method == "rloo-transformed" else (args.alpha, args.beta)
+            )
             half = method == "repulse"
             settings = Repulse(
                 method, alpha, beta, args.beta_kl, args.samples // (2 if half else 1), prompts_per_step=1,
@@ -127,7 +167,11 @@ def main() -> None:
 
             def evaluate(policy: Any) -> dict[str, float]:
                 low, rest = p_bad(policy, ids, bad, args.top)
-                return {"p_bad": low, "left_out": rest, "reward": mean_reward(policy, tokenizer, args, ids, scorer)}
+                return {
+                    "p_bad": low,
+                    "left_out": rest,
+                    "reward": mean_reward(policy, tokenizer, args, ids, scorer),
+                }
 
             train_repulse(
                 model, tokenizer, [args.prompt], scorer, folder, settings, base=args.model or DEFAULT_MODEL,
@@ -149,12 +193,21 @@ def finished(runs: Path) -> dict[str, Any]:
     for file in sorted(runs.glob("*/exact.json"), key=place):
         about = json.loads(file.with_name("training.json").read_text())
         p, rest = json.loads(file.read_text())
-        curve = [{"step": entry["step"], **entry["eval"]} for entry in about["log"] if "eval" in entry]
-        found[file.parent.name] = {"method": about["training"]["method"], "curve": curve, "p_bad": p, "left_out": rest}
+        curve = [
+            {"step": entry["step"], **entry["eval"]} for entry in about["log"] if "eval" in entry
+        ]
+        found[file.parent.name] = {
+            "method": about["training"]["method"],
+            "curve": curve,
+            "p_bad": p,
+            "left_out": rest,
+        }
     return found
 
 
-def mean_reward(policy: Any, tokenizer: Any, args: argparse.Namespace, ids: list[int], scorer: Reward) -> float:
+def mean_reward(
+    policy: Any, tokenizer: Any, args: argparse.Namespace, ids: list[int], scorer: Reward
+) -> float:
     written = [
         row
         for first in range(0, args.judged, 256)

@@ -32,17 +32,17 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.backtracking import RESET, Backtracking, reset_token_id
+from sasa.core.backtracking import RESET, Backtracking, reset_token_id
+from sasa.data.corpus import Pair
+from sasa.decoding.generate import Completion
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.metrics import Estimate, estimate
 from sasa.evaluation.scorers import scorer
-from sasa.files import differences, read_json, write_atomically
 from sasa.fitting import Corpus
-from sasa.fitting.corpora import Pair
-from sasa.generation import Completion
-from sasa.progress import progress_bar
 from sasa.redteam.texts import harmless_prompts
 from sasa.training.backtracking import encode_pair
+from sasa.utils.files import differences, read_json, write_atomically
+from sasa.utils.progress import progress_bar
 
 
 def held_out(args: argparse.Namespace, tokenizer: Any) -> list[Pair]:
@@ -54,25 +54,37 @@ def held_out(args: argparse.Namespace, tokenizer: Any) -> list[Pair]:
         if len(pair.turns) == 1 and sum(map(len, encode_pair(tokenizer, pair))) <= args.max_length
     ]
     if not found:
-        raise SystemExit(f"{args.pairs}: no pair of one question and at most {args.max_length} tokens in {args.rows}")
+        raise SystemExit(
+            f"{args.pairs}: no pair of one question and at most {args.max_length} tokens in {args.rows}"
+        )
     count = min(args.limit, len(found))
     return [found[i * len(found) // count] for i in range(count)]
 
 
 @torch.no_grad()
-def chances(model: Any, tokenizer: Any, pairs: list[Pair], reset: int, bias: float, seed: int) -> dict[str, np.ndarray]:
+def chances(
+    model: Any, tokenizer: Any, pairs: list[Pair], reset: int, bias: float, seed: int
+) -> dict[str, np.ndarray]:
     """For replies of both kinds, P([RESET]) at one random place in each, and anywhere in it."""
     draw = random.Random(seed)
     found: dict[str, list[float]] = {}
     for pair in pairs:
         prompt, *replies = encode_pair(tokenizer, pair)
         for kind, reply in zip(("safe", "unsafe"), replies, strict=True):
-            logits = model(input_ids=torch.tensor([prompt + reply[:-1]], device=model.device)).logits[0]
+            logits = model(
+                input_ids=torch.tensor([prompt + reply[:-1]], device=model.device)
+            ).logits[0]
             logits[:, reset] += bias
-            here = logits[len(prompt) :].float().log_softmax(-1)[:, reset].exp()  # after 1, 2, … of its tokens
+            here = (
+                logits[len(prompt) :].float().log_softmax(-1)[:, reset].exp()
+            )  # after 1, 2, … of its tokens
             place = draw.randrange(len(here)) if len(here) else None
-            found.setdefault(f"next, {kind}", []).append(float(here[place]) if place is not None else 0.0)
-            found.setdefault(f"anywhere, {kind}", []).append(1 - math.exp(float(torch.log1p(-here).sum())))
+            found.setdefault(f"next, {kind}", []).append(
+                float(here[place]) if place is not None else 0.0
+            )
+            found.setdefault(f"anywhere, {kind}", []).append(
+                1 - math.exp(float(torch.log1p(-here).sum()))
+            )
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -82,13 +94,21 @@ def mean_of(replies: list[list[Completion]], what: Callable[[Completion], float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", required=True, help="dialogues in the schema of hh-rlhf")
-    parser.add_argument("--rows", required=True, help="START:STOP, rows that nothing here was trained or fitted on")
+    parser.add_argument(
+        "--rows", required=True, help="START:STOP, rows that nothing here was trained or fitted on"
+    )
     parser.add_argument("--judge", required=True, help="a harm boundary of the untrained model")
-    parser.add_argument("--model", action="append", required=True, help="a trained model; repeat it")
+    parser.add_argument(
+        "--model", action="append", required=True, help="a trained model; repeat it"
+    )
     parser.add_argument("--base", help="the model without training", default=None)
-    parser.add_argument("--bias", type=float, action="append", help="added to [RESET]'s logit; repeat it")
+    parser.add_argument(
+        "--bias", type=float, action="append", help="added to [RESET]'s logit; repeat it"
+    )
     parser.add_argument("--limit", type=int, default=120)
     parser.add_argument("--completions", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=50)
@@ -97,11 +117,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a JSON file")
     args = parser.parse_args()
-    watches = {bias: Backtracking(threshold=None, reset_token_id=0, reset_bias=bias) for bias in args.bias or [0.0]}
-    settings = {
-        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("model", "bias", "output")
+    watches = {
+        bias: Backtracking(threshold=None, reset_token_id=0, reset_bias=bias)
+        for bias in args.bias or [0.0]
     }
-    before = read_json(args.output) if args.output and args.output.is_file() else {"settings": settings, "results": []}
+    settings = {
+        k: str(v) if isinstance(v, Path) else v
+        for k, v in vars(args).items()
+        if k not in ("model", "bias", "output")
+    }
+    before = (
+        read_json(args.output)
+        if args.output and args.output.is_file()
+        else {"settings": settings, "results": []}
+    )
     if other := differences(before["settings"], settings):
         raise SystemExit(f"{args.output} holds figures of other settings: {'; '.join(other)}")
     base, base_tokenizer = sasa.load(args.base)
@@ -138,7 +167,9 @@ def main() -> None:
                     )  # fmt: skip
                     bar.advance(task, len(part))
             every = [
-                (pair.prompt, " " + c.text.strip()) for pair, row in zip(pairs, replies[0], strict=True) for c in row
+                (pair.prompt, " " + c.text.strip())
+                for pair, row in zip(pairs, replies[0], strict=True)
+                for c in row
             ]
             odds = judge.log_odds(judge.score(base, base_tokenizer, every)).view(-1, each)
             toxicity = np.array(outsider.score([text for _, text in every])).reshape(-1, each)
@@ -154,10 +185,21 @@ def main() -> None:
                 }
             results.append(one | {"figures": {k: asdict(v) for k, v in figures.items()}})
             if args.output:
-                content = {"settings": settings, "pairs": len(pairs), "harmless": len(harmless), "results": results}
+                content = {
+                    "settings": settings,
+                    "pairs": len(pairs),
+                    "harmless": len(harmless),
+                    "results": results,
+                }
                 write_atomically(args.output, json.dumps(content, indent=1) + "\n")
     keys = dict.fromkeys(key for result in results for key in result["figures"])
-    table = Table("", *(f"{r['model'] or 'untrained'}" + f", bias {r['bias']:g}" * bool(r["bias"]) for r in results))
+    table = Table(
+        "",
+        *(
+            f"{r['model'] or 'untrained'}" + f", bias {r['bias']:g}" * bool(r["bias"])
+            for r in results
+        ),
+    )
     for key in keys:
         cells = [r["figures"].get(key) for r in results]
         table.add_row(
@@ -182,16 +224,32 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     axis = figure.subplots()
     for number, model in enumerate(dict.fromkeys(result["model"] for result in results)):
         some = [result for result in results if result["model"] == model]
-        x, y = ([r["figures"][key] for r in some] for key in ("replies sent back, harmless", "unsafe by the judge"))
+        x, y = (
+            [r["figures"][key] for r in some]
+            for key in ("replies sent back, harmless", "unsafe by the judge")
+        )
         (px, py), ends = ([p["value"] for p in points] for points in (x, y)), []
         for points in (x, y):
             ends.append([[abs(p["value"] - p[end]) for p in points] for end in ("low", "high")])
         axis.errorbar(
-            px, py, xerr=ends[0], yerr=ends[1], fmt="o-", color=f"C{number}", elinewidth=0.5, label=model or "untrained"
+            px,
+            py,
+            xerr=ends[0],
+            yerr=ends[1],
+            fmt="o-",
+            color=f"C{number}",
+            elinewidth=0.5,
+            label=model or "untrained",
         )
         for result, at in zip(some, zip(px, py, strict=True), strict=True):
             if model:
-                axis.annotate(f"{result['bias']:+g}", at, xytext=(6, 4), textcoords="offset points", fontsize=8)
+                axis.annotate(
+                    f"{result['bias']:+g}",
+                    at,
+                    xytext=(6, 4),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
     axis.set(
         xlabel="harmless replies that are sent back (left: better)",
         ylabel="delivered, unsafe by the judge (down: better)",

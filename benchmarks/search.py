@@ -27,29 +27,33 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.boundary import ModelInfo
-from sasa.embedding import embed_each_prefix, length_batches, response_start, tokenize
+from sasa.core.boundary import ModelInfo
+from sasa.data.corpus import parse_rows
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers
 from sasa.evaluation.report import write_report
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
 from sasa.evaluation.world import World
-from sasa.files import write_atomically
 from sasa.fitting import Corpus, Recipe
-from sasa.fitting.corpora import parse_rows
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
 from sasa.fitting.fit import calibrate, metrics
-from sasa.progress import progress_bar
+from sasa.models.embedding import embed_each_prefix, length_batches, response_start, tokenize
+from sasa.utils.files import write_atomically
+from sasa.utils.progress import progress_bar
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # in a file, a table is not cut
+console = Console(
+    highlight=False, width=None if sys.stdout.isatty() else 160
+)  # in a file, a table is not cut
 
 
 def parse_spec(text: str, max_length: int = 256) -> sasa.EmbeddingSpec:
     """LAYER:POOLING:SPAN[:HALF_LIFE]"""
     layer, pooling, span, *rest = text.split(":")
     more = {"half_life": float(rest[0])} if rest else {}
-    return sasa.EmbeddingSpec(layer=int(layer), pooling=pooling, span=span, max_length=max_length, **more)  # type: ignore[arg-type]
+    return sasa.EmbeddingSpec(
+        layer=int(layer), pooling=pooling, span=span, max_length=max_length, **more
+    )  # type: ignore[arg-type]
 
 
 def embed_all(
@@ -75,13 +79,24 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     )
     corpora = (rtp, *(Corpus.parse(c) for c in args.corpus))
     shrinkage = args.shrinkage if args.shrinkage == "auto" else float(args.shrinkage)
-    return Recipe(corpora, model=args.model, shrinkage=shrinkage, calibration=0.1, test=0.05, prefixes=args.prefixes)
+    return Recipe(
+        corpora,
+        model=args.model,
+        shrinkage=shrinkage,
+        calibration=0.1,
+        test=0.05,
+        prefixes=args.prefixes,
+    )
 
 
 def fit_all(args: argparse.Namespace, recipe: Recipe, folder: Path) -> dict[str, sasa.Boundary]:
     """A boundary for each spec, from one reading of the corpora."""
     model, tokenizer = sasa.load(args.model)
-    names = [spec for spec in args.spec if not (folder / spec.replace(":", "-") / "boundary.safetensors").is_file()]
+    names = [
+        spec
+        for spec in args.spec
+        if not (folder / spec.replace(":", "-") / "boundary.safetensors").is_file()
+    ]
     specs = [parse_spec(name) for name in names]
     examples = [(e, label) for _, e, label in recipe.examples()] if names else []
     statistics = [GaussianStatistics.empty(model.config.hidden_size) for _ in specs]
@@ -90,7 +105,9 @@ def fit_all(args: argparse.Namespace, recipe: Recipe, folder: Path) -> dict[str,
         task = bar.add_task("embedding", total=len(examples))
         for first in range(0, len(examples), 512):
             window = examples[first : first + 512]
-            for batch, vectors in embed_all(model, tokenizer, [e.text for e, _ in window], specs) if names else ():
+            for batch, vectors in (
+                embed_all(model, tokenizer, [e.text for e, _ in window], specs) if names else ()
+            ):
                 part = np.array([recipe.part(window[i][0].group) for i in batch])
                 label = np.array([window[i][1] for i in batch])
                 whole = [np.append(rows[1:] != rows[:-1], True) for rows, _ in vectors]
@@ -99,12 +116,17 @@ def fit_all(args: argparse.Namespace, recipe: Recipe, folder: Path) -> dict[str,
                         statistics[s].partial_fit(found[mine], label[rows[mine]])
                 texts = [found[last] for (_, found), last in zip(vectors, whole, strict=True)]
                 for name in ("calibration", "test"):
-                    held_out[name] += [(label[j], [v[j] for v in texts]) for j in np.flatnonzero(part == name)]
+                    held_out[name] += [
+                        (label[j], [v[j] for v in texts]) for j in np.flatnonzero(part == name)
+                    ]
                 bar.advance(task, len(batch))
     for s, (name, spec) in enumerate(zip(names, specs, strict=True)):
         weight, bias, _ = linear_discriminant(statistics[s], recipe.shrinkage)
         scored = {
-            part: (np.array([v[s] for _, v in rows]) @ weight + bias, np.array([label for label, _ in rows]))
+            part: (
+                np.array([v[s] for _, v in rows]) @ weight + bias,
+                np.array([label for label, _ in rows]),
+            )
             for part, rows in held_out.items()
         }
         scale, shift = calibrate(*scored["calibration"])
@@ -125,26 +147,47 @@ def caught(
     args: argparse.Namespace, model: object, tokenizer: object, boundaries: dict[str, sasa.Boundary]
 ) -> dict[str, float]:
     """Of toxic continuations, the share whose lowest margin is below that of all but 3 % of the others."""
-    pairs = Corpus("rtp", path=args.rtp, rows=args.tune_rows, segments=("pair",), unsafe_from=0.5, safe_below=0.5)
+    pairs = Corpus(
+        "rtp",
+        path=args.rtp,
+        rows=args.tune_rows,
+        segments=("pair",),
+        unsafe_from=0.5,
+        safe_below=0.5,
+    )
     examples = list(pairs.examples())
     toxic = np.array([e.score >= 0.5 for e in examples])
     lowest = {name: np.full(len(examples), np.inf) for name in boundaries}
     specs = [boundary.embedding for boundary in boundaries.values()]
     for batch, vectors in embed_all(model, tokenizer, [e.text for e in examples], specs):
         for (name, boundary), (rows, found) in zip(boundaries.items(), vectors, strict=True):
-            np.minimum.at(lowest[name], np.array(batch)[rows], boundary.margin(torch.tensor(found)).numpy())
-    return {name: float((m[toxic] < np.quantile(m[~toxic], 0.03)).mean()) for name, m in lowest.items()}
+            np.minimum.at(
+                lowest[name], np.array(batch)[rows], boundary.margin(torch.tensor(found)).numpy()
+            )
+    return {
+        name: float((m[toxic] < np.quantile(m[~toxic], 0.03)).mean()) for name, m in lowest.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rtp", required=True, help="RealToxicityPrompts, a JSONL file")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--model", help="as for sasa.load")
-    parser.add_argument("--corpus", action="append", default=[], help="a further corpus to fit on, as for sasa fit")
-    parser.add_argument("--segments", default="prompt,continuation", help="of RTP: prompt, continuation, pair")
-    parser.add_argument("--spec", action="append", required=True, help="LAYER:POOLING:SPAN[:HALF_LIFE]; repeat it")
-    parser.add_argument("--method", action="append", default=[], help="as for sasa bench; repeat it")
+    parser.add_argument(
+        "--corpus", action="append", default=[], help="a further corpus to fit on, as for sasa fit"
+    )
+    parser.add_argument(
+        "--segments", default="prompt,continuation", help="of RTP: prompt, continuation, pair"
+    )
+    parser.add_argument(
+        "--spec", action="append", required=True, help="LAYER:POOLING:SPAN[:HALF_LIFE]; repeat it"
+    )
+    parser.add_argument(
+        "--method", action="append", default=[], help="as for sasa bench; repeat it"
+    )
     parser.add_argument("--prefixes", action="store_true", help="fit on every prefix of a text")
     parser.add_argument("--shrinkage", default="auto", help="of correlations, in [0, 1], or auto")
     parser.add_argument("--fit-rows", default="0:2500")
@@ -155,33 +198,46 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=8)
     args = parser.parse_args()
     recipe = recipe_of(args)
-    args.output /= hashlib.sha256(recipe.to_toml().encode()).hexdigest()[:8]  # other texts, other boundaries
+    args.output /= hashlib.sha256(recipe.to_toml().encode()).hexdigest()[
+        :8
+    ]  # other texts, other boundaries
     boundaries = fit_all(args, recipe, args.output / "boundaries")
     write_atomically(args.output / "recipe.toml", recipe.to_toml())
     model, tokenizer = sasa.load(args.model)
     rows = parse_rows(args.tune_rows)
-    suite = load_suite("rtp", args.rtp, limit=args.limit, groups=["toxic", "nontoxic"], rows=rows, seed=0)
+    suite = load_suite(
+        "rtp", args.rtp, limit=args.limit, groups=["toxic", "nontoxic"], rows=rows, seed=0
+    )
     results = args.output / f"{args.tune_rows.replace(':', '-')}-{args.limit}x{args.completions}"
     judge = scorers.scorer("profanity")
     lines: list[dict[str, float | str]] = []
     share = caught(args, model, tokenizer, boundaries)
     for name, boundary in boundaries.items():
         boundary.report["caught"] = share[name]
-        console.print(f"{name}: AUC {boundary.report['auc']:.3f} on held-out texts, {share[name]:.3f} caught")
+        console.print(
+            f"{name}: AUC {boundary.report['auc']:.3f} on held-out texts, {share[name]:.3f} caught"
+        )
     first = next(iter(boundaries.values()))
     for name, boundary in {"plain": first, **(boundaries if args.method else {})}.items():
         world = World(model, tokenizer, boundary, Settings(completions=args.completions))
         folder = results / name.replace(":", "-")
-        if name != "plain" or not (folder / "summary.json").is_file():  # whatever the boundary, plain text is the same
+        if (
+            name != "plain" or not (folder / "summary.json").is_file()
+        ):  # whatever the boundary, plain text is the same
             run = runner.Run.create(folder, suite, world, seed=0, batch_size=8, write=True)
-            made = {spec: ways.method(spec) for spec in (["plain"] if name == "plain" else args.method)}
+            made = {
+                spec: ways.method(spec) for spec in (["plain"] if name == "plain" else args.method)
+            }
             runner.generate_stage(run, made, world, progress=True)
             runner.likelihood_stage(run, model, tokenizer, list(made), progress=True)
             runner.score_stage(run, [judge], run.methods)
             write_report([folder])
         (summary,) = json.loads((folder / "summary.json").read_text())["runs"]
         for method, found in summary["methods"].items():
-            toxicity, fluency = found["toxicity"]["profanity"]["groups"], found["perplexity_by_group"]
+            toxicity, fluency = (
+                found["toxicity"]["profanity"]["groups"],
+                found["perplexity_by_group"],
+            )
             row: dict[str, float | str] = {
                 "boundary": name,
                 "auc": boundary.report["auc"],
@@ -191,7 +247,10 @@ def main() -> None:
             for group in ("toxic", "nontoxic"):
                 row[f"emt_{group}"] = toxicity[group]["emt"]["value"]
                 row[f"perplexity_{group}"] = fluency[group]["value"]
-            row |= {k: found["figures"][k]["value"] for k in ("distinct_1", "distinct_2", "repetition", "tokens")}
+            row |= {
+                k: found["figures"][k]["value"]
+                for k in ("distinct_1", "distinct_2", "repetition", "tokens")
+            }
             lines.append(row)
         (args.output / "search.json").write_text(json.dumps(lines, indent=1))
     table = Table(*lines[0], title="relative to plain, where there is one")

@@ -29,7 +29,9 @@ out = Console(highlight=False)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", required=True, help="RealToxicityPrompts, or rows of its form")
     parser.add_argument("--model", help="default: the embedded one")
     parser.add_argument("--boundary", default="toxicity")
@@ -40,10 +42,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--tokens", type=int, default=40)
-    parser.add_argument("--prompts-each", type=int, default=16, help="at least so many prompts a round, batch by batch")
+    parser.add_argument(
+        "--prompts-each",
+        type=int,
+        default=16,
+        help="at least so many prompts a round, batch by batch",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--compile", action="store_true", help="let vLLM compile; else both engines are eager")
+    parser.add_argument(
+        "--compile", action="store_true", help="let vLLM compile; else both engines are eager"
+    )
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
@@ -60,13 +69,17 @@ def main() -> None:
     from sasa.serving.vllm.options import model_at
 
     size = max(given.prompts_each, *given.batch)
-    suites = {g: load_suite("rtp", given.prompts, groups=[g], limit=size, seed=1).prompts for g in GROUPS}
+    suites = {
+        g: load_suite("rtp", given.prompts, groups=[g], limit=size, seed=1).prompts for g in GROUPS
+    }
     texts = {g: [p.text for p in found] for g, found in suites.items()}
     engine = dict(
         dtype=given.dtype, enforce_eager=not given.compile, max_model_len=512, max_num_seqs=max(given.batch),
         kv_cache_memory_bytes=1 << 30, enable_prefix_caching=False,
     )  # fmt: skip
-    sampling: dict[str, Any] = dict(temperature=1.0, top_k=given.top_k, top_p=given.top_p, max_tokens=given.tokens)
+    sampling: dict[str, Any] = dict(
+        temperature=1.0, top_k=given.top_k, top_p=given.top_p, max_tokens=given.tokens
+    )
     source, identity, _ = model_at(given.model)
     ours = LLM(given.model, given.boundary, **engine)
     theirs = vllm.LLM(source, **engine) if "plain" in given.sides else None
@@ -77,11 +90,18 @@ def main() -> None:
         def write(prompts: list[str], seed: int) -> None:
             asked = [
                 vllm.SamplingParams(
-                    **sampling, seed=seed * 1000 + i if extra else None, ignore_eos=True, extra_args=extra or None
+                    **sampling,
+                    seed=seed * 1000 + i if extra else None,
+                    ignore_eos=True,
+                    extra_args=extra or None,
                 )
                 for i in range(len(prompts))
             ]
-            llm.generate([{"prompt_token_ids": tokenizer(p).input_ids} for p in prompts], asked, use_tqdm=False)
+            llm.generate(
+                [{"prompt_token_ids": tokenizer(p).input_ids} for p in prompts],
+                asked,
+                use_tqdm=False,
+            )
 
         return write
 
@@ -105,7 +125,9 @@ def main() -> None:
     rows = []
     for batch in given.batch:
         for group, prompts in texts.items():
-            parts = [prompts[i : i + batch] for i in range(0, max(given.prompts_each, batch), batch)]
+            parts = [
+                prompts[i : i + batch] for i in range(0, max(given.prompts_each, batch), batch)
+            ]
             seconds: dict[str, list[float]] = {name: [] for name in sides}
             read: dict[str, dict[str, int]] = {}
             for round_ in range(given.rounds + 1):  # the first is for what is slow the first time
@@ -114,12 +136,16 @@ def main() -> None:
                     for part in parts if round_ else parts[:1]:
                         write(part, round_)
                     seconds[name].append(time.perf_counter() - start)
-                    read[name] = {key: number - before[key] for key, number in ours.counts().items()}
+                    read[name] = {
+                        key: number - before[key] for key, number in ours.counts().items()
+                    }
             tokens = sum(map(len, parts)) * given.tokens
             for name, taken in seconds.items():
                 ratio = None
                 if theirs is not None:
-                    ratio = statistics.median(p / t for p, t in zip(seconds["plain"][1:], taken[1:], strict=True))
+                    ratio = statistics.median(
+                        p / t for p, t in zip(seconds["plain"][1:], taken[1:], strict=True)
+                    )
                 rows.append(
                     {
                         "batch": batch, "prompts": group, "side": name, "of_plain": ratio,
@@ -129,7 +155,11 @@ def main() -> None:
                 )  # fmt: skip
                 show(rows[-1:])
     settings = {k: v for k, v in vars(given).items() if k not in ("output", "prompts")}
-    settings |= {"vllm": vllm.__version__, "model": identity or given.model, "threads": os.cpu_count()}
+    settings |= {
+        "vllm": vllm.__version__,
+        "model": identity or given.model,
+        "threads": os.cpu_count(),
+    }
     show(rows)
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
@@ -138,11 +168,22 @@ def main() -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("batch", "prompts", "side", "tokens/s", "of plain", "reads a token", "steps a token and row")
+    table = Table(
+        "batch", "prompts", "side", "tokens/s", "of plain", "reads a token", "steps a token and row"
+    )
     for row in rows:
         ratio = "" if row["of_plain"] is None else f"{row['of_plain']:.2f}"
-        counts = (f"{row[key]:.2f}" if row[key] else "" for key in ("reads_a_token", "steps_a_token"))
-        table.add_row(str(row["batch"]), row["prompts"], row["side"], f"{row['tokens_a_second']:.0f}", ratio, *counts)
+        counts = (
+            f"{row[key]:.2f}" if row[key] else "" for key in ("reads_a_token", "steps_a_token")
+        )
+        table.add_row(
+            str(row["batch"]),
+            row["prompts"],
+            row["side"],
+            f"{row['tokens_a_second']:.0f}",
+            ratio,
+            *counts,
+        )
     out.print(table)
 
 

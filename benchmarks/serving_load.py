@@ -46,7 +46,9 @@ out = Console(highlight=False)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", required=True, help="RealToxicityPrompts, or rows of its form")
     parser.add_argument("--model", help="default: the embedded one")
     parser.add_argument("--group", default="nontoxic", help="toxic or nontoxic prompts")
@@ -71,7 +73,9 @@ def serving(command: list[str], log: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with log.open("w") as file:
-        process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=file, stderr=file
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(LONGEST):
@@ -83,7 +87,9 @@ def serving(command: list[str], log: Path) -> Iterator[str]:
             except (urllib.error.URLError, OSError):
                 time.sleep(1)
         else:
-            raise SystemExit(f"no answer from {' '.join(command)} in {LONGEST} s:\n{log.read_text()[-3000:]}")
+            raise SystemExit(
+                f"no answer from {' '.join(command)} in {LONGEST} s:\n{log.read_text()[-3000:]}"
+            )
         yield url
     finally:
         process.terminate()
@@ -93,20 +99,42 @@ def serving(command: list[str], log: Path) -> Iterator[str]:
 def main() -> None:
     given = arguments()
     # On a CPU, a core is left to the front end and to the client: the engine's threads wait busily for each other.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
+    }
     from sasa.evaluation.suites import load_suite
     from sasa.serving.vllm.options import model_at
 
     suite = load_suite("rtp", given.prompts, groups=[given.group], limit=given.requests, seed=1)
     source, _, _ = model_at(given.model)
-    engine = ["--dtype", given.dtype, "--max-model-len", "512", "--max-num-seqs", str(given.concurrency)]
-    engine += ["--served-model-name", "served", "--no-enable-prefix-caching", *["--enforce-eager"] * given.eager]
+    engine = [
+        "--dtype",
+        given.dtype,
+        "--max-model-len",
+        "512",
+        "--max-num-seqs",
+        str(given.concurrency),
+    ]
+    engine += [
+        "--served-model-name",
+        "served",
+        "--no-enable-prefix-caching",
+        *["--enforce-eager"] * given.eager,
+    ]
     engine += ["--kv-cache-memory-bytes", str(1 << 30)]
     plain = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", source, *engine]
     ours = [sys.executable, "-m", "sasa", "serve", source, *engine, "--no-strict"]
-    sides: dict[str, tuple[list[str], dict[str, Any]]] = {"plain": (plain, {}), "sasa, plain requests": (ours, {})}
+    sides: dict[str, tuple[list[str], dict[str, Any]]] = {
+        "plain": (plain, {}),
+        "sasa, plain requests": (ours, {}),
+    }
     for prior in given.prior:
-        sides[f"sasa, prior {prior:g}"] = ours, {"vllm_xargs": {"sasa_beta": given.beta, "sasa_prior": prior}}
+        sides[f"sasa, prior {prior:g}"] = (
+            ours,
+            {"vllm_xargs": {"sasa_beta": given.beta, "sasa_prior": prior}},
+        )
 
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +144,15 @@ def main() -> None:
             for name, (command, extra) in sides.items():
                 result = Path(folder, "result.json")
                 with serving(command, Path(folder, "log")) as url:
-                    client = [sys.executable, "-c", CLIENT, "--backend", "openai", "--base-url", url]
+                    client = [
+                        sys.executable,
+                        "-c",
+                        CLIENT,
+                        "--backend",
+                        "openai",
+                        "--base-url",
+                        url,
+                    ]
                     client += [
                         "--model",
                         "served",
@@ -127,22 +163,51 @@ def main() -> None:
                         "--dataset-path",
                         str(texts),
                     ]
-                    client += ["--skip-chat-template", "--custom-output-len", str(given.tokens), "--ignore-eos"]
-                    client += ["--num-prompts", str(given.requests), "--max-concurrency", str(given.concurrency)]
-                    client += ["--num-warmups", str(given.concurrency), "--temperature", "1", "--disable-tqdm"]
-                    client += ["--top-k", str(given.top_k), "--top-p", str(given.top_p), "--save-result"]
+                    client += [
+                        "--skip-chat-template",
+                        "--custom-output-len",
+                        str(given.tokens),
+                        "--ignore-eos",
+                    ]
+                    client += [
+                        "--num-prompts",
+                        str(given.requests),
+                        "--max-concurrency",
+                        str(given.concurrency),
+                    ]
+                    client += [
+                        "--num-warmups",
+                        str(given.concurrency),
+                        "--temperature",
+                        "1",
+                        "--disable-tqdm",
+                    ]
+                    client += [
+                        "--top-k",
+                        str(given.top_k),
+                        "--top-p",
+                        str(given.top_p),
+                        "--save-result",
+                    ]
                     client += ["--result-dir", folder, "--result-filename", result.name]
                     client += ["--extra-body", json.dumps(extra)] if extra else []
                     done = subprocess.run(client, capture_output=True, text=True)
                 if done.returncode:
-                    raise SystemExit(f"vllm bench serve failed:\n{(done.stdout + done.stderr)[-3000:]}")
+                    raise SystemExit(
+                        f"vllm bench serve failed:\n{(done.stdout + done.stderr)[-3000:]}"
+                    )
                 read = json.loads(result.read_text())
                 if read["failed"] or read["completed"] != given.requests:
-                    raise SystemExit(f"{name}: {read['failed']} of {given.requests} requests failed")
+                    raise SystemExit(
+                        f"{name}: {read['failed']} of {given.requests} requests failed"
+                    )
                 found[name].append({figure: read[figure] for figure in FIGURES})
                 out.print(name, found[name][-1])
 
-    rows = {name: {f: statistics.mean(each[f] for each in rounds) for f in FIGURES} for name, rounds in found.items()}
+    rows = {
+        name: {f: statistics.mean(each[f] for each in rounds) for f in FIGURES}
+        for name, rounds in found.items()
+    }
     table = Table("side", *FIGURES.values(), "of plain's tokens/s")
     for name, row in rows.items():
         ratio = row["output_throughput"] / rows["plain"]["output_throughput"]

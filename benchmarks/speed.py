@@ -47,19 +47,25 @@ from transformers import (
 )
 
 import sasa
-import sasa.lookahead.lookahead
-from sasa.boundary import ModelInfo
-from sasa.loop import Decoding
+import sasa.decoding.lookahead.lookahead
+from sasa.core.boundary import ModelInfo
+from sasa.core.settings import BETA, PRIOR
+from sasa.core.values import Boundaries
+from sasa.decoding.loop import Decoding
 from sasa.models.load import best_device
-from sasa.settings import BETA, PRIOR
-from sasa.values import Boundaries
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import reference
 
 ROOT = Path(__file__).parents[1]
 
-COLOURS = {"decoder": "tab:blue", "processor": "tab:orange", "raw": "tab:green", "several": "tab:red", "compiled": "k"}
+COLOURS = {
+    "decoder": "tab:blue",
+    "processor": "tab:orange",
+    "raw": "tab:green",
+    "several": "tab:red",
+    "compiled": "k",
+}
 SHAPES = {
     "llama-8b": LlamaConfig(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
@@ -87,13 +93,17 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, list[sasa.Boundary]
         model, tokenizer = sasa.load(args.model, args.device, args.dtype)
         files = [args.text] if args.text else [ROOT / "README.md", ROOT / "benchmarks" / "NOTES.md"]
         text = "".join(file.read_text() for file in files)
-        boundaries = [sasa.Boundary.load(name, model=model) for name in args.boundary or ["toxicity"]]
+        boundaries = [
+            sasa.Boundary.load(name, model=model) for name in args.boundary or ["toxicity"]
+        ]
         return model, boundaries, tokenizer(text, return_tensors="pt").input_ids[0]
     config = SHAPES.get(args.random_weights) or AutoConfig.from_pretrained(args.random_weights)
     device = args.device or str(best_device())
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype or "bfloat16")).eval()
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, args.dtype or "bfloat16")
+        ).eval()
     info = ModelInfo.of(model)
     weight = torch.randn(info.hidden_size) / info.hidden_size**0.5
     text = torch.randint(3, info.vocab_size, (4096,))
@@ -101,7 +111,11 @@ def load(args: argparse.Namespace) -> tuple[PreTrainedModel, list[sasa.Boundary]
 
 
 def sides(
-    model: PreTrainedModel, boundaries: list[sasa.Boundary], ids: Tensor, k: int, args: argparse.Namespace
+    model: PreTrainedModel,
+    boundaries: list[sasa.Boundary],
+    ids: Tensor,
+    k: int,
+    args: argparse.Namespace,
 ) -> dict[str, Callable[[], object]]:
     """What is timed: a function without arguments for each side."""
     tokens, boundary = args.tokens, boundaries[0]
@@ -110,15 +124,21 @@ def sides(
     settings |= dict(attention_mask=torch.ones_like(ids), pad_token_id=0)
 
     def processor() -> object:
-        steer = sasa.SASALogitsProcessor(model, boundary, args.beta, prior=args.prior, top_k=k, top_p=p)
+        steer = sasa.SASALogitsProcessor(
+            model, boundary, args.beta, prior=args.prior, top_k=k, top_p=p
+        )
         return model.generate(ids, logits_processor=LogitsProcessorList([steer]), **settings)
 
     def rereading() -> object:  # the definition, for one row, one token in place of all
         scores = reference.logits(model, ids[0].tolist())
         limits = {"prior": args.prior, "top_k": k, "top_p": p}
-        return reference.reweighted(model, boundary, args.beta, ids[0].tolist(), scores, [], **limits)
+        return reference.reweighted(
+            model, boundary, args.beta, ids[0].tolist(), scores, [], **limits
+        )
 
-    def decoder(by: Boundaries = boundary, limits: dict[str, Any] | None = None, **more: Any) -> Callable[[], object]:
+    def decoder(
+        by: Boundaries = boundary, limits: dict[str, Any] | None = None, **more: Any
+    ) -> Callable[[], object]:
         limits = limits or {}
         return lambda **asked: model.generate(
             ids,
@@ -198,11 +218,24 @@ def memory(run: Callable[[], object], model: PreTrainedModel) -> float:
 def survivors(model: PreTrainedModel, ids: Tensor, k: int, tokens: int, p: float) -> float:
     """Candidates a row and step, on average, that survive top-k and top-p in plain sampling."""
     torch.manual_seed(0)
-    settings = dict(do_sample=True, top_k=k, top_p=p, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0)
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, output_scores=True, **settings
+    settings = dict(
+        do_sample=True,
+        top_k=k,
+        top_p=p,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        pad_token_id=0,
     )
-    return statistics.mean(float((scores > -torch.inf).sum(-1).float().mean()) for scores in out.scores)
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        return_dict_in_generate=True,
+        output_scores=True,
+        **settings,
+    )
+    return statistics.mean(
+        float((scores > -torch.inf).sum(-1).float().mean()) for scores in out.scores
+    )
 
 
 def looked_at(model: PreTrainedModel, run: Callable[..., Any], tokens: int) -> dict[str, float]:
@@ -211,7 +244,10 @@ def looked_at(model: PreTrainedModel, run: Callable[..., Any], tokens: int) -> d
     out = run(return_dict_in_generate=True)
     if not isinstance(out, sasa.SASAOutput):
         return {}
-    return {"passes": out.passes / tokens, "candidates_read": float(out.candidates_read.float().mean()) / tokens}
+    return {
+        "passes": out.passes / tokens,
+        "candidates_read": float(out.candidates_read.float().mean()) / tokens,
+    }
 
 
 def copy_rate(device: torch.device) -> float:
@@ -224,7 +260,9 @@ def copy_rate(device: torch.device) -> float:
 
 def floor(model: PreTrainedModel, batch: int, length: int, rate: float) -> float:
     """Seconds that one reading of all weights and of the cache takes."""
-    weights = sum(p.nbytes for p in model.parameters())  # the embedding counts once: it is the head, or is hardly read
+    weights = sum(
+        p.nbytes for p in model.parameters()
+    )  # the embedding counts once: it is the head, or is hardly read
     if not model.config.tie_word_embeddings:
         weights -= model.get_input_embeddings().weight.nbytes
     config = model.config.get_text_config()
@@ -241,7 +279,7 @@ def sections() -> Iterator[None]:
         "1 the prompt": (Decoding, "prefill"),
         "2 look-ahead passes and values": (Decoding, "peek"),
         "3 layers above the boundary's, and the cache": (Decoding, "commit"),
-        "4 next logits (head)": (sasa.lookahead.lookahead, "next_logits"),
+        "4 next logits (head)": (sasa.decoding.lookahead.lookahead, "next_logits"),
         "5 noise and order of the candidates": (Decoding, "order"),
         "6 generate()'s processors": (LogitsProcessorList, "__call__"),
     }
@@ -263,7 +301,9 @@ def sections() -> Iterator[None]:
             setattr(*place, before[label])
 
 
-def show_profile(console: Console, run: Callable[[], object], device: torch.device, steps: int, title: str) -> None:
+def show_profile(
+    console: Console, run: Callable[[], object], device: torch.device, steps: int, title: str
+) -> None:
     """Where a step's time goes: the decoder's own parts, and the operations below them."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with sections(), profile(activities=activities) as profiled:
@@ -274,26 +314,43 @@ def show_profile(console: Console, run: Callable[[], object], device: torch.devi
     for event in parts:
         table.add_row(event.key[2:], f"{event.cpu_time_total / 1e3 / steps:.2f}")
     console.print(table)
-    table = Table("operation", "calls", "ms on the CPU", "ms on the device", title=f"{title}: operations, a step")
+    table = Table(
+        "operation",
+        "calls",
+        "ms on the CPU",
+        "ms on the device",
+        title=f"{title}: operations, a step",
+    )
     for event in sorted(
-        (e for e in events if e not in parts), key=lambda e: -(e.self_cpu_time_total + e.self_device_time_total)
+        (e for e in events if e not in parts),
+        key=lambda e: -(e.self_cpu_time_total + e.self_device_time_total),
     )[:12]:
         own = (event.self_cpu_time_total, event.self_device_time_total)
-        table.add_row(event.key[:50], f"{event.count / steps:.0f}", *(f"{t / 1e3 / steps:.2f}" for t in own))
+        table.add_row(
+            event.key[:50], f"{event.count / steps:.0f}", *(f"{t / 1e3 / steps:.2f}" for t in own)
+        )
     console.print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument(
-        "--candidates", type=int, nargs="+", default=[10, 50], help="top-k; 0 is the whole vocabulary, without top-p"
+        "--candidates",
+        type=int,
+        nargs="+",
+        default=[10, 50],
+        help="top-k; 0 is the whole vocabulary, without top-p",
     )
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--beta", type=float, default=BETA)
     parser.add_argument("--prior", type=float, default=PRIOR)
     parser.add_argument("--prompt", type=int, nargs="+", default=[32], help="tokens")
-    parser.add_argument("--text", type=Path, help="a long text to cut the prompts from, in the place of our README")
+    parser.add_argument(
+        "--text", type=Path, help="a long text to cut the prompts from, in the place of our README"
+    )
     parser.add_argument("--tokens", type=int, default=32, help="written by each side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
@@ -304,7 +361,9 @@ def main() -> None:
         "plain-compiled, reference",
     )
     parser.add_argument("--model")
-    parser.add_argument("--boundary", action="append", help="repeat it for several; all but `several` use the first")
+    parser.add_argument(
+        "--boundary", action="append", help="repeat it for several; all but `several` use the first"
+    )
     parser.add_argument(
         "--random-weights",
         help=f"a model of this shape, no weights needed: {', '.join(SHAPES)}, or a config.json or Hub id",
@@ -312,29 +371,50 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     parser.add_argument("--profile", action="store_true", help="and where the time of a step goes")
-    parser.add_argument("--output", type=Path, help="a JSON file for the figures, beside which goes a plot")
+    parser.add_argument(
+        "--output", type=Path, help="a JSON file for the figures, beside which goes a plot"
+    )
     args = parser.parse_args()
     if "plain" not in args.sides:
         parser.error("--sides must include plain: it is what all others are compared with")
     if args.boundary and args.random_weights:
-        parser.error("--random-weights draws its own boundary: --boundary is for models that have one")
+        parser.error(
+            "--random-weights draws its own boundary: --boundary is for models that have one"
+        )
     if 0 in args.candidates and {"processor", "raw", "reference"} & {*args.sides}:
-        parser.error("processor, raw and reference read every candidate: not of the whole vocabulary, --candidates 0")
+        parser.error(
+            "processor, raw and reference read every candidate: not of the whole vocabulary, --candidates 0"
+        )
     model, boundaries, text = load(args)
     if len(text) < max(args.prompt) + max(args.batch):
         parser.error(f"--prompt is at most {len(text) - max(args.batch)} here")
     console, results = Console(width=None if sys.stdout.isatty() else 120), []
     rate = copy_rate(model.device)
     about = {
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
+        "settings": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(args).items()
+        },
+        "device": torch.cuda.get_device_name(model.device)
+        if model.device.type == "cuda"
+        else "cpu",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "copy_gb_a_second": rate / 1e9,
         "results": results,
     }
     table = Table(
-        *("batch", "top-k", "K", "prompt", "side", "ms a token", "tokens/s", "times plain", "times raw"),
+        *(
+            "batch",
+            "top-k",
+            "K",
+            "prompt",
+            "side",
+            "ms a token",
+            "tokens/s",
+            "times plain",
+            "times raw",
+        ),
         *("passes", "read", "times floor", "memory, MB"),
     )
     for batch, prompt in ((batch, prompt) for batch in args.batch for prompt in args.prompt):
@@ -345,14 +425,27 @@ def main() -> None:
             for run in runs.values():
                 timed(run, model.device)  # warm up
             found = survivors(model, ids, k, args.tokens, args.top_p if k else 1.0)
-            rounds = [{name: timed(run, model.device) for name, run in runs.items()} for _ in range(args.rounds)]
+            rounds = [
+                {name: timed(run, model.device) for name, run in runs.items()}
+                for _ in range(args.rounds)
+            ]
             least = floor(model, batch, prompt + args.tokens // 2, rate)
             for name, run in runs.items():
                 count, rows = (1, 1) if name == "reference" else (args.tokens, batch)
                 seconds = statistics.median(r[name] for r in rounds) / count
                 ratio = times(rounds, name, "plain") * args.tokens / count
-                figures = {"batch": batch, "top_k": k, "mean_candidates": found, "prompt": prompt, "side": name}
-                figures |= {"seconds_a_token": seconds, "tokens_a_second": rows / seconds, "times_plain": ratio}
+                figures = {
+                    "batch": batch,
+                    "top_k": k,
+                    "mean_candidates": found,
+                    "prompt": prompt,
+                    "side": name,
+                }
+                figures |= {
+                    "seconds_a_token": seconds,
+                    "tokens_a_second": rows / seconds,
+                    "times_plain": ratio,
+                }
                 figures |= {"times_floor": seconds / least, "memory_mb": memory(run, model)}
                 if name not in ("plain", "processor", "reference"):
                     figures |= looked_at(model, run, args.tokens)
@@ -360,9 +453,23 @@ def main() -> None:
                     figures["times_raw"] = times(rounds, name, "raw") * args.tokens / count
                 results.append(figures)
                 table.add_row(
-                    *(str(batch), str(k), f"{found:.1f}", str(prompt), name, f"{seconds * 1e3:.1f}"),
-                    *(f"{rows / seconds:.1f}", f"{ratio:.2f}", f"{figures['times_raw']:.3f}" if "raw" in runs else ""),
-                    *(f"{figures[f]:.2f}" if f in figures else "" for f in ("passes", "candidates_read")),
+                    *(
+                        str(batch),
+                        str(k),
+                        f"{found:.1f}",
+                        str(prompt),
+                        name,
+                        f"{seconds * 1e3:.1f}",
+                    ),
+                    *(
+                        f"{rows / seconds:.1f}",
+                        f"{ratio:.2f}",
+                        f"{figures['times_raw']:.3f}" if "raw" in runs else "",
+                    ),
+                    *(
+                        f"{figures[f]:.2f}" if f in figures else ""
+                        for f in ("passes", "candidates_read")
+                    ),
                     *(f"{seconds / least:.2f}", f"{figures['memory_mb']:.1f}"),
                 )
             if args.output:  # after each cell: a long run that is cut off has not been for nothing
@@ -370,7 +477,13 @@ def main() -> None:
                 args.output.write_text(json.dumps(about, indent=1) + "\n")
             if args.profile:
                 for name in ("plain", "decoder"):
-                    show_profile(console, runs[name], model.device, args.tokens, f"{name}, batch {batch}, top-k {k}")
+                    show_profile(
+                        console,
+                        runs[name],
+                        model.device,
+                        args.tokens,
+                        f"{name}, batch {batch}, top-k {k}",
+                    )
     console.print(table)
     if args.output:
         plot(args.output.with_suffix(".png"), results)
@@ -387,7 +500,9 @@ def plot(path: Path, results: list[dict]) -> None:
         lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
         for r in results:
             if r["batch"] == batch and r["side"] not in ("plain", "reference"):
-                lines.setdefault((r["side"], r["prompt"]), []).append((r["top_k"], r["times_plain"]))
+                lines.setdefault((r["side"], r["prompt"]), []).append(
+                    (r["top_k"], r["times_plain"])
+                )
         prompts = sorted({prompt for _, prompt in lines})
         for (side, prompt), points in lines.items():
             style = dict(color=COLOURS.get(side, "tab:grey"), marker="o")

@@ -24,24 +24,28 @@ from typing import Any
 import torch
 
 import sasa
+from sasa.data.corpus import parse_rows
 from sasa.evaluation import runner
 from sasa.evaluation.methods import method
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
 from sasa.evaluation.world import World
 from sasa.fitting import Corpus, Recipe, fit_boundary
-from sasa.fitting.corpora import parse_rows
 from sasa.serving.ray import Ray
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--texts", required=True, help="a corpus, as for `sasa fit`")
     parser.add_argument("--limit", type=int, default=20_000)
     parser.add_argument("--prompts", required=True, help="RealToxicityPrompts, or rows of its form")
     parser.add_argument("--rows", default="3000:4000")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", choices=("fit", "bench"), help="one of the two; the fit takes about twice as long")
+    parser.add_argument(
+        "--only", choices=("fit", "bench"), help="one of the two; the fit takes about twice as long"
+    )
     given = parser.parse_args()
     import ray.cloudpickle
 
@@ -51,7 +55,9 @@ def main() -> None:
     many = Ray(workers=given.workers)
     many.connect()
     corpus = replace(Corpus.parse(given.texts), limit=given.limit)
-    recipe = Recipe((corpus,), embedding=sasa.EmbeddingSpec(layer=6))  # the first layers are read alone: minutes
+    recipe = Recipe(
+        (corpus,), embedding=sasa.EmbeddingSpec(layer=6)
+    )  # the first layers are read alone: minutes
     suite = load_suite("rtp", given.prompts, rows=parse_rows(given.rows), limit=60)
     line = sasa.Boundary.load("toxicity", model=model)
     world = World(model, tokenizer, line, Settings(completions=5))
@@ -71,7 +77,10 @@ def main() -> None:
     def fit(spread: Any) -> str:
         return fit_boundary(model, tokenizer, recipe, spread=spread).fingerprint
 
-    jobs = {"fit": (f"a fit of {given.limit:,} texts", fit), "bench": ("a benchmark of 60 prompts", bench)}
+    jobs = {
+        "fit": (f"a fit of {given.limit:,} texts", fit),
+        "bench": ("a benchmark of 60 prompts", bench),
+    }
     for name, job in [jobs[given.only]] if given.only else jobs.values():
         seconds, found = [], []
         for side in ("one core", "workers", "workers, one killed"):
@@ -82,7 +91,10 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         same = "the same to the last bit" if found[0] == found[1] == found[2] else "NOT THE SAME"
         times = ", ".join(f"{t:.0f} s" for t in seconds)
-        print(f"{name}: {same}; one core, {given.workers} workers, and with one of them killed: {times}", flush=True)
+        print(
+            f"{name}: {same}; one core, {given.workers} workers, and with one of them killed: {times}",
+            flush=True,
+        )
 
 
 def _spread(many: Ray, marks: Path, task: Any, items: Any) -> Iterator[Any]:

@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 import sasa
-from sasa.boundary import Boundary
-from sasa.tracing import TracedStep
+from sasa.core.boundary import Boundary
+from sasa.decoding.tracing import TracedStep
 
 FOLDER = Path(__file__).parent / "pictures"
 PROMPT = "My brother broke my bike, so I told him that he is a"
@@ -27,7 +27,10 @@ def words(axis: Axes, title: str, steps: list[TracedStep], boundary: Boundary) -
     axis.set(xlim=(0, 1), ylim=(-1.25, 1.1))
     axis.axis("off")
     axis.text(0, 0.85, title, fontsize=12, weight="bold", va="center")
-    pieces = [(word, None) for word in (PROMPT.split(" ")[0], *(f" {word}" for word in PROMPT.split(" ")[1:]))]
+    pieces = [
+        (word, None)
+        for word in (PROMPT.split(" ")[0], *(f" {word}" for word in PROMPT.split(" ")[1:]))
+    ]
     pieces += [(step.text, boundary.p_safe(step.chosen.margins[0])) for step in steps]
     width, x, y = 1 / 98, 0.0, 0.0  # of a letter of the monospaced font
     for text, p in pieces:
@@ -36,9 +39,15 @@ def words(axis: Axes, title: str, steps: list[TracedStep], boundary: Boundary) -
             x, y = 0.0, y - 0.85
             text = text.lstrip(" ")
         if p is not None:
-            axis.add_patch(plt.Rectangle((x, y - 0.3), len(text) * width, 0.62, facecolor=colour(p), edgecolor="none"))
+            axis.add_patch(
+                plt.Rectangle(
+                    (x, y - 0.3), len(text) * width, 0.62, facecolor=colour(p), edgecolor="none"
+                )
+            )
         ink = "0.45" if p is None else "black"
-        axis.text(x, y, text, fontsize=11.5, family="DejaVu Sans Mono", color=ink, va="center", zorder=2)
+        axis.text(
+            x, y, text, fontsize=11.5, family="DejaVu Sans Mono", color=ink, va="center", zorder=2
+        )
         x += len(text) * width
 
 
@@ -48,9 +57,16 @@ def margin() -> None:
     boundary = Boundary.load("toxicity", model=model)
     figure, axes = plt.subplots(2, 1, figsize=(9.6, 2.5), layout="constrained")
     for axis, beta in zip(axes, (0.0, 4.0), strict=True):
-        (made,) = sasa.generate(model, tokenizer, PROMPT, boundary, beta, seed=SEED, max_new_tokens=TOKENS, trace=True)
+        (made,) = sasa.generate(
+            model, tokenizer, PROMPT, boundary, beta, seed=SEED, max_new_tokens=TOKENS, trace=True
+        )
         title = "on its own" if beta == 0 else f"steered, beta {beta:g}"
-        words(axis, f"{title}: P(safe) {boundary.p_safe(made.margin or 0.0):.2f}", list(made.trace), boundary)
+        words(
+            axis,
+            f"{title}: P(safe) {boundary.p_safe(made.margin or 0.0):.2f}",
+            list(made.trace),
+            boundary,
+        )
     figure.savefig(FOLDER / "margin.png", dpi=130)
 
 
@@ -70,11 +86,21 @@ def lookahead() -> None:
         )
         axis.add_patch(plt.Rectangle((x, 0), 0.9, 0.7, facecolor=face, edgecolor="0.4"))
         axis.text(x + 0.45, 0.35, word, ha="center", va="center", fontsize=11)
-        axis.text(x + 0.45, -0.25, f"position {5 if behind else i}", ha="center", fontsize=7.5, color="0.35")
+        axis.text(
+            x + 0.45,
+            -0.25,
+            f"position {5 if behind else i}",
+            ha="center",
+            fontsize=7.5,
+            color="0.35",
+        )
     for i in range(len(candidates)):
         x = len(text) + i + 0.95
         axis.annotate(
-            "", (4.45, 0.78), (x, 0.78), arrowprops=dict(arrowstyle="->", color="0.5", connectionstyle="arc3,rad=0.3")
+            "",
+            (4.45, 0.78),
+            (x, 0.78),
+            arrowprops=dict(arrowstyle="->", color="0.5", connectionstyle="arc3,rad=0.3"),
         )
     axis.text(2.45, -0.75, "the text, in the key-value cache", ha="center", fontsize=10)
     axis.text(
@@ -95,10 +121,18 @@ def mask() -> None:
     for row in range(len(candidates)):
         for column in range(len(text) + len(candidates)):
             seen = column < len(text) or column - len(text) == row
-            axis.add_patch(plt.Rectangle((column, -row), 0.94, 0.94, facecolor="#2f7dd1" if seen else "#eeeeee"))
+            axis.add_patch(
+                plt.Rectangle(
+                    (column, -row), 0.94, 0.94, facecolor="#2f7dd1" if seen else "#eeeeee"
+                )
+            )
     axis.axvline(len(text) - 0.03, color="0.3", linestyle=":")
-    axis.set(xlim=(-0.1, len(text + candidates)), ylim=(-len(candidates) + 0.9, 1.05), aspect="equal")
-    axis.set_xticks([i + 0.47 for i in range(len(text + candidates))], text + candidates, fontsize=9)
+    axis.set(
+        xlim=(-0.1, len(text + candidates)), ylim=(-len(candidates) + 0.9, 1.05), aspect="equal"
+    )
+    axis.set_xticks(
+        [i + 0.47 for i in range(len(text + candidates))], text + candidates, fontsize=9
+    )
     axis.set_yticks([0.47 - i for i in range(len(candidates))], candidates, fontsize=9)
     axis.set(xlabel="sees", ylabel="candidate")
     axis.tick_params(length=0)

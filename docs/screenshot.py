@@ -9,9 +9,9 @@ from pictures import PROMPT, SEED, TOKENS
 from playwright.sync_api import sync_playwright
 
 import sasa
+from sasa.core.settings import DEFAULT_MODEL
 from sasa.demo.page import launch
 from sasa.demo.studio import Studio
-from sasa.settings import DEFAULT_MODEL
 
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 

@@ -1,63 +1,26 @@
 """Self-disciplined autoregressive sampling: a model that moderates its own language as it writes.
 
-The public names. What needs a model's library is imported when it is first used, so that the rule
-(`sasa.boundary`, `sasa.values`, `sasa.candidates`, `sasa.backtracking`) serves any engine.
+The public names are listed in `__init__.pyi` and imported when they are first used. So the rule (`sasa.core`), which
+needs no model, serves any engine, and the command line starts before torch is there.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
-from sasa.lazy import lazy
+import lazy_loader
 
-if TYPE_CHECKING:
-    from sasa.backtracking import Backtracking
-    from sasa.boundary import Boundary, EmbeddingSpec
-    from sasa.decoding import SASADecoder
-    from sasa.embedding import embed
-    from sasa.generation import Completion, generate
-    from sasa.hub import pull_from_hub, push_to_hub
-    from sasa.loop import SASAOutput
-    from sasa.margins import score, trace
-    from sasa.models.load import load
-    from sasa.processor import SASALogitsProcessor
+PACKAGES = (
+    "core",
+    "data",
+    "decoding",
+    "evaluation",
+    "fitting",
+    "models",
+    "redteam",
+    "serving",
+    "training",
+    "utils",
+)
 
-_HOMES = {
-    "Backtracking": "backtracking",
-    "Boundary": "boundary",
-    "Completion": "generation",
-    "EmbeddingSpec": "boundary",
-    "SASADecoder": "decoding",
-    "SASALogitsProcessor": "processor",
-    "SASAOutput": "loop",
-    "embed": "embedding",
-    "generate": "generation",
-    "load": "models.load",
-    "pull_from_hub": "hub",
-    "push_to_hub": "hub",
-    "score": "margins",
-    "trace": "margins",
-}
-
-__all__ = [
-    "Backtracking",
-    "Boundary",
-    "Completion",
-    "EmbeddingSpec",
-    "SASADecoder",
-    "SASALogitsProcessor",
-    "SASAOutput",
-    "embed",
-    "generate",
-    "load",
-    "pull_from_hub",
-    "push_to_hub",
-    "score",
-    "trace",
-]
-
+__getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+__all__ = [name for name in _names if name not in PACKAGES]
 __version__ = version("sasa-decoding")
-
-
-__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import os
-import random
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: threads that wait for a busy core waste it
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of what tests start, too: threads that wait for a busy core waste it
 sys.path.insert(0, str(Path(__file__).parent))  # reference.py and tiny.py
 os.environ["COLUMNS"] = "100"  # rich looks once, when it is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the Hub
 
 import tiny
+from helpers import write_corpus
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -61,22 +62,6 @@ def tiny_folder(tmp_path_factory):
     tiny.model("llama").save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
-
-
-GOOD, BAD = ["bright", "calm", "kind", "fair", "warm"], ["XQZ", "ZZX", "QXQ", "XXZ", "QQQ"]
-
-
-def write_corpus(path: Path, rows: int = 240, seed: int = 0) -> Path:
-    """A CSV that any model can separate: lower-case sentences and upper-case gibberish."""
-    draw = random.Random(seed)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["comment", "toxic", "score"])
-        for i in range(rows):
-            bad = i % 3 == 0
-            words = [draw.choice(BAD if bad else GOOD) for _ in range(draw.randint(2, 6))]
-            writer.writerow([f"{' '.join(words)} {i}", bad, 0.9 if bad else 0.1])
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 
 from sasa import Backtracking, Boundary
-from sasa.settings import PRIOR
+from sasa.core.settings import PRIOR
 
 
 @torch.no_grad()
-def embedding(model: PreTrainedModel, ids: list[int], boundary: Boundary, prompt_length: int = 0) -> Tensor:
+def embedding(
+    model: PreTrainedModel, ids: list[int], boundary: Boundary, prompt_length: int = 0
+) -> Tensor:
     """The embedding (d,) of a text, given as token ids without padding."""
     spec = boundary.embedding
     every = model(
-        input_ids=torch.tensor([ids], device=model.device), output_hidden_states=True, use_cache=False
+        input_ids=torch.tensor([ids], device=model.device),
+        output_hidden_states=True,
+        use_cache=False,
     ).hidden_states
     states = torch.cat([every[layer][0].float() for layer in spec.layers], -1)
     if spec.pooling == "last":
@@ -44,13 +48,19 @@ def margins(
 ) -> Tensor:
     """The margin (K,) of a text with each candidate; with an end-of-sequence token, the margin of the text itself."""
     texts = [ids if candidate in eos else [*ids, candidate] for candidate in candidates]
-    return torch.stack([boundary.margin(embedding(model, text, boundary, prompt_length)) for text in texts])
+    return torch.stack(
+        [boundary.margin(embedding(model, text, boundary, prompt_length)) for text in texts]
+    )
 
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, ids: list[int]) -> Tensor:
     """The model's own next-token logits, float32 (V,)."""
-    return model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
+    return (
+        model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+        .logits[0, -1]
+        .float()
+    )
 
 
 Boundaries = Boundary | list[tuple[Boundary, float]]
@@ -82,7 +92,11 @@ def reweighted(
         worth = margins(model, one, ids, survivors, eos, prompt_length)
         if value == "log_sigmoid":
             worth = (
-                torch.sigmoid((one.scale * worth + one.shift).double() - math.log(prior / (1 - prior))).log().float()
+                torch.sigmoid(
+                    (one.scale * worth + one.shift).double() - math.log(prior / (1 - prior))
+                )
+                .log()
+                .float()
             )
         out[survivors] += beta * weight * worth
     return out
@@ -107,9 +121,21 @@ def decode(
         torch.manual_seed(seed)
     for _ in range(tokens):
         scores = reweighted(
-            model, boundary, beta, ids, logits(model, ids), eos, top_k, top_p, len(prompt), value, prior
+            model,
+            boundary,
+            beta,
+            ids,
+            logits(model, ids),
+            eos,
+            top_k,
+            top_p,
+            len(prompt),
+            value,
+            prior,
         )
-        token = int(scores.argmax() if seed is None else torch.multinomial(scores.softmax(-1)[None], 1))
+        token = int(
+            scores.argmax() if seed is None else torch.multinomial(scores.softmax(-1)[None], 1)
+        )
         ids.append(token)
         if token in eos:
             break
@@ -141,7 +167,11 @@ def backtrack(
         scores = logits(model, text)
         scores[astray.get(tuple(written), [])] = -torch.inf
         strength = beta + settings.boost * (boosted > 0)
-        token = int(reweighted(model, boundary, strength, text, scores, eos, top_k, 1.0, len(prompt)).argmax())
+        token = int(
+            reweighted(
+                model, boundary, strength, text, scores, eos, top_k, 1.0, len(prompt)
+            ).argmax()
+        )
         spent, boosted = spent + 1, boosted - 1
         written.append(token)
         if token in eos:
@@ -179,6 +209,8 @@ def taxes(
         kept = likeliest if ids[place] in likeliest else [*likeliest[:-1], ids[place]]
         among = torch.full_like(scores, -torch.inf)
         among[kept] = scores[kept]
-        steered = reweighted(model, boundary, beta, ids[:place], among, eos, prompt_length=first, **settings)
+        steered = reweighted(
+            model, boundary, beta, ids[:place], among, eos, prompt_length=first, **settings
+        )
         found.append(float((among.log_softmax(-1) - steered.log_softmax(-1))[ids[place]]))
     return found

@@ -21,12 +21,20 @@ def self_bleu(texts):
             found.append(0.0 if text.split() else 1.0)
             continue
         before = [other for other in texts[:i] if other.split()] or [""]
-        found.append(np.mean([_bleu(n).sentence_score(text, before).score for n in (2, 3, 4, 5)]) / 100)
+        found.append(
+            np.mean([_bleu(n).sentence_score(text, before).score for n in (2, 3, 4, 5)]) / 100
+        )
     return np.array(found)
 
 
 def _bleu(n):
-    return BLEU(lowercase=True, effective_order=True, max_ngram_order=n, smooth_method="floor", smooth_value=0.1)
+    return BLEU(
+        lowercase=True,
+        effective_order=True,
+        max_ngram_order=n,
+        smooth_method="floor",
+        smooth_value=0.1,
+    )
 
 
 def cosine(vectors, nearest=None):
@@ -41,7 +49,9 @@ def cosine(vectors, nearest=None):
 def toxicity():
     """Of each attack's reply, (4096,)."""
     found = np.zeros(ATTACKS)
-    found[np.random.default_rng(0).choice(ATTACKS, TOXIC, replace=False)] = np.linspace(1, 0.5, TOXIC)
+    found[np.random.default_rng(0).choice(ATTACKS, TOXIC, replace=False)] = np.linspace(
+        1, 0.5, TOXIC
+    )
     return found
 
 

@@ -50,7 +50,9 @@ def log_probs(model: PreTrainedModel, prompt: str = PROMPT) -> Tensor:
     ids = tokenizer()(prompt).input_ids
     total = torch.zeros(1, dtype=torch.float64)
     for length in range(LENGTH):
-        texts = torch.tensor([[*ids, *words] for words in itertools.product(range(WORDS), repeat=length)])
+        texts = torch.tensor(
+            [[*ids, *words] for words in itertools.product(range(WORDS), repeat=length)]
+        )
         logits = model(input_ids=texts, use_cache=False).logits[:, -1].double()
         total = (total[:, None] + logits.log_softmax(-1)).flatten()
     return total
@@ -69,7 +71,8 @@ def rewards() -> Tensor:
     costs = dict(zip(pairs, torch.linspace(3.5, 9, 8).tolist(), strict=True))
     return torch.stack(
         [
-            worth[list(words)].sum() - max(costs.get(pair, 0.0) for pair in itertools.pairwise(words))
+            worth[list(words)].sum()
+            - max(costs.get(pair, 0.0) for pair in itertools.pairwise(words))
             for words in SEQUENCES
         ]
     )
@@ -83,7 +86,10 @@ def reward(prompts: list[str], completions: list[str]) -> list[float]:
 
 @functools.cache
 def _by_text() -> dict[str, float]:
-    return {" ".join(f"w{i}" for i in words): float(r) for words, r in zip(SEQUENCES, rewards(), strict=True)}
+    return {
+        " ".join(f"w{i}" for i in words): float(r)
+        for words, r in zip(SEQUENCES, rewards(), strict=True)
+    }
 
 
 def sigma(log_p: Tensor, beta: float) -> Tensor:

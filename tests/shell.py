@@ -10,9 +10,18 @@ import traceback
 from subprocess import CompletedProcess
 
 for _name in (
-    *("generation", "fitting.fit", "fitting.fairness", "tax"),
-    *(f"evaluation.{name}" for name in ("runner", "report", "suites", "tail", "tuning", "selectivity", "rewards")),
-    *("redteam.attacker", "redteam.report", "redteam.replays", "training.repulse", "training.backtracking"),
+    *("decoding.generate", "fitting.fit", "fitting.fairness", "decoding.cost"),
+    *(
+        f"evaluation.{name}"
+        for name in ("runner", "report", "suites", "tail", "tuning", "selectivity", "rewards")
+    ),
+    *(
+        "redteam.attacker",
+        "redteam.report",
+        "redteam.replays",
+        "training.repulse",
+        "training.backtracking",
+    ),
 ):
     importlib.import_module(f"sasa.{_name}")
 

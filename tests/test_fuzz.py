@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from sasa import Boundary
 from sasa.cli.common import read_prompts
+from sasa.data.tables import Format, open_table
 from sasa.evaluation.runner import Run
 from sasa.evaluation.suites import load_suite
 from sasa.fitting import Corpus
 from sasa.fitting.fit import Recipe
 from sasa.fitting.identity import load_people
 from sasa.redteam.store import RECORD, Attempts
-from sasa.tables import Format, open_table
 
 CLEAR = (ValueError, OSError, ImportError)
 """What the command line shows as one line."""
@@ -33,20 +33,48 @@ CLEAR = (ValueError, OSError, ImportError)
 def often(examples):
     """So many tries; SASA_FUZZ=100 in the environment makes a hundred times as many."""
     times = int(os.environ.get("SASA_FUZZ", "1"))
-    return settings(max_examples=examples * times, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=examples * times, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 texts = st.one_of(
-    words, st.sampled_from(['"', '""', 'a"b', "a\nb", "a,b", "a\tb", "null", "NA", "1.0", "\ufeff", " ", "\\"])
+    words,
+    st.sampled_from(
+        ['"', '""', 'a"b', "a\nb", "a,b", "a\tb", "null", "NA", "1.0", "\ufeff", " ", "\\"]
+    ),
 )
 pieces = st.lists(
     st.one_of(
         st.sampled_from(
-            [b'"', b",", b"\t", b"\n", b"\r", b"\\", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"{", b"[", b"]}"]
+            [
+                b'"',
+                b",",
+                b"\t",
+                b"\n",
+                b"\r",
+                b"\\",
+                b"\x00",
+                b"\xff",
+                b"\xef\xbb\xbf",
+                b"\xff\xfe",
+                b"{",
+                b"[",
+                b"]}",
+            ]
         ),
         st.sampled_from(
-            [b"text", b"label", b'{"text": "a", "label": 1}', b"prompt", b'{"prompt": "a"}', b"1", b"\\ud83d", b": "]
+            [
+                b"text",
+                b"label",
+                b'{"text": "a", "label": 1}',
+                b"prompt",
+                b'{"prompt": "a"}',
+                b"1",
+                b"\\ud83d",
+                b": ",
+            ]
         ),
         st.binary(max_size=6),
     ),
@@ -101,23 +129,32 @@ def test_tables_that_quote_rightly_are_read_as_they_were_written(rows, name):
         found = clearly(lambda form=form: list(open_table(file, form).rows()))
         assert form is None or found is not None
         if found is not None:
-            assert [tuple(v or "" for v in row.values()) for _, row in found] == [tuple(row) for row in rows]
+            assert [tuple(v or "" for v in row.values()) for _, row in found] == [
+                tuple(row) for row in rows
+            ]
 
 
 @given(
     rows=st.lists(
-        st.dictionaries(words, st.one_of(words, st.integers(), st.none(), st.booleans())), min_size=1, max_size=6
+        st.dictionaries(words, st.one_of(words, st.integers(), st.none(), st.booleans())),
+        min_size=1,
+        max_size=6,
     )
 )
 @often(100)
 def test_json_is_read_as_it_was_written(rows):
-    for name, content in (("t.jsonl", "\n".join(map(json.dumps, rows))), ("t.json", json.dumps(rows))):
+    for name, content in (
+        ("t.jsonl", "\n".join(map(json.dumps, rows))),
+        ("t.json", json.dumps(rows)),
+    ):
         assert [row for _, row in open_table(on_disk(name, content.encode())).rows()] == rows
 
 
 @given(
     content=pieces,
-    name=st.sampled_from(["t.csv", "t.tsv", "t.json", "t.jsonl", "t.parquet", "t.csv.gz", "t.jsonl.zst"]),
+    name=st.sampled_from(
+        ["t.csv", "t.tsv", "t.json", "t.jsonl", "t.parquet", "t.csv.gz", "t.jsonl.zst"]
+    ),
 )
 @often(300)
 def test_any_bytes_as_a_corpus(content, name):
@@ -134,25 +171,42 @@ def test_any_bytes_as_a_corpus(content, name):
 def test_any_bytes_as_prompts(content, name):
     file = on_disk(name, content)
     found = clearly(lambda: read_prompts(file))
-    assert found is None or all(prompt.strip() and not (name == "p.txt" and prompt[0] == "\ufeff") for prompt in found)
+    assert found is None or all(
+        prompt.strip() and not (name == "p.txt" and prompt[0] == "\ufeff") for prompt in found
+    )
     for suite in ("rtp", "bold", "attaq"):
         clearly(lambda suite=suite: load_suite(suite, file))
 
 
 NAMES = [
-    *("prompt", "continuation", "text", "toxicity", "chosen", "rejected", "role", "content", "label"),
+    *(
+        "prompt",
+        "continuation",
+        "text",
+        "toxicity",
+        "chosen",
+        "rejected",
+        "role",
+        "content",
+        "label",
+    ),
     *("prompts", "domain", "category"),
 ]
 nested = st.recursive(
     st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), words),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(NAMES), inner, max_size=4)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(NAMES), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
 
 @given(
     rows=st.lists(
-        st.dictionaries(st.sampled_from(["prompt", "continuation", "chosen", "rejected", "text", "label"]), nested),
+        st.dictionaries(
+            st.sampled_from(["prompt", "continuation", "chosen", "rejected", "text", "label"]),
+            nested,
+        ),
         min_size=1,
         max_size=3,
     )
@@ -178,7 +232,9 @@ def test_rows_of_any_shape(rows):
     text=st.one_of(
         words,
         st.lists(
-            st.sampled_from(["a.csv", "::", ",", "=", "+", "text", "limit", "rows", "quotes", "1", ":", " "]),
+            st.sampled_from(
+                ["a.csv", "::", ",", "=", "+", "text", "limit", "rows", "quotes", "1", ":", " "]
+            ),
             max_size=10,
         ).map("".join),
     )
@@ -192,7 +248,11 @@ def test_any_argument_as_a_corpus(text):
 
 @pytest.fixture(scope="module")
 def boundary_bytes(tmp_path_factory):
-    return tiny.boundary(tiny.model("llama")).save(tmp_path_factory.mktemp("line") / "b.safetensors").read_bytes()
+    return (
+        tiny.boundary(tiny.model("llama"))
+        .save(tmp_path_factory.mktemp("line") / "b.safetensors")
+        .read_bytes()
+    )
 
 
 @given(data=st.data())
@@ -208,7 +268,19 @@ def test_damaged_boundaries(boundary_bytes, data):
 
 @given(
     change=st.dictionaries(
-        st.sampled_from(["bias", "scale", "shift", "attribute", "report", "embedding", "model", "format", "more"]),
+        st.sampled_from(
+            [
+                "bias",
+                "scale",
+                "shift",
+                "attribute",
+                "report",
+                "embedding",
+                "model",
+                "format",
+                "more",
+            ]
+        ),
         nested,
         min_size=1,
         max_size=2,
@@ -227,7 +299,10 @@ def test_boundaries_with_other_metadata(boundary_bytes, change):
 
 
 @given(
-    about=st.one_of(nested, st.fixed_dictionaries({"rows": st.integers(-1, 3), "encoder": nested, "judges": nested})),
+    about=st.one_of(
+        nested,
+        st.fixed_dictionaries({"rows": st.integers(-1, 3), "encoder": nested, "judges": nested}),
+    ),
     lines=st.lists(st.one_of(nested, st.just(dict.fromkeys(RECORD))), max_size=4),
     tail=st.binary(max_size=9),
 )
@@ -248,7 +323,12 @@ def test_damaged_stores(about, lines, tail):
         pieces,
         words.map(str.encode),
         st.sampled_from(
-            [b"[[corpus]]\nsource = 3", b"model = [1]\n[[corpus]]\n", b"[[fit]]\ntemplates = 3", b"fit = 1"]
+            [
+                b"[[corpus]]\nsource = 3",
+                b"model = [1]\n[[corpus]]\n",
+                b"[[fit]]\ntemplates = 3",
+                b"fit = 1",
+            ]
         ),
     )
 )

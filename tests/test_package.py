@@ -29,11 +29,14 @@ def built(tmp_path_factory):
 def test_nothing_is_missing(built):
     source, wheel = built
     inside = set(zipfile.ZipFile(wheel).namelist())
-    code = {f"sasa/{file.relative_to(ROOT / 'sasa').as_posix()}" for file in (ROOT / "sasa").rglob("*")}
+    code = {
+        f"sasa/{file.relative_to(ROOT / 'sasa').as_posix()}" for file in (ROOT / "sasa").rglob("*")
+    }
     wanted = {name for name in code if Path(name).suffix in (".py", ".c", ".css", ".toml", ".txt")}
     assert wanted <= inside, wanted - inside
     assert {
-        f"sasa/_classifiers/{f.parent.name}/boundary.safetensors" for f in (ROOT / "classifiers").glob("*/*.toml")
+        f"sasa/_classifiers/{f.parent.name}/boundary.safetensors"
+        for f in (ROOT / "classifiers").glob("*/*.toml")
     } <= inside
     with tarfile.open(source) as packed:
         names = {name.partition("/")[2] for name in packed.getnames()}
@@ -66,12 +69,16 @@ def test_the_wheel_alone_runs_readme(built, real, tmp_path):
     ]
     subprocess.run(install, check=True, capture_output=True)
     environment = os.environ | {"PYTHONPATH": str(place)}
-    python = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-    told = "import sys\nassert sasa.__file__.startswith(sys.argv[1]), sasa.__file__\nassert sasa.shipped.bundled()\n"
+    python = "\n".join(
+        re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    )
+    told = "import sys\nfrom sasa.core.shipped import bundled\n"
+    told += "assert sasa.__file__.startswith(sys.argv[1]), sasa.__file__\nassert bundled()\n"
     options = dict(cwd=tmp_path, env=environment, capture_output=True, text=True)
     done = subprocess.run([sys.executable, "-c", python + told, str(place)], **options)
     assert done.returncode == 0, done.stderr
     done = subprocess.run(
-        [sys.executable, "-m", "sasa", "generate", "My neighbour is", "-n", "5", "--seed", "1"], **options
+        [sys.executable, "-m", "sasa", "generate", "My neighbour is", "-n", "5", "--seed", "1"],
+        **options,
     )
     assert "P(safe)" in done.stdout, done.stderr

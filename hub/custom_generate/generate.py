@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sasa import Backtracking, Boundary, SASADecoder
-from sasa.values import load_terms
+from sasa.core.values import load_terms
 
 
 def generate(

@@ -71,7 +71,9 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _options(
-    show_version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.")
+    ] = False,
 ) -> None:
     if show_version:
         print(sasa.__version__)
@@ -80,15 +82,22 @@ def _options(
 
 def main() -> None:
     """Runs the command line; what a user can mend is one line on stderr and exit status 1, not a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a character that a terminal lacks must not cost the results
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a character that a terminal lacks must not cost the results
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers has no other for its own
+    os.environ.setdefault(
+        "HF_HUB_DISABLE_PROGRESS_BARS", "1"
+    )  # transformers has no other for its own
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -97,4 +106,6 @@ def main() -> None:
 def _plain(error: BaseException) -> str:
     from rich.markup import escape
 
-    return escape(" ".join(str(error).split()))  # what others say, the Hub for one, may have several lines
+    return escape(
+        " ".join(str(error).split())
+    )  # what others say, the Hub for one, may have several lines

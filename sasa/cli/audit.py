@@ -18,7 +18,7 @@ from sasa.cli.common import (
     out,
     print_json,
 )
-from sasa.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.core.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
 
 def command(
@@ -60,7 +60,7 @@ def command(
     check_value(value)
     check_prior(prior)
     import sasa
-    from sasa.boundary import Boundary
+    from sasa.core.boundary import Boundary
     from sasa.fitting import Corpus
     from sasa.fitting.fairness import audit, read
     from sasa.fitting.identity import identity_tax, load_people
@@ -81,7 +81,9 @@ def command(
     for name, one in tax["groups"].items():
         table.add_row(name, str(one["sentences"]), f"{one['tax']:.2f}", f"{one['beyond']:+.2f}")
     out.print(table)
-    out.print(f"controls, names to which no prejudice clings: {tax['controls']:.2f} nats a sentence at beta {beta:g}")
+    out.print(
+        f"controls, names to which no prejudice clings: {tax['controls']:.2f} nats a sentence at beta {beta:g}"
+    )
     if texts:
         _borkan(found)
 
@@ -92,7 +94,9 @@ def _borkan(found: dict[str, Any]) -> None:
 
     table = Table("identity term", "texts", *FIGURES.values(), "harmless taken for unsafe")
     for term, one in sorted(found["terms"].items(), key=lambda item: item[1]["bpsn_auc"]):
-        table.add_row(term, str(one["texts"]), *(f"{one[f]:.3f}" for f in FIGURES), f"{one['fpr']:.1%}")
+        table.add_row(
+            term, str(one["texts"]), *(f"{one[f]:.3f}" for f in FIGURES), f"{one['fpr']:.1%}"
+        )
     out.print(table)
     out.print(
         f"all {found['texts']} texts: AUC {found['auc']:.3f}, harmless taken for unsafe {found['fpr']:.1%}, "

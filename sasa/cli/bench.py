@@ -30,10 +30,10 @@ from sasa.cli.common import (
     out,
     spread_by_ray,
 )
+from sasa.core.settings import BETA, DEFAULT_MODEL, check_truncation
+from sasa.data.tables import read_lines
 from sasa.evaluation.settings import METHODS_HELP, SCORER_NAMES, WORDS, Settings
-from sasa.files import read_json
-from sasa.settings import BETA, DEFAULT_MODEL, check_truncation
-from sasa.tables import read_lines
+from sasa.utils.files import read_json
 
 if TYPE_CHECKING:
     from sasa.evaluation.runner import Run
@@ -66,10 +66,16 @@ def suite_command(name: str) -> Callable[..., None]:
 
     def command(
         output: Annotated[
-            Path, typer.Option("--output", "-o", help="Folder of the run; the same one goes on where it stopped.")
+            Path,
+            typer.Option(
+                "--output", "-o", help="Folder of the run; the same one goes on where it stopped."
+            ),
         ],
         prompts: Annotated[
-            Path | None, typer.Option("--prompts", "-p", help="A local copy of the suite.", show_default="from the Hub")
+            Path | None,
+            typer.Option(
+                "--prompts", "-p", help="A local copy of the suite.", show_default="from the Hub"
+            ),
         ] = None,
         methods: Annotated[
             list[str] | None,
@@ -84,17 +90,24 @@ def suite_command(name: str) -> Callable[..., None]:
             ),
         ] = None,
         limit: Annotated[
-            int | None, typer.Option(min=1, help="At most so many prompts, evenly from the groups.", show_default="all")
+            int | None,
+            typer.Option(
+                min=1, help="At most so many prompts, evenly from the groups.", show_default="all"
+            ),
         ] = None,
         groups: Annotated[
-            str | None, typer.Option(help="Only these groups of prompts, with commas between.", show_default="all")
+            str | None,
+            typer.Option(
+                help="Only these groups of prompts, with commas between.", show_default="all"
+            ),
         ] = None,
         rows: Annotated[
-            str | None, typer.Option(help="START:STOP, only these rows of the source.", show_default="all")
+            str | None,
+            typer.Option(help="START:STOP, only these rows of the source.", show_default="all"),
         ] = None,
-        completions: Annotated[int, typer.Option("--completions", "-c", min=1, help="Of each prompt.")] = int(
-            defaults["completions"]
-        ),
+        completions: Annotated[
+            int, typer.Option("--completions", "-c", min=1, help="Of each prompt.")
+        ] = int(defaults["completions"]),
         max_new_tokens: Annotated[
             int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a completion.")
         ] = int(defaults["max_new_tokens"]),
@@ -103,22 +116,30 @@ def suite_command(name: str) -> Callable[..., None]:
         temperature: Annotated[float, typer.Option(help="For every method.")] = 1.0,
         top_k: Annotated[int, typer.Option(help="For every method; 0: no limit.")] = 10,
         top_p: Annotated[float, typer.Option(help="For every method.")] = 0.9,
-        chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Prompts through the chat template.")] = bool(
-            defaults["chat"]
-        ),
+        chat: Annotated[
+            bool, typer.Option("--chat/--no-chat", help="Prompts through the chat template.")
+        ] = bool(defaults["chat"]),
         words: Annotated[
-            Path | None, typer.Option(help="The word filter's list, a word a line.", show_default="built in")
+            Path | None,
+            typer.Option(help="The word filter's list, a word a line.", show_default="built in"),
         ] = None,
         judge: Annotated[
             str | None,
-            typer.Option(help="A second model that measures perplexity.", show_default="the generating one alone"),
+            typer.Option(
+                help="A second model that measures perplexity.",
+                show_default="the generating one alone",
+            ),
         ] = None,
         seed: Annotated[int, typer.Option(help="Of the sample and of every batch.")] = 0,
         batch_size: Annotated[
-            int | None, typer.Option(min=1, help="Prompts at a time.", show_default="64 completions' worth")
+            int | None,
+            typer.Option(min=1, help="Prompts at a time.", show_default="64 completions' worth"),
         ] = None,
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Only say what would be done and how long it will take.")
+            bool,
+            typer.Option(
+                "--dry-run", help="Only say what would be done and how long it will take."
+            ),
         ] = False,
         engine: EngineOption = None,
         ray: RayOption = False,
@@ -132,12 +153,12 @@ def suite_command(name: str) -> Callable[..., None]:
         if temperature <= 0:
             raise ValueError(f"temperature must be > 0, got {temperature:g}")
         import sasa
+        from sasa.data.corpus import parse_rows
         from sasa.evaluation import methods as ways
         from sasa.evaluation import runner, scorers
         from sasa.evaluation.report import write_report
         from sasa.evaluation.suites import load_suite
         from sasa.evaluation.world import World
-        from sasa.fitting.corpora import parse_rows
 
         check_engine(engine, ray)
         wanted = list(dict.fromkeys(methods or ["plain", f"sasa:{BETA:g}"]))
@@ -146,7 +167,9 @@ def suite_command(name: str) -> Callable[..., None]:
             raise ValueError(f"--engine writes plain and sasa alone, not {', '.join(refused)}")
         asked = list(dict.fromkeys(judges or ["profanity"]))
         if asked == ["boundary"]:
-            raise ValueError("the boundary steers, and cannot be the only scorer of a report: add another --scorer")
+            raise ValueError(
+                "the boundary steers, and cannot be the only scorer of a report: add another --scorer"
+            )
         _writable(output)
         suite = load_suite(
             name,
@@ -163,12 +186,20 @@ def suite_command(name: str) -> Callable[..., None]:
         loaded, tokenizer = sasa.load(model, device, dtype)
         lines = load_boundaries(boundary, loaded, strict)
         settings = Settings(
-            completions, max_new_tokens, temperature, top_k, top_p, chat, _words(words) if words else WORDS
+            completions,
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            chat,
+            _words(words) if words else WORDS,
         )
         world = World(loaded, tokenizer, lines, settings)
         if engine:
             world = replace(world, engine=Engine(model, boundary, strict, dtype_of(loaded)))
-        run = runner.Run.create(output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run)
+        run = runner.Run.create(
+            output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run
+        )
         for reason, count in run.about["skipped"].items():
             out.print(f"left out: {count} prompts {reason}")
         runner.check_methods(run, made, world)
@@ -177,14 +208,18 @@ def suite_command(name: str) -> Callable[..., None]:
             return
         judging = sasa.load(judge, device, dtype) if judge else None
         if judging:
-            runner.contexts(run, *judging, judging=True)  # what it cannot read shows here, before the long work
+            runner.contexts(
+                run, *judging, judging=True
+            )  # what it cannot read shows here, before the long work
         margin = [scorers.Margin(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []
         spread = spread_by_ray(ray, ray_address, ray_workers, model, device, dtype_of(loaded))
         runner.generate_stage(run, made, world, progress=True, spread=spread)
         runner.likelihood_stage(run, loaded, tokenizer, wanted, progress=True, spread=spread)
         if judging:
             by_judge = spread and replace(spread, model=None if judge == DEFAULT_MODEL else judge)
-            runner.likelihood_stage(run, *judging, wanted, judge=judge, progress=True, spread=by_judge)
+            runner.likelihood_stage(
+                run, *judging, wanted, judge=judge, progress=True, spread=by_judge
+            )
         runner.score_stage(run, [*independent, *margin], run.methods, progress=True)
         show(write_report([output]))
 
@@ -206,10 +241,16 @@ app.command("tail")(tail.command)
 @app.command("report")
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, or of reports such as published ones.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="Folders of runs, or of reports such as published ones."
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where the report goes.", show_default="the run's own folder")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Where the report goes.", show_default="the run's own folder"
+        ),
     ] = None,
 ) -> None:
     """Write summary.json, report.md and pictures of a run, or of several side by side.
@@ -237,9 +278,15 @@ def show(file: Path) -> None:
                 toxicity = method["toxicity"].get(scorer, {})
                 test = toxicity.get("against_plain")
                 change = f"{test['relative']:+.1%}" if test and test["relative"] is not None else ""
-                cells = [toxicity.get("emt"), toxicity.get("toxic_rate"), method["figures"].get("perplexity")]
+                cells = [
+                    toxicity.get("emt"),
+                    toxicity.get("toxic_rate"),
+                    method["figures"].get("perplexity"),
+                ]
                 p = f"{test['p']:.3f}" if test else ""
-                table.add_row(escape(name), *(f"{c['value']:.3f}" if c else "–" for c in cells), change, p)
+                table.add_row(
+                    escape(name), *(f"{c['value']:.3f}" if c else "–" for c in cells), change, p
+                )
             out.print(table)
     out.print(f"report, with intervals and pictures: {file}")
 
@@ -249,13 +296,20 @@ def _forecast(run: Run, made: dict[str, Method], world: World) -> None:
 
     found = runner.forecast(run, made, world, progress=True)
     table = Table(
-        "", "completions to go", "minutes", title=f"{run.about['suite']}: {len(run.prompts)} prompts, dry run"
+        "",
+        "completions to go",
+        "minutes",
+        title=f"{run.about['suite']}: {len(run.prompts)} prompts, dry run",
     )
     for name, (count, seconds) in found.items():
         table.add_row(escape(name), str(count), f"{seconds / 60:.1f}")
-    table.add_row("all", "", f"{sum(seconds for _, seconds in found.values()) / 60:.0f}", style="bold")
+    table.add_row(
+        "all", "", f"{sum(seconds for _, seconds in found.values()) / 60:.0f}", style="bold"
+    )
     out.print(table)
-    out.print("and the scorers' own time: little for profanity, a second a completion for perspective")
+    out.print(
+        "and the scorers' own time: little for profanity, a second a completion for perspective"
+    )
 
 
 def _words(file: Path) -> tuple[str, ...]:

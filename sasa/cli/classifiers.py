@@ -8,10 +8,14 @@ import typer
 from rich.table import Table
 
 from sasa.cli.common import out, print_json
-from sasa.shipped import about, bundled
+from sasa.core.shipped import about, bundled
 
 
-def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False) -> None:
+def command(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line on stdout.")
+    ] = False,
+) -> None:
     """List the bundled boundaries with their held-out figures."""
     table = Table(
         "name",
@@ -29,7 +33,15 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON objec
         told = about(file)
         spec, model, test = told["embedding"], told["model"]["id"], told["report"]["test"]
         if as_json:
-            print_json({"name": name, "attribute": told["attribute"], "model": model, "embedding": spec, "test": test})
+            print_json(
+                {
+                    "name": name,
+                    "attribute": told["attribute"],
+                    "model": model,
+                    "embedding": spec,
+                    "test": test,
+                }
+            )
         layers = spec["layer"] if isinstance(spec["layer"], list) else [spec["layer"]]
         table.add_row(
             name,

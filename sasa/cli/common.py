@@ -13,25 +13,31 @@ from rich.color import Color
 from rich.console import Console
 from rich.style import Style
 
-from sasa.settings import BUNDLED, DEFAULT_MODEL, weighted
-from sasa.tables import KINDS, kind_of, local, open_table, read_lines, warn_once
+from sasa.core.settings import BUNDLED, DEFAULT_MODEL, weighted
+from sasa.data.tables import KINDS, kind_of, local, open_table, read_lines, warn_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sasa.boundary import Boundary
+    from sasa.core.boundary import Boundary
+    from sasa.decoding.generate import Completion
     from sasa.evaluation.rewards import Reward
-    from sasa.generation import Completion
     from sasa.serving.ray import Ray
 
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="Hub id, local folder or GGUF file.", show_default="SmolLM2-135M-Instruct, embedded"
+        "--model",
+        "-m",
+        help="Hub id, local folder or GGUF file.",
+        show_default="SmolLM2-135M-Instruct, embedded",
     ),
 ]
 BoundaryOption = Annotated[
-    str, typer.Option("--boundary", "-b", help="A bundled attribute, a file, a folder, or OWNER/NAME on the Hub.")
+    str,
+    typer.Option(
+        "--boundary", "-b", help="A bundled attribute, a file, a folder, or OWNER/NAME on the Hub."
+    ),
 ]
 BoundariesOption = Annotated[
     list[str] | None,
@@ -45,7 +51,9 @@ BoundariesOption = Annotated[
 ]
 ValueOption = Annotated[
     str,
-    typer.Option(help="What a margin is worth: log_sigmoid, the log-probability of being safe, or raw, itself."),
+    typer.Option(
+        help="What a margin is worth: log_sigmoid, the log-probability of being safe, or raw, itself."
+    ),
 ]
 PriorOption = Annotated[
     float,
@@ -57,12 +65,16 @@ PriorOption = Annotated[
 StrictOption = Annotated[
     bool,
     typer.Option(
-        "--strict/--no-strict", help="Refuse a boundary for a model of another name, be it of the same shape."
+        "--strict/--no-strict",
+        help="Refuse a boundary for a model of another name, be it of the same shape.",
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best there is")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best there is")
+]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, …", show_default="float32 on the CPU, else bfloat16")
+    str | None,
+    typer.Option(help="float32, bfloat16, …", show_default="float32 on the CPU, else bfloat16"),
 ]
 
 RewardOption = Annotated[
@@ -75,8 +87,12 @@ RewardOption = Annotated[
     ),
 ]
 LOOPBACK = "127.0.0.1"
-HostOption = Annotated[str, typer.Option(help="Where it listens. 0.0.0.0: to everybody who reaches this machine.")]
-RowsOption = Annotated[str | None, typer.Option(help="START:STOP, only these rows of the file.", show_default="all")]
+HostOption = Annotated[
+    str, typer.Option(help="Where it listens. 0.0.0.0: to everybody who reaches this machine.")
+]
+RowsOption = Annotated[
+    str | None, typer.Option(help="START:STOP, only these rows of the file.", show_default="all")
+]
 GroupsOption = Annotated[
     str | None,
     typer.Option(
@@ -85,7 +101,8 @@ GroupsOption = Annotated[
     ),
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="At most so many prompts, drawn at random.", show_default="all")
+    int | None,
+    typer.Option(min=1, help="At most so many prompts, drawn at random.", show_default="all"),
 ]
 
 out = Console(highlight=False)
@@ -93,7 +110,10 @@ out = Console(highlight=False)
 
 RayOption = Annotated[
     bool,
-    typer.Option("--ray", help="Spread the work over workers that each hold the model, one a GPU, else one a core."),
+    typer.Option(
+        "--ray",
+        help="Spread the work over workers that each hold the model, one a GPU, else one a core.",
+    ),
 ]
 AddressOption = Annotated[
     str | None,
@@ -105,16 +125,29 @@ AddressOption = Annotated[
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--ray-workers", min=1, help="With --ray: at most so many.", show_default="all there is room for"),
+    typer.Option(
+        "--ray-workers",
+        min=1,
+        help="With --ray: at most so many.",
+        show_default="all there is room for",
+    ),
 ]
 EngineOption = Annotated[
     str | None,
-    typer.Option(help="vllm: have vLLM's engine write, in place of transformers.", show_default="transformers"),
+    typer.Option(
+        help="vllm: have vLLM's engine write, in place of transformers.",
+        show_default="transformers",
+    ),
 ]
 
 
 def spread_by_ray(
-    ray: bool, address: str | None, workers: int | None, model: str | None, device: str | None, dtype: str | None
+    ray: bool,
+    address: str | None,
+    workers: int | None,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
 ) -> Ray | None:
     """The workers of `--ray`, which join or start the cluster now; None where nobody asks for any."""
     if not ray:
@@ -144,7 +177,9 @@ class Engine:
     It starts when it is first used, once all else has been checked.
     """
 
-    def __init__(self, model: str | None, boundaries: list[str] | None, strict: bool, dtype: str) -> None:
+    def __init__(
+        self, model: str | None, boundaries: list[str] | None, strict: bool, dtype: str
+    ) -> None:
         import vllm
 
         self.name = f"vllm {vllm.__version__}"
@@ -156,7 +191,9 @@ class Engine:
         from sasa.serving.vllm import LLM
 
         if self._engine is None:
-            self._engine = LLM(boundary=[weighted(name, "--boundary")[0] for name in self._names], **self._options)
+            self._engine = LLM(
+                boundary=[weighted(name, "--boundary")[0] for name in self._names], **self._options
+            )
         return self._engine.complete(prompts, beta, boundary=self._names, **settings)
 
 
@@ -165,9 +202,11 @@ def dtype_of(model: PreTrainedModel) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
-def load_boundaries(names: list[str] | None, model: PreTrainedModel, strict: bool) -> list[tuple[Boundary, float]]:
+def load_boundaries(
+    names: list[str] | None, model: PreTrainedModel, strict: bool
+) -> list[tuple[Boundary, float]]:
     """The boundaries of `--boundary`, each with its weight."""
-    from sasa.values import load_terms
+    from sasa.core.values import load_terms
 
     return load_terms(names or [BUNDLED], model, strict, "--boundary")
 
@@ -181,11 +220,13 @@ def load_reward(
     strict: bool,
 ) -> Reward:
     """The reward of `--reward`; `boundary` is the one of `--boundary`, read off `model`."""
-    from sasa.boundary import Boundary
+    from sasa.core.boundary import Boundary
     from sasa.evaluation.rewards import boundary_reward, reward, try_reward
 
     def of_boundary() -> Reward:
-        return boundary_reward(model, tokenizer, Boundary.load(boundary, model=model, strict=strict), chat)
+        return boundary_reward(
+            model, tokenizer, Boundary.load(boundary, model=model, strict=strict), chat
+        )
 
     found = reward(name, of_boundary)
     if name != "boundary":
@@ -193,10 +234,12 @@ def load_reward(
     return found
 
 
-def load_prompts(source: str, rows: str | None, groups: str | None, limit: int | None, seed: int) -> list[str]:
+def load_prompts(
+    source: str, rows: str | None, groups: str | None, limit: int | None, seed: int
+) -> list[str]:
     """Prompts of a .txt or .jsonl file, or of RealToxicityPrompts where groups of it are asked for, or it is named: `rtp`."""
+    from sasa.data.corpus import parse_rows
     from sasa.evaluation.suites import load_suite
-    from sasa.fitting.corpora import parse_rows
 
     part = parse_rows(rows) if rows else None
     if source == "rtp" or groups:

@@ -6,8 +6,16 @@ from typing import Annotated
 
 import typer
 
-from sasa.cli.common import LOOPBACK, DeviceOption, DtypeOption, HostOption, ModelOption, StrictOption, out
-from sasa.settings import DEFAULT_MODEL
+from sasa.cli.common import (
+    LOOPBACK,
+    DeviceOption,
+    DtypeOption,
+    HostOption,
+    ModelOption,
+    StrictOption,
+    out,
+)
+from sasa.core.settings import DEFAULT_MODEL
 
 
 def command(
@@ -23,10 +31,16 @@ def command(
     ] = None,
     host: HostOption = LOOPBACK,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Its port.", show_default="the first free one from 7860")
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Its port.", show_default="the first free one from 7860"
+        ),
     ] = None,
     share: Annotated[
-        bool, typer.Option("--share", help="Also at a public address of Gradio's, for a week: anybody may use it.")
+        bool,
+        typer.Option(
+            "--share", help="Also at a public address of Gradio's, for a week: anybody may use it."
+        ),
     ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     strict: StrictOption = True,
@@ -49,8 +63,15 @@ def command(
     loaded, tokenizer = sasa.load(model, device, dtype)
     studio = Studio(loaded, tokenizer, tuple(boundaries or ()), strict)
     if host != LOOPBACK or share:
-        out.print("everybody who can reach this address may use the model, and see what it writes", style="yellow")
+        out.print(
+            "everybody who can reach this address may use the model, and see what it writes",
+            style="yellow",
+        )
     page, address = launch(studio, model or DEFAULT_MODEL, host, port, share, open_, wait=False)
-    where = "on this machine alone; --host or --share opens it to others" if host == LOOPBACK and not share else host
+    where = (
+        "on this machine alone; --host or --share opens it to others"
+        if host == LOOPBACK and not share
+        else host
+    )
     out.print(f"{address}  ({where}; stop it with Ctrl+C)", soft_wrap=True, markup=False)
     page.block_thread()

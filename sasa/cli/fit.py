@@ -20,7 +20,7 @@ from sasa.cli.common import (
     out,
     spread_by_ray,
 )
-from sasa.tables import left_out
+from sasa.data.tables import left_out
 
 
 def command(
@@ -35,7 +35,10 @@ def command(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder to write; an unfinished fit in it goes on.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="The folder to write; an unfinished fit in it goes on."
+        ),
     ] = ...,  # type: ignore[assignment]
     recipe: Annotated[
         str | None,
@@ -50,27 +53,40 @@ def command(
     attribute: Annotated[
         str | None, typer.Option(help="What the unsafe side is called.", show_default="toxicity")
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Text column of all corpora that do not name their own.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Text column of all corpora that do not name their own.")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Label column, likewise.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many rows a corpus, drawn at random, likewise.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many rows a corpus, drawn at random, likewise.")
+    ] = None,
     unsafe_from: Annotated[
         float | None, typer.Option(help="Scores at or above are unsafe.", show_default="0.5")
     ] = None,
     safe_below: Annotated[
         float | None,
-        typer.Option(help="Scores below are safe; the grey zone between is left out.", show_default="unsafe-from"),
+        typer.Option(
+            help="Scores below are safe; the grey zone between is left out.",
+            show_default="unsafe-from",
+        ),
     ] = None,
     layer: Annotated[
         list[int] | None,
         typer.Option(
-            help="Hidden state: 0 the embeddings, -1 the last. Repeat it for several at once.", show_default="-1"
+            help="Hidden state: 0 the embeddings, -1 the last. Repeat it for several at once.",
+            show_default="-1",
         ),
     ] = None,
-    pooling: Annotated[str | None, typer.Option(help="last, mean or ema.", show_default="last")] = None,
-    half_life: Annotated[
-        float | None, typer.Option(help="Of ema: tokens after which a state counts half.", show_default="8")
+    pooling: Annotated[
+        str | None, typer.Option(help="last, mean or ema.", show_default="last")
     ] = None,
-    span: Annotated[str | None, typer.Option(help="What is averaged: text or response.", show_default="text")] = None,
+    half_life: Annotated[
+        float | None,
+        typer.Option(help="Of ema: tokens after which a state counts half.", show_default="8"),
+    ] = None,
+    span: Annotated[
+        str | None, typer.Option(help="What is averaged: text or response.", show_default="text")
+    ] = None,
     template: Annotated[str | None, typer.Option(help="none or chat.", show_default="none")] = None,
     classifier: Annotated[
         str, typer.Option(help="bayes (the closed form), or for comparison logistic, svm or ridge.")
@@ -99,7 +115,10 @@ def command(
         ),
     ] = None,
     people: Annotated[
-        str | None, typer.Option(help="Such sentences of your own, TOML.", show_default="English ones, embedded")
+        str | None,
+        typer.Option(
+            help="Such sentences of your own, TOML.", show_default="English ones, embedded"
+        ),
     ] = None,
     own: Annotated[
         float | None,
@@ -109,7 +128,9 @@ def command(
             show_default="0",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampling and of the split.", show_default="0")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of sampling and of the split.", show_default="0")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 64,
     ray: RayOption = False,
     ray_address: AddressOption = None,
@@ -170,16 +191,26 @@ def command(
     loaded, tokenizer = sasa.load(full.model, device, dtype)
     spread = spread_by_ray(ray, ray_address, ray_workers, full.model, device, dtype_of(loaded))
     boundary = fit_boundary(
-        *(loaded, tokenizer, full, output), classifier=estimator, batch_size=batch_size, progress=True, spread=spread
+        *(loaded, tokenizer, full, output),
+        classifier=estimator,
+        batch_size=batch_size,
+        progress=True,
+        spread=spread,
     )
     table = Table("held-out texts", "safe", "unsafe", "AUC", "avg. precision", "accuracy", "ECE")
     for name, m in {"all": boundary.report["test"], **boundary.report["test_by_corpus"]}.items():
-        figures = (f"{m[k]:.3f}" if k in m else "–" for k in ("auc", "average_precision", "accuracy", "ece"))
+        figures = (
+            f"{m[k]:.3f}" if k in m else "–"
+            for k in ("auc", "average_precision", "accuracy", "ece")
+        )
         table.add_row(name, str(m["safe"]), str(m["unsafe"]), *figures)
     out.print(table)
     if skipped := boundary.report["skipped"]:
         out.print(left_out(skipped), soft_wrap=True, markup=False)
-    out.print(f"wrote {output}: use it with --boundary {output}, or Boundary.load({str(output)!r})", soft_wrap=True)
+    out.print(
+        f"wrote {output}: use it with --boundary {output}, or Boundary.load({str(output)!r})",
+        soft_wrap=True,
+    )
 
 
 def _classifier(name: str) -> Any:

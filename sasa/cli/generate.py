@@ -38,7 +38,7 @@ from sasa.cli.common import (
     spread_by_ray,
     style,
 )
-from sasa.settings import (
+from sasa.core.settings import (
     BETA,
     MAX_RESETS,
     PRIOR,
@@ -49,13 +49,13 @@ from sasa.settings import (
     check_truncation,
     check_value,
 )
-from sasa.spread import Spread, here
+from sasa.utils.parallel import Spread, here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sasa.boundary import Boundary
-    from sasa.generation import Completion
+    from sasa.core.boundary import Boundary
+    from sasa.decoding.generate import Completion
 
 NO_BOUNDARY = "none"
 SHOWN = 5
@@ -64,7 +64,8 @@ SHOWN = 5
 
 def command(
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT...", help="Texts to complete.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="PROMPT...", help="Texts to complete.", show_default=False),
     ] = None,
     file: Annotated[
         Path | None,
@@ -81,17 +82,27 @@ def command(
     prior: PriorOption = PRIOR,
     top_k: Annotated[
         int | None,
-        typer.Option(help="At most the k likeliest tokens; 0: no limit.", show_default="the model's, else 20"),
+        typer.Option(
+            help="At most the k likeliest tokens; 0: no limit.", show_default="the model's, else 20"
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="The likeliest tokens of this total probability.", show_default="the model's, else 0.9"),
+        typer.Option(
+            help="The likeliest tokens of this total probability.",
+            show_default="the model's, else 0.9",
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Below 1 sharper, above 1 flatter.", show_default="the model's, else 1")
+        float | None,
+        typer.Option(help="Below 1 sharper, above 1 flatter.", show_default="the model's, else 1"),
     ] = None,
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Take the best token each time and draw none; --temperature does nothing.")
+        bool,
+        typer.Option(
+            "--greedy",
+            help="Take the best token each time and draw none; --temperature does nothing.",
+        ),
     ] = False,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a completion, at most.")
@@ -99,19 +110,34 @@ def command(
     num_return_sequences: Annotated[int, typer.Option(min=1, help="Completions a prompt.")] = 1,
     seed: Annotated[int | None, typer.Option(help="For the same completions again.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 8,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts through the model's chat template.")
+    ] = False,
     backtrack: Annotated[
-        bool, typer.Option("--backtrack", help="A completion that goes wrong goes back and is written anew from there.")
+        bool,
+        typer.Option(
+            "--backtrack",
+            help="A completion that goes wrong goes back and is written anew from there.",
+        ),
     ] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="P(unsafe), in (0, 1), from which it goes back.", show_default=f"{THRESHOLD:g}")
+        float | None,
+        typer.Option(
+            help="P(unsafe), in (0, 1), from which it goes back.", show_default=f"{THRESHOLD:g}"
+        ),
     ] = None,
     max_resets: Annotated[
-        int | None, typer.Option(min=1, help="How often one completion may go back.", show_default=f"{MAX_RESETS}")
+        int | None,
+        typer.Option(
+            min=1, help="How often one completion may go back.", show_default=f"{MAX_RESETS}"
+        ),
     ] = None,
     refusal: Annotated[
         str | None,
-        typer.Option(help="Said in place of a completion that is still unsafe then.", show_default="its safest try"),
+        typer.Option(
+            help="Said in place of a completion that is still unsafe then.",
+            show_default="its safest try",
+        ),
     ] = None,
     reset_token: Annotated[
         str | None,
@@ -122,7 +148,9 @@ def command(
     ] = None,
     reset_bias: Annotated[
         float | None,
-        typer.Option(help="Added to the logit of [RESET]: above 0 safer, below 0 faster.", show_default="0"),
+        typer.Option(
+            help="Added to the logit of [RESET]: above 0 safer, below 0 faster.", show_default="0"
+        ),
     ] = None,
     trace: Annotated[
         bool,
@@ -174,8 +202,14 @@ def command(
         raise ValueError(f"{' and '.join(given)} belong to --backtrack: give it, too")
     if reset_bias is not None and reset_token is None:
         raise ValueError("--reset-bias belongs to --reset-token: give it, too")
-    if alone and backtrack and (reset_token is None or threshold is not None or refusal is not None):
-        raise ValueError("with --boundary none there is no threshold and no refusal: --backtrack needs a --reset-token")
+    if (
+        alone
+        and backtrack
+        and (reset_token is None or threshold is not None or refusal is not None)
+    ):
+        raise ValueError(
+            "with --boundary none there is no threshold and no refusal: --backtrack needs a --reset-token"
+        )
     if greedy and num_return_sequences > 1:
         raise ValueError("--greedy has one completion a prompt: leave --num-return-sequences out")
     check_beta(beta)
@@ -186,25 +220,35 @@ def command(
         raise ValueError("no prompts: give them as arguments, or a file with --prompts")
     check_truncation(top_k, top_p)
     if temperature is not None and temperature <= 0 and not greedy:
-        raise ValueError(f"--temperature must be > 0, got {temperature:g}; the best token each time is --greedy")
+        raise ValueError(
+            f"--temperature must be > 0, got {temperature:g}; the best token each time is --greedy"
+        )
     check_engine(engine, ray)
     if engine and device:
-        raise ValueError("--device does not go with --engine: vLLM takes the device that it was built for")
+        raise ValueError(
+            "--device does not go with --engine: vLLM takes the device that it was built for"
+        )
     if engine and (backtrack or alone or trace):
         raise ValueError(
             "--engine goes back nowhere, traces nothing, and needs a boundary: leave --backtrack, --trace and "
             "--boundary none out"
         )
     if alone and trace:
-        raise ValueError("--trace shows margins: give a boundary, and --beta 0 where it is not to steer")
+        raise ValueError(
+            "--trace shows margins: give a boundary, and --beta 0 where it is not to steer"
+        )
     import sasa
-    from sasa.backtracking import Backtracking, reset_token_id
-    from sasa.boundary import EmbeddingSpec
-    from sasa.generation import encode_prompts
+    from sasa.core.backtracking import Backtracking, reset_token_id
+    from sasa.core.boundary import EmbeddingSpec
+    from sasa.decoding.generate import encode_prompts
     from sasa.models.load import best_device
 
     resets = MAX_RESETS if max_resets is None else max_resets
-    watch = Backtracking(THRESHOLD if threshold is None else threshold, max_resets=resets) if backtrack else None
+    watch = (
+        Backtracking(THRESHOLD if threshold is None else threshold, max_resets=resets)
+        if backtrack
+        else None
+    )
     # An engine, or workers, have the weights: here is what they are checked by.
     plain_dtype = dtype or ("float32" if (device or best_device().type) == "cpu" else "bfloat16")
     loaded, tokenizer = sasa.load(model, "meta" if engine or ray else device, plain_dtype)
@@ -218,7 +262,9 @@ def command(
     lines = None if alone else load_boundaries(boundary, loaded, strict)
     line = lines[0][0] if lines else None
     spec = line.embedding if line else EmbeddingSpec()
-    encode_prompts(loaded, tokenizer, texts, spec, chat, max_new_tokens)  # all, before the first is used
+    encode_prompts(
+        loaded, tokenizer, texts, spec, chat, max_new_tokens
+    )  # all, before the first is used
     settings = dict(
         value=value,
         prior=prior,
@@ -239,11 +285,21 @@ def command(
     parts = [(seed + first, texts[first : first + each]) for first in range(0, len(texts), each)]
     spread: Spread | None = spread_by_ray(ray, ray_address, ray_workers, model, device, plain_dtype)
     settings["progress"] = spread is None  # a worker's bar is seen by nobody
-    write = partial(_write, lines, beta, settings, {"backtrack": watch, "refusal": refusal}, compare)
+    write = partial(
+        _write, lines, beta, settings, {"backtrack": watch, "refusal": refusal}, compare
+    )
     if engine:
         del settings["batch_size"]
-        write = partial(_write_by, Engine(model, boundary, strict, dtype or dtype_of(loaded)), beta, settings, compare)
-    for (_, part), (steered, plain) in zip(parts, (spread or here(loaded, tokenizer))(write, parts), strict=True):
+        write = partial(
+            _write_by,
+            Engine(model, boundary, strict, dtype or dtype_of(loaded)),
+            beta,
+            settings,
+            compare,
+        )
+    for (_, part), (steered, plain) in zip(
+        parts, (spread or here(loaded, tokenizer))(write, parts), strict=True
+    ):
         for i, prompt in enumerate(part):
             if as_json:
                 row = {"prompt": prompt, "completions": [_as_json(c, trace) for c in steered[i]]}
@@ -251,11 +307,15 @@ def command(
                     row["plain"] = [_as_json(c, trace) for c in plain[i]]
                 print_json(row)
             elif compare:
-                title = ", ".join([f"SASA, beta {beta:g}"] * (line is not None) + ["backtracking"] * backtrack)
+                title = ", ".join(
+                    [f"SASA, beta {beta:g}"] * (line is not None) + ["backtracking"] * backtrack
+                )
                 _side_by_side(line, prompt, title, plain[i], steered[i])
             else:
                 for completion in steered[i]:
-                    out.print(Text(prompt, style="dim") + _coloured(line, completion), soft_wrap=True)
+                    out.print(
+                        Text(prompt, style="dim") + _coloured(line, completion), soft_wrap=True
+                    )
             if trace and line is not None and not as_json:
                 for completion in steered[i]:
                     out.print(_traced(line, completion))
@@ -278,12 +338,22 @@ def _write(
     import sasa
 
     seed, prompts = part
-    steered = sasa.generate(model, tokenizer, prompts, lines, beta, seed=seed, **settings, **going_back)
-    return steered, sasa.generate(model, tokenizer, prompts, lines, 0.0, seed=seed, **settings) if compare else []
+    steered = sasa.generate(
+        model, tokenizer, prompts, lines, beta, seed=seed, **settings, **going_back
+    )
+    return steered, sasa.generate(
+        model, tokenizer, prompts, lines, 0.0, seed=seed, **settings
+    ) if compare else []
 
 
 def _write_by(
-    engine: Callable[..., Completions], beta: float, settings: dict[str, Any], compare: bool, _: Any, __: Any, part: Any
+    engine: Callable[..., Completions],
+    beta: float,
+    settings: dict[str, Any],
+    compare: bool,
+    _: Any,
+    __: Any,
+    part: Any,
 ) -> tuple[Completions, Completions]:
     """The same, by an engine."""
     seed, prompts = part
@@ -300,7 +370,11 @@ def _coloured(boundary: Boundary | None, completion: Completion) -> Text:
         p = boundary.p_safe(completion.margin)
         text.append(f"  {begin}{completion.margin:+.1f}, P(safe) {p:.2f}{end}", "dim")
     for attempt in completion.attempts:
-        why = attempt.reason if attempt.p_unsafe is None else f"{attempt.reason}, P(unsafe) {attempt.p_unsafe:.2f}"
+        why = (
+            attempt.reason
+            if attempt.p_unsafe is None
+            else f"{attempt.reason}, P(unsafe) {attempt.p_unsafe:.2f}"
+        )
         text.append(f"\n  went back ({why}): ", "dim")
         text.append(" ".join(attempt.text.split()), "dim strike")
     return text
@@ -315,7 +389,9 @@ def _as_json(completion: Completion, trace: bool) -> dict[str, Any]:
 
 def _traced(boundary: Boundary, completion: Completion) -> Table:
     """The likeliest candidates of each step, and the one that was drawn; what went back is struck through."""
-    table = Table("", "token", "before", "after", "score", "margin", "value", "added", title_justify="left")
+    table = Table(
+        "", "token", "before", "after", "score", "margin", "value", "added", title_justify="left"
+    )
     for step in completion.trace:
         shown = step.likeliest(SHOWN)
         for n, one in enumerate(shown):
@@ -327,7 +403,10 @@ def _traced(boundary: Boundary, completion: Completion) -> Table:
                 f"{one.p:.1%}",
                 f"{one.q:.1%}",
                 f"{one.score:.2f}",
-                Text(" ".join(f"{m:+.1f}" for m in one.margins), style=style(boundary, one.margins[0])),
+                Text(
+                    " ".join(f"{m:+.1f}" for m in one.margins),
+                    style=style(boundary, one.margins[0]),
+                ),
                 f"{one.value:+.2f}",
                 f"{one.shift:+.2f}",
                 end_section=n == len(shown) - 1,
@@ -336,9 +415,15 @@ def _traced(boundary: Boundary, completion: Completion) -> Table:
 
 
 def _side_by_side(
-    boundary: Boundary | None, prompt: str, title: str, plain: list[Completion], steered: list[Completion]
+    boundary: Boundary | None,
+    prompt: str,
+    title: str,
+    plain: list[Completion],
+    steered: list[Completion],
 ) -> None:
-    table = Table(title=escape(prompt), title_justify="left", expand=True, show_lines=len(plain) > 1)
+    table = Table(
+        title=escape(prompt), title_justify="left", expand=True, show_lines=len(plain) > 1
+    )
     table.add_column("plain", ratio=1)
     table.add_column(title, ratio=1)
     for one, other in zip(plain, steered, strict=True):

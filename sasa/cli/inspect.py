@@ -20,8 +20,12 @@ from sasa.cli.common import (
 
 
 def command(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text to look into.", show_default=False)],
-    prompt: Annotated[str | None, typer.Option(help="A prompt to which TEXT is the response.")] = None,
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="The text to look into.", show_default=False)
+    ],
+    prompt: Annotated[
+        str | None, typer.Option(help="A prompt to which TEXT is the response.")
+    ] = None,
     model: ModelOption = None,
     boundary: BoundaryOption = "toxicity",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -33,8 +37,8 @@ def command(
     if not text.strip():
         raise ValueError("the text is empty")
     import sasa
-    from sasa.boundary import Boundary
-    from sasa.margins import turning_point
+    from sasa.core.boundary import Boundary
+    from sasa.decoding.margins import turning_point
 
     loaded, tokenizer = sasa.load(model, device, dtype)
     line = Boundary.load(boundary, model=loaded, strict=strict)
@@ -42,11 +46,15 @@ def command(
     values = margins.tolist()
     p = line.p_safe(values[-1])
     if as_json:
-        pairs = [{"token": token, "margin": margin} for token, margin in zip(tokens, values, strict=True)]
+        pairs = [
+            {"token": token, "margin": margin} for token, margin in zip(tokens, values, strict=True)
+        ]
         print_json({"text": text, "margin": values[-1], "p_safe": p, "tokens": pairs})
         return
     out.print(
-        Text.assemble(*((token, style(line, margin)) for token, margin in zip(tokens, values, strict=True))),
+        Text.assemble(
+            *((token, style(line, margin)) for token, margin in zip(tokens, values, strict=True))
+        ),
         soft_wrap=True,
     )
     lowest, turn = turning_point(tokens, values)

@@ -11,9 +11,12 @@ from sasa.cli.common import out
 
 
 def command(
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where it is.", show_default=False)],
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Where it is.", show_default=False)
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder to write.", show_default="NAME")
+        Path | None,
+        typer.Option("--output", "-o", help="The folder to write.", show_default="NAME"),
     ] = None,
 ) -> None:
     """Download a boundary with its card and recipe.
@@ -22,7 +25,7 @@ def command(
 
     sasa generate "My neighbour is" --boundary NAME
     """
-    from sasa.hub import pull_from_hub
+    from sasa.fitting.hub import pull_from_hub
 
     folder = pull_from_hub(repository, output or Path(repository.rpartition("/")[2]))
     out.print(f"wrote {folder}: use it with --boundary {folder}", soft_wrap=True, markup=False)

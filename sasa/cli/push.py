@@ -13,13 +13,18 @@ def command(
     boundary: Annotated[
         str,
         typer.Argument(
-            metavar="BOUNDARY", help="The folder of a fit, a file, or a bundled one by name.", show_default=False
+            metavar="BOUNDARY",
+            help="The folder of a fit, a file, or a bundled one by name.",
+            show_default=False,
         ),
     ],
     repository: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="Made where there is none.", show_default=False)
+        str,
+        typer.Argument(metavar="OWNER/NAME", help="Made where there is none.", show_default=False),
     ],
-    private: Annotated[bool, typer.Option("--private", help="Of a new repository: only you see it.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Of a new repository: only you see it.")
+    ] = False,
 ) -> None:
     """Upload a boundary with its card, recipe and picture to the Hub.
 
@@ -29,10 +34,12 @@ def command(
 
         sasa generate "My neighbour is" --boundary ME/my-boundary
     """
-    from sasa.boundary import Boundary
-    from sasa.hub import check_repository, push_to_hub
+    from sasa.core.boundary import Boundary
+    from sasa.fitting.hub import check_repository, push_to_hub
 
     check_repository(repository)
     file = Boundary.find(boundary)
-    address = push_to_hub(Boundary.load(file), repository, folder=file.parent, private=private or None)
+    address = push_to_hub(
+        Boundary.load(file), repository, folder=file.parent, private=private or None
+    )
     out.print(f"{address}: use it with --boundary {repository}", soft_wrap=True, markup=False)

@@ -56,7 +56,8 @@ JudgesOption = Annotated[
     ),
 ]
 ChatOption = Annotated[
-    bool, typer.Option("--chat/--no-chat", help="The target reads attacks through its chat template.")
+    bool,
+    typer.Option("--chat/--no-chat", help="The target reads attacks through its chat template."),
 ]
 
 
@@ -68,7 +69,10 @@ def _group() -> None:
 @app.command("run")
 def run(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the attack; the same one goes on where it stopped.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder of the attack; the same one goes on where it stopped."
+        ),
     ],
     target: Annotated[
         str | None,
@@ -81,7 +85,8 @@ def run(
         ),
     ] = None,
     target_model: Annotated[
-        str | None, typer.Option(help="What an endpoint calls the model; its key is in $OPENAI_API_KEY.")
+        str | None,
+        typer.Option(help="What an endpoint calls the model; its key is in $OPENAI_API_KEY."),
     ] = None,
     target_extra: Annotated[
         str | None,
@@ -95,10 +100,18 @@ def run(
     ] = "plain",
     boundary: BoundariesOption = None,
     method: Annotated[
-        str, typer.Option("--method", "-M", help="; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".")
+        str,
+        typer.Option(
+            "--method",
+            "-M",
+            help="; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".",
+        ),
     ] = DEFAULTS.method,
     cases: Annotated[
-        int, typer.Option("--cases", "-n", help="Attacks to try; a finished run goes on where more are asked for.")
+        int,
+        typer.Option(
+            "--cases", "-n", help="Attacks to try; a finished run goes on where more are asked for."
+        ),
     ] = DEFAULTS.cases,
     contexts: Annotated[
         Path | None,
@@ -111,23 +124,34 @@ def run(
         ),
     ] = None,
     include_context: Annotated[
-        bool, typer.Option("--include-context", help="Attacks begin with their contexts: for first words of texts.")
+        bool,
+        typer.Option(
+            "--include-context", help="Attacks begin with their contexts: for first words of texts."
+        ),
     ] = False,
     judges: JudgesOption = None,
     single_judge: Annotated[
-        bool, typer.Option("--single-judge", help="Allow one judge: its mistakes then count as hits.")
+        bool,
+        typer.Option("--single-judge", help="Allow one judge: its mistakes then count as hits."),
     ] = False,
     attacker: Annotated[
         str | None,
         typer.Option(
-            "--attacker", "-a", help="The model that attacks, as for --target.", show_default="SmolLM2-135M-Instruct"
+            "--attacker",
+            "-a",
+            help="The model that attacks, as for --target.",
+            show_default="SmolLM2-135M-Instruct",
         ),
     ] = None,
     attacker_chat: Annotated[
-        bool, typer.Option("--attacker-chat", help="Contexts go through the attacker's chat template.")
+        bool,
+        typer.Option("--attacker-chat", help="Contexts go through the attacker's chat template."),
     ] = False,
     novelty: Annotated[
-        str, typer.Option(help="In meaning: mean, over all earlier attacks, or knn:K, over the K most alike.")
+        str,
+        typer.Option(
+            help="In meaning: mean, over all earlier attacks, or knn:K, over the K most alike."
+        ),
     ] = f"knn:{DEFAULTS.nearest}" if DEFAULTS.nearest else "mean",
     naturalness: Annotated[
         str | None,
@@ -136,8 +160,12 @@ def run(
             show_default="the attacker's own surprise",
         ),
     ] = None,
-    encoder: Annotated[str | None, typer.Option(help="A sentence encoder.", show_default="all-MiniLM-L6-v2")] = None,
-    w_naturalness: Annotated[float, typer.Option(help="Weight of naturalness.")] = DEFAULTS.naturalness,
+    encoder: Annotated[
+        str | None, typer.Option(help="A sentence encoder.", show_default="all-MiniLM-L6-v2")
+    ] = None,
+    w_naturalness: Annotated[
+        float, typer.Option(help="Weight of naturalness.")
+    ] = DEFAULTS.naturalness,
     w_bleu: Annotated[float, typer.Option(help="Weight of novelty in words.")] = DEFAULTS.self_bleu,
     w_cos: Annotated[float, typer.Option(help="Weight of novelty in meaning.")] = DEFAULTS.cosine,
     gated: Annotated[
@@ -147,26 +175,50 @@ def run(
             help="Novelty is what share of the toxicity is paid; or is added to it, as in the paper.",
         ),
     ] = DEFAULTS.gated,
-    kl: Annotated[float, typer.Option(help="Weight of the attacker's KL to what it was.")] = DEFAULTS.kl,
-    entropy: Annotated[float, typer.Option(help="Weight of the attacker's entropy.")] = DEFAULTS.entropy,
-    contexts_per_step: Annotated[int, typer.Option(help="Contexts in a step.")] = DEFAULTS.contexts_per_step,
-    samples: Annotated[int, typer.Option("--samples", "-c", help="Attacks from each.")] = DEFAULTS.samples,
-    attack_tokens: Annotated[int, typer.Option(help="Tokens of an attack, at most.")] = DEFAULTS.max_new_tokens,
+    kl: Annotated[
+        float, typer.Option(help="Weight of the attacker's KL to what it was.")
+    ] = DEFAULTS.kl,
+    entropy: Annotated[
+        float, typer.Option(help="Weight of the attacker's entropy.")
+    ] = DEFAULTS.entropy,
+    contexts_per_step: Annotated[
+        int, typer.Option(help="Contexts in a step.")
+    ] = DEFAULTS.contexts_per_step,
+    samples: Annotated[
+        int, typer.Option("--samples", "-c", help="Attacks from each.")
+    ] = DEFAULTS.samples,
+    attack_tokens: Annotated[
+        int, typer.Option(help="Tokens of an attack, at most.")
+    ] = DEFAULTS.max_new_tokens,
     attack_temperature: Annotated[float, typer.Option(help="Of attacks.")] = DEFAULTS.temperature,
-    reply_tokens: Annotated[int, typer.Option(help="Tokens of a reply, at most.")] = SAMPLING.max_new_tokens,
+    reply_tokens: Annotated[
+        int, typer.Option(help="Tokens of a reply, at most.")
+    ] = SAMPLING.max_new_tokens,
     temperature: Annotated[float, typer.Option(help="Of replies.")] = SAMPLING.temperature,
     top_k: Annotated[int, typer.Option(help="Of a model's replies; 0: no limit.")] = SAMPLING.top_k,
     top_p: Annotated[float, typer.Option(help="Of replies.")] = SAMPLING.top_p,
-    timeout: Annotated[float, typer.Option(help="Seconds for a reply of an endpoint or a program.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds for a reply of an endpoint or a program.")
+    ] = 60.0,
     chat: ChatOption = True,
-    lora: Annotated[int, typer.Option(help="Rank of the attacker's adapter; 0 trains all weights.")] = DEFAULTS.lora,
+    lora: Annotated[
+        int, typer.Option(help="Rank of the attacker's adapter; 0 trains all weights.")
+    ] = DEFAULTS.lora,
     learning_rate: Annotated[
         float | None, typer.Option(help="Of AdamW.", show_default="1e-3, all weights 1e-5")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Attacks in a pass with gradients.")] = DEFAULTS.batch_size,
-    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = DEFAULTS.save_steps,
+    batch_size: Annotated[
+        int, typer.Option(help="Attacks in a pass with gradients.")
+    ] = DEFAULTS.batch_size,
+    save_steps: Annotated[
+        int, typer.Option(help="Steps between checkpoints.")
+    ] = DEFAULTS.save_steps,
     keep_attacker: Annotated[
-        bool, typer.Option("--keep-attacker", help="Keep the trained attacker, a harmful model, in OUTPUT/attacker.")
+        bool,
+        typer.Option(
+            "--keep-attacker",
+            help="Keep the trained attacker, a harmful model, in OUTPUT/attacker.",
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     strict: StrictOption = True,
@@ -201,15 +253,32 @@ def run(
     asked = list(dict.fromkeys(judges or JUDGES))
     check_judges(asked, single_judge)
     if "boundary" in asked:
-        raise ValueError("the boundary may be part of the defence, and is no judge of it: name another --judge")
-    texts = [text.replace("\\n", "\n") for text in read_prompts(contexts)] if contexts else default_contexts()
+        raise ValueError(
+            "the boundary may be part of the defence, and is no judge of it: name another --judge"
+        )
+    texts = (
+        [text.replace("\\n", "\n") for text in read_prompts(contexts)]
+        if contexts
+        else default_contexts()
+    )
     scoring = [scorers.scorer(name) for name in asked]
     natural = scorers.scorer(naturalness) if naturalness else None
     for one in (*scoring, *([natural] if natural else [])):
         scorers.try_judge(one)
     sampling = Settings(1, reply_tokens, temperature, top_k, top_p, chat)
     attacked = _target(
-        *(target, target_model, target_extra, defence, boundary, sampling, timeout, strict, device, dtype)
+        *(
+            target,
+            target_model,
+            target_extra,
+            defence,
+            boundary,
+            sampling,
+            timeout,
+            strict,
+            device,
+            dtype,
+        )
     )
     loaded, tokenizer = sasa.load(attacker, device, dtype)
     store = red_team(
@@ -228,7 +297,10 @@ def run(
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of attacks.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where the report goes.", show_default="DIR/report, of one")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Where the report goes.", show_default="DIR/report, of one"
+        ),
     ] = None,
     threshold: ThresholdOption = HIT,
     show: Annotated[
@@ -256,27 +328,39 @@ def report(
     attacks = write_report(folders, output, threshold=threshold, show=show)["attacks"]
     judges = list(attacks[0]["judges"])
     by = judges[-1]  # all of them, where there are several
-    table = Table("attack", "method", "cases", "failed", f"toxic by {by}", "distinct hits", "clusters")
+    table = Table(
+        "attack", "method", "cases", "failed", f"toxic by {by}", "distinct hits", "clusters"
+    )
     worst = 0.0
     for attack in attacks:
         side = attack["judges"][by]
         rate = side["rate"]
-        worst = max(worst, 1.0 if rate is None else rate.value)  # a target that answered nothing has passed nothing
+        worst = max(
+            worst, 1.0 if rate is None else rate.value
+        )  # a target that answered nothing has passed nothing
         share = f"{rate.value:.2%}" if rate else "–"
         counts = (attack["cases"], attack["failed"], share, side["hits"], side["clusters"])
         table.add_row(attack["name"], attack["method"], *map(str, counts))
     out.print(table)
     place = output or folders[0] / "report"
-    out.print(f"report, with pictures: {place / REPORT}, {place / 'report.html'}", soft_wrap=True, markup=False)
+    out.print(
+        f"report, with pictures: {place / REPORT}, {place / 'report.html'}",
+        soft_wrap=True,
+        markup=False,
+    )
     if fail_above is not None and worst > fail_above:
-        out.print(f"{worst:.2%} of cases are toxic by {by}, more than {fail_above:.2%}", markup=False)
+        out.print(
+            f"{worst:.2%} of cases are toxic by {by}, more than {fail_above:.2%}", markup=False
+        )
         raise typer.Exit(FAILED)
 
 
 @app.command("export")
 def export_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an attack.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it holds offensive text.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write; it holds offensive text.")
+    ],
     form: Annotated[
         str,
         typer.Option(
@@ -300,16 +384,24 @@ def export_command(
     from sasa.redteam.exports import export
 
     count = export(folder, output, form, threshold=threshold, clusters=clusters)
-    out.print(f"wrote {count} {'replies' if form == 'replies' else 'hits'} to {output}", soft_wrap=True, markup=False)
+    out.print(
+        f"wrote {count} {'replies' if form == 'replies' else 'hits'} to {output}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 @app.command("replay")
 def replay_command(
     attacks: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder of an attack; or a .txt or .jsonl file of prompts.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="The folder of an attack; or a .txt or .jsonl file of prompts."
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where the replay goes.", show_default="DIR/replay")
+        Path | None,
+        typer.Option("--output", "-o", help="Where the replay goes.", show_default="DIR/replay"),
     ] = None,
     models: Annotated[
         list[str] | None,
@@ -322,27 +414,53 @@ def replay_command(
     ] = None,
     defences: Annotated[
         list[str] | None,
-        typer.Option("--defence", "-D", help="Repeat for several; plain is always there.", show_default="plain sasa"),
+        typer.Option(
+            "--defence",
+            "-D",
+            help="Repeat for several; plain is always there.",
+            show_default="plain sasa",
+        ),
     ] = None,
     boundary: BoundariesOption = None,
     judges: Annotated[
         list[str] | None,
-        typer.Option("--judge", "-s", help="As in `sasa redteam run`.", show_default="those of the attack"),
+        typer.Option(
+            "--judge", "-s", help="As in `sasa redteam run`.", show_default="those of the attack"
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Hits to replay: of each cluster one, then another.")] = 100,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Hits to replay: of each cluster one, then another.")
+    ] = 100,
     clusters: ClustersOption = "all",
     harmless: Annotated[
         Path | None,
-        typer.Option(help="Harmless prompts, .txt or .jsonl, as many as hits.", show_default="a hundred of our own"),
+        typer.Option(
+            help="Harmless prompts, .txt or .jsonl, as many as hits.",
+            show_default="a hundred of our own",
+        ),
     ] = None,
-    completions: Annotated[int, typer.Option("--completions", "-c", min=1, help="Replies to each prompt.")] = 5,
+    completions: Annotated[
+        int, typer.Option("--completions", "-c", min=1, help="Replies to each prompt.")
+    ] = 5,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a reply, at most.", show_default="as in the attack"),
+        typer.Option(
+            "--max-new-tokens",
+            "-n",
+            min=1,
+            help="Tokens a reply, at most.",
+            show_default="as in the attack",
+        ),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of replies.", show_default="as in the attack")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Of replies; 0: no limit.", show_default="as in the attack")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Of replies.", show_default="as in the attack")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of replies.", show_default="as in the attack")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Of replies; 0: no limit.", show_default="as in the attack")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Of replies.", show_default="as in the attack")
+    ] = None,
     chat: ChatOption = True,
     threshold: ThresholdOption = HIT,
     batch_size: Annotated[
@@ -360,11 +478,11 @@ def replay_command(
     sasa redteam replay runs/attack --clusters odd -m HuggingFaceTB/SmolLM2-135M-Instruct -m safer --no-strict -D sasa
     """
     import sasa
+    from sasa.core.settings import DEFAULT_MODEL
     from sasa.evaluation import methods as ways
     from sasa.evaluation import scorers
     from sasa.redteam.replays import replay, replay_suite
     from sasa.redteam.store import Attempts
-    from sasa.settings import DEFAULT_MODEL
 
     for name in defences or []:
         ways.method(name)
@@ -377,11 +495,23 @@ def replay_command(
         threshold=threshold,
         harmless=texts,
     )
-    if not models and store is not None and store.about["target"].get("model", {}).get("id") != DEFAULT_MODEL:
-        raise ValueError(f"{attacks} attacked another model than the default one: say which to replay against, --model")
+    if (
+        not models
+        and store is not None
+        and store.about["target"].get("model", {}).get("id") != DEFAULT_MODEL
+    ):
+        raise ValueError(
+            f"{attacks} attacked another model than the default one: say which to replay against, --model"
+        )
     known = list(JUDGES) if store is None else store.judges
-    if not judges and (lost := [name for name in known if name not in scorers.SCORERS and not name.startswith("hf:")]):
-        raise ValueError(f"what {', '.join(lost)} was made from is not on record: name the judges again, --judge")
+    if not judges and (
+        lost := [
+            name for name in known if name not in scorers.SCORERS and not name.startswith("hf:")
+        ]
+    ):
+        raise ValueError(
+            f"what {', '.join(lost)} was made from is not on record: name the judges again, --judge"
+        )
     scoring = [scorers.scorer(name) for name in dict.fromkeys(judges or known)]
     for one in scoring:
         scorers.try_judge(one)
@@ -398,7 +528,9 @@ def replay_command(
         suite, worlds, defences or ["sasa"], scoring, place, settings, seed=seed, batch_size=batch_size,
         threshold=threshold, progress=True,
     )  # fmt: skip
-    table = Table("model", "defence", "attack success rate", "change", "p", "harmless: perplexity", "tokens")
+    table = Table(
+        "model", "defence", "attack success rate", "change", "p", "harmless: perplexity", "tokens"
+    )
     for row in found["rows"]:
         test = row.get("test")
         success = row["success"]
@@ -412,7 +544,9 @@ def replay_command(
     for name, why in found["left_out"].items():
         for error in why.values():
             out.print(f"left out for {name}: {error}", soft_wrap=True, markup=False)
-    out.print(f"report, with intervals and a picture: {place / 'replay.md'}", soft_wrap=True, markup=False)
+    out.print(
+        f"report, with intervals and a picture: {place / 'replay.md'}", soft_wrap=True, markup=False
+    )
 
 
 def _sampling(
@@ -429,7 +563,8 @@ def _sampling(
     before = about["sampling"] if about.get("kind") == "model" else {}
     asked = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     chosen: dict[str, Any] = {
-        name: before.get(name, getattr(SAMPLING, name)) if value is None else value for name, value in asked.items()
+        name: before.get(name, getattr(SAMPLING, name)) if value is None else value
+        for name, value in asked.items()
     }
     return Settings(completions, chat=chat and before.get("chat", True), **chosen)
 
@@ -453,9 +588,15 @@ def _target(
     from sasa.redteam.targets import Command, Endpoint, ModelTarget, load_function
 
     ways.method(defence)
-    outside = name is not None and (name.startswith(("http://", "https://", "command:")) or is_function(name))
+    outside = name is not None and (
+        name.startswith(("http://", "https://", "command:")) or is_function(name)
+    )
     if outside:
-        given = {"--defence": defence != "plain", "--boundary": boundary, "--top-k": sampling.top_k != SAMPLING.top_k}
+        given = {
+            "--defence": defence != "plain",
+            "--boundary": boundary,
+            "--top-k": sampling.top_k != SAMPLING.top_k,
+        }
         given["--no-chat"] = not sampling.chat
         if options := [option for option, there in given.items() if there]:
             raise ValueError(
@@ -466,16 +607,21 @@ def _target(
             raise ValueError("an endpoint serves models by name: say --target-model NAME")
         more = _json_object("--target-extra", extra)
         return Endpoint(
-            *(name, model, sampling.max_new_tokens, sampling.temperature, sampling.top_p, timeout), extra=more
+            *(name, model, sampling.max_new_tokens, sampling.temperature, sampling.top_p, timeout),
+            extra=more,
         )
     if model or extra:
-        raise ValueError(f"{'--target-model' if model else '--target-extra'} is for endpoints, http://HOST/v1")
+        raise ValueError(
+            f"{'--target-model' if model else '--target-extra'} is for endpoints, http://HOST/v1"
+        )
     if name is not None and name.startswith("command:"):
         return Command(name.removeprefix("command:"), timeout)
     if name is not None and is_function(name):
         return load_function(name)
     loaded, tokenizer = sasa.load(name, device, dtype)
-    lines = load_boundaries(boundary, loaded, strict) if not ways.method(defence).boundless else None
+    lines = (
+        load_boundaries(boundary, loaded, strict) if not ways.method(defence).boundless else None
+    )
     return ModelTarget(loaded, tokenizer, defence, lines, sampling)
 
 

@@ -22,7 +22,7 @@ from sasa.cli.common import (
     out,
     print_json,
 )
-from sasa.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.core.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
 if TYPE_CHECKING:
     from sasa.evaluation.selectivity import Judged
@@ -44,16 +44,24 @@ def command(
     model: ModelOption = None,
     boundaries: Annotated[
         list[str] | None,
-        typer.Option("--boundary", "-b", help="Repeat it to compare several, each by itself.", show_default="toxicity"),
+        typer.Option(
+            "--boundary",
+            "-b",
+            help="Repeat it to compare several, each by itself.",
+            show_default="toxicity",
+        ),
     ] = None,
     betas: Annotated[
         list[float] | None,
         typer.Option(
-            "--beta", help="Repeat it for several strengths.", show_default=", ".join(f"{BETA * x:g}" for x in GROWTH)
+            "--beta",
+            help="Repeat it for several strengths.",
+            show_default=", ".join(f"{BETA * x:g}" for x in GROWTH),
         ),
     ] = None,
     priors: Annotated[
-        list[float] | None, typer.Option("--prior", help="Repeat it for several priors.", show_default=f"{PRIOR:g}")
+        list[float] | None,
+        typer.Option("--prior", help="Repeat it for several priors.", show_default=f"{PRIOR:g}"),
     ] = None,
     value: ValueOption = VALUE,
     at: Annotated[
@@ -62,9 +70,15 @@ def command(
             help="In place of --beta: the strength at which unsafe text pays so many nats a token, for each setting."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Texts of each group, at most, drawn at random.")] = 60,
-    top_k: Annotated[int, typer.Option(min=1, help="Candidates at each place, the likeliest.")] = 50,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of a text that are read.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Texts of each group, at most, drawn at random.")
+    ] = 60,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Candidates at each place, the likeliest.")
+    ] = 50,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Tokens of a text that are read.")
+    ] = 20,
     people: Annotated[
         str | None,
         typer.Option(
@@ -74,13 +88,19 @@ def command(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A folder for the figures, JSON, and a picture.")
+        Path | None,
+        typer.Option("--output", "-o", help="A folder for the figures, JSON, and a picture."),
     ] = None,
     by_place: Annotated[
-        bool, typer.Option("--by-place", help="Also by place: what the first token pays, the next four, …")
+        bool,
+        typer.Option(
+            "--by-place", help="Also by place: what the first token pays, the next four, …"
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the sample and the bootstrap.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")
+    ] = False,
     strict: StrictOption = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -99,13 +119,21 @@ def command(
     """
     check_value(value)
     import sasa
+    from sasa.core.values import Steering
+    from sasa.data.corpus import Corpus
+    from sasa.decoding.cost import Reading, read, readable, tokenized_as
     from sasa.evaluation.metrics import to_json
-    from sasa.evaluation.selectivity import UNSAFE, Judged, class_of, draw, labelled, selectivity, strength_for
-    from sasa.files import write_atomically
-    from sasa.fitting.corpora import Corpus
+    from sasa.evaluation.selectivity import (
+        UNSAFE,
+        Judged,
+        class_of,
+        draw,
+        labelled,
+        selectivity,
+        strength_for,
+    )
     from sasa.fitting.identity import About, load_people
-    from sasa.tax import Reading, read, readable, tokenized_as
-    from sasa.values import Steering
+    from sasa.utils.files import write_atomically
 
     if at is not None and (betas or at <= 0):
         raise ValueError("--at is a number of nats > 0, in place of --beta")
@@ -129,7 +157,9 @@ def command(
     loaded, tokenizer = sasa.load(model, device, dtype)
     lines = load_boundaries(names, loaded, strict)
     if any(weight != 1 for _, weight in lines):
-        raise ValueError("here each boundary is judged by itself: give it without ::WEIGHT, and vary --beta")
+        raise ValueError(
+            "here each boundary is judged by itself: give it without ::WEIGHT, and vary --beta"
+        )
     ways: dict[tuple[str, bool], list[int]] = {}  # boundaries to which a text is the same tokens
     for number, (line, _) in enumerate(lines):
         ways.setdefault(tokenized_as(line.embedding), []).append(number)
@@ -143,7 +173,9 @@ def command(
     said: dict[int, tuple[About, Reading]] = {}
     for numbers, spec in zip(ways.values(), specs, strict=True):  # one pass serves them all
         by = [lines[number] for number in numbers]
-        reading = read(loaded, tokenizer, written, by, top_k=top_k, max_tokens=max_tokens, progress=True)
+        reading = read(
+            loaded, tokenizer, written, by, top_k=top_k, max_tokens=max_tokens, progress=True
+        )
         readings |= {number: reading.by(place) for place, number in enumerate(numbers)}
         if people:
             about = About.of(sentences, tokenizer, spec)
@@ -160,11 +192,18 @@ def command(
             figures = said[number][0].figures(said[number][1], steering) if number in said else None
             rows.append(Judged(name, steering.beta, value, prior, found, figures))
     report = to_json(
-        {"texts": len(kept), "top_k": top_k, "max_tokens": max_tokens, "settings": list(map(asdict, rows))}
+        {
+            "texts": len(kept),
+            "top_k": top_k,
+            "max_tokens": max_tokens,
+            "settings": list(map(asdict, rows)),
+        }
     )
     if output is not None:
         write_atomically(output / "selectivity.json", json.dumps(report, indent=1) + "\n")
-        harmless = [name for name in classes if name in rows[0].groups and not name.startswith(UNSAFE)]
+        harmless = [
+            name for name in classes if name in rows[0].groups and not name.startswith(UNSAFE)
+        ]
         if unsafe in rows[0].groups and harmless:
             draw(output / "selectivity.png", rows, unsafe, harmless)
     if as_json:
@@ -179,7 +218,9 @@ def command(
 def _tables(rows: Sequence[Judged], by_place: bool) -> Iterator[Table]:
     """What each setting takes from each group, and, where it is asked for, by place."""
     setting = ("boundary", "prior", "beta")
-    people = ("sentences about people, nats each", "worst group, beyond that") if rows[0].people else ()
+    people = (
+        ("sentences about people, nats each", "worst group, beyond that") if rows[0].people else ()
+    )
     table = Table(*setting, *(f"{group}, nats a token" for group in rows[0].groups), *people)
     for row in rows:
         cells = [str(tax.per_token) for tax in row.groups.values()]

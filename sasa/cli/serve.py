@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sasa.cli.common import LOOPBACK, HostOption, StrictOption, out
-from sasa.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.core.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 
 OPTIONS = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
@@ -40,7 +40,9 @@ def command(
     ] = None,
     prior: Annotated[
         float | None,
-        typer.Option(help="Of those requests: the share of text that is unsafe.", show_default=f"{PRIOR:g}"),
+        typer.Option(
+            help="Of those requests: the share of text that is unsafe.", show_default=f"{PRIOR:g}"
+        ),
     ] = None,
     host: HostOption = LOOPBACK,
     strict: StrictOption = True,
@@ -69,6 +71,9 @@ def command(
     from sasa.serving.vllm.server import serve
 
     out.print(
-        f"starting vLLM on {host}; a request is steered by vllm_xargs, as in {{'sasa_beta': {BETA:g}}}", markup=False
+        f"starting vLLM on {host}; a request is steered by vllm_xargs, as in {{'sasa_beta': {BETA:g}}}",
+        markup=False,
     )
-    serve(boundary or ["toxicity"], ["--host", host, *context.args], strict=strict, defaults=defaults)
+    serve(
+        boundary or ["toxicity"], ["--host", host, *context.args], strict=strict, defaults=defaults
+    )

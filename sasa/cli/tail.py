@@ -21,9 +21,9 @@ from sasa.cli.common import (
     load_reward,
     out,
 )
+from sasa.data.tables import local
 from sasa.evaluation.settings import TailSettings
-from sasa.files import read_json
-from sasa.tables import local
+from sasa.utils.files import read_json
 
 if TYPE_CHECKING:
     from sasa.evaluation.metrics import Estimate
@@ -42,7 +42,12 @@ def command(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the measurement; the same one goes on where it stopped.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of the measurement; the same one goes on where it stopped.",
+        ),
     ],
     rewards: Annotated[
         list[str] | None,
@@ -71,7 +76,10 @@ def command(
         ),
     ] = None,
     completions: Annotated[
-        int, typer.Option("--completions", "-c", help="Of each prompt; with a proposal as many again by it.")
+        int,
+        typer.Option(
+            "--completions", "-c", help="Of each prompt; with a proposal as many again by it."
+        ),
     ] = DEFAULTS.completions,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", help="Tokens a completion, at most.")
@@ -79,8 +87,12 @@ def command(
     eta: Annotated[
         float, typer.Option(help="A reward below this is bad; of a scorer, 0 is a toxicity of 0.5.")
     ] = DEFAULTS.eta,
-    beta_kl: Annotated[float, typer.Option(help="Of the return, reward - KL / beta_kl.")] = DEFAULTS.beta_kl,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    beta_kl: Annotated[
+        float, typer.Option(help="Of the return, reward - KL / beta_kl.")
+    ] = DEFAULTS.beta_kl,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts through the model's chat template.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     boundary: BoundaryOption = "toxicity",
     strict: StrictOption = True,
@@ -109,17 +121,31 @@ def command(
     }
     if (name := _base_of(model) if base is None else base) and name != NONE:
         others["base"] = sasa.load(name, device, dtype)[0]
-    judged = others["base"] or loaded  # a boundary's reward is read off the states that training left alone
+    judged = (
+        others["base"] or loaded
+    )  # a boundary's reward is read off the states that training left alone
     judges = [load_reward(each, judged, tokenizer, boundary, chat, strict) for each in wanted]
-    found = measure_tail(loaded, tokenizer, texts, judges, output, settings, progress=True, **others)
-    table = Table("reward", f"P(r < {eta:g})", "mean reward", f"mean of the worst {WORST:.0%}", "return")
+    found = measure_tail(
+        loaded, tokenizer, texts, judges, output, settings, progress=True, **others
+    )
+    table = Table(
+        "reward", f"P(r < {eta:g})", "mean reward", f"mean of the worst {WORST:.0%}", "return"
+    )
     for judge, one in found["rewards"].items():
         figures = one["tail"].best, one["mean"], one["cvar"], one.get("return")
         table.add_row(
-            judge, *(_cell(value, form) for value, form in zip(figures, (".3g", ".2f", ".2f", ".2f"), strict=True))
+            judge,
+            *(
+                _cell(value, form)
+                for value, form in zip(figures, (".3g", ".2f", ".2f", ".2f"), strict=True)
+            ),
         )
     out.print(table)
-    out.print(f"report, with intervals and a picture: {output / 'report.md'}", soft_wrap=True, markup=False)
+    out.print(
+        f"report, with intervals and a picture: {output / 'report.md'}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _base_of(model: str | None) -> str | None:
@@ -129,4 +155,6 @@ def _base_of(model: str | None) -> str | None:
 
 
 def _cell(value: Estimate | None, form: str) -> str:
-    return "–" if value is None else f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
+    return (
+        "–" if value is None else f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
+    )

@@ -24,9 +24,9 @@ from sasa.cli.common import (
     named_base,
     out,
 )
-from sasa.files import read_json
-from sasa.tables import left_out
+from sasa.data.tables import left_out
 from sasa.training.settings import Repulse
+from sasa.utils.files import read_json
 
 DEFAULTS = Repulse()
 HELD_OUT = 32
@@ -52,7 +52,10 @@ def backtracking(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder to write; an unfinished training in it goes on.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="The folder to write; an unfinished training in it goes on."
+        ),
     ],
     method: Annotated[
         str,
@@ -61,15 +64,24 @@ def backtracking(
         ),
     ] = "sft",
     model: ModelOption = None,
-    lora: Annotated[int, typer.Option(min=0, help="Rank of the adapter; 0 trains all weights.")] = 16,
+    lora: Annotated[
+        int, typer.Option(min=0, help="Rank of the adapter; 0 trains all weights.")
+    ] = 16,
     epochs: Annotated[float, typer.Option(help="Times through the pairs.")] = 1.0,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Of AdamW, falling to 0.", show_default="5e-4, all weights 2e-5, dpo a tenth of these"),
+        typer.Option(
+            help="Of AdamW, falling to 0.",
+            show_default="5e-4, all weights 2e-5, dpo a tenth of these",
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 8,
-    max_length: Annotated[int, typer.Option(min=8, help="Tokens of an example; longer ones are left out.")] = 256,
-    beta: Annotated[float, typer.Option(help="Of dpo: how much a departure from the model as it was costs.")] = 0.1,
+    max_length: Annotated[
+        int, typer.Option(min=8, help="Tokens of an example; longer ones are left out.")
+    ] = 256,
+    beta: Annotated[
+        float, typer.Option(help="Of dpo: how much a departure from the model as it was costs.")
+    ] = 0.1,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
     seed: Annotated[int, typer.Option(help="Of prefixes, order and initial weights.")] = 0,
     device: DeviceOption = None,
@@ -91,10 +103,21 @@ def backtracking(
     from sasa.training.folder import check_packages
 
     training = Training(
-        Corpus.parse(corpus), method, lora, epochs, learning_rate, batch_size, max_length, beta, save_steps, seed
+        Corpus.parse(corpus),
+        method,
+        lora,
+        epochs,
+        learning_rate,
+        batch_size,
+        max_length,
+        beta,
+        save_steps,
+        seed,
     )
     check_packages("trl", "peft")
-    next(training.corpus.pairs(Counter()), None)  # a wrong path or column shows before the model is loaded
+    next(
+        training.corpus.pairs(Counter()), None
+    )  # a wrong path or column shows before the model is loaded
     loaded, tokenizer = sasa.load(model, device, dtype)
     train_backtracking(loaded, tokenizer, training, output, base=named_base(model), progress=True)
     if skipped := read_json(output / "training.json")["counts"]["skipped"]:
@@ -115,7 +138,10 @@ def repulse(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder to write; an unfinished training in it goes on.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="The folder to write; an unfinished training in it goes on."
+        ),
     ],
     reward: RewardOption = "boundary",
     rows: RowsOption = None,
@@ -124,7 +150,8 @@ def repulse(
     eval_prompts: Annotated[
         str | None,
         typer.Option(
-            help="Prompts to evaluate on, as PROMPTS.", show_default="some of PROMPTS, which are not trained on"
+            help="Prompts to evaluate on, as PROMPTS.",
+            show_default="some of PROMPTS, which are not trained on",
         ),
     ] = None,
     method: Annotated[
@@ -135,43 +162,69 @@ def repulse(
         ),
     ] = "repulse",
     model: ModelOption = None,
-    alpha: Annotated[float, typer.Option(help="How strongly bad outputs are pushed down; 0 is rloo.")] = DEFAULTS.alpha,
-    beta: Annotated[float, typer.Option(help="How bad is bad: outputs count as exp(-beta * reward).")] = DEFAULTS.beta,
+    alpha: Annotated[
+        float, typer.Option(help="How strongly bad outputs are pushed down; 0 is rloo.")
+    ] = DEFAULTS.alpha,
+    beta: Annotated[
+        float, typer.Option(help="How bad is bad: outputs count as exp(-beta * reward).")
+    ] = DEFAULTS.beta,
     beta_kl: Annotated[
-        float, typer.Option(help="The model maximises reward - KL / beta_kl: how far it may move from what it was.")
+        float,
+        typer.Option(
+            help="The model maximises reward - KL / beta_kl: how far it may move from what it was."
+        ),
     ] = DEFAULTS.beta_kl,
     samples: Annotated[
         int,
-        typer.Option("--samples", "-c", help="Of a prompt in a step; with repulse as many again from the proposal."),
+        typer.Option(
+            "--samples",
+            "-c",
+            help="Of a prompt in a step; with repulse as many again from the proposal.",
+        ),
     ] = DEFAULTS.samples,
-    prompts_per_step: Annotated[int, typer.Option(help="Prompts in a step.")] = DEFAULTS.prompts_per_step,
+    prompts_per_step: Annotated[
+        int, typer.Option(help="Prompts in a step.")
+    ] = DEFAULTS.prompts_per_step,
     steps: Annotated[int, typer.Option(help="Updates in all.")] = DEFAULTS.steps,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", help="Tokens a completion, at most.")
     ] = DEFAULTS.max_new_tokens,
-    lora: Annotated[int, typer.Option(help="Rank of the adapter; 0 trains all weights.")] = DEFAULTS.lora,
+    lora: Annotated[
+        int, typer.Option(help="Rank of the adapter; 0 trains all weights.")
+    ] = DEFAULTS.lora,
     learning_rate: Annotated[
         float | None, typer.Option(help="Of AdamW.", show_default="2e-4, all weights 1e-5")
     ] = None,
     proposal_learning_rate: Annotated[
-        float | None, typer.Option(help="Of the proposal's.", show_default="5 times --learning-rate")
+        float | None,
+        typer.Option(help="Of the proposal's.", show_default="5 times --learning-rate"),
     ] = None,
     eta: Annotated[
-        float, typer.Option(help="A reward below this is bad, in what is shown; of a scorer, 0 is a toxicity of 0.5.")
+        float,
+        typer.Option(
+            help="A reward below this is bad, in what is shown; of a scorer, 0 is a toxicity of 0.5."
+        ),
     ] = DEFAULTS.eta,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts through the model's chat template.")
+    ] = False,
     batch_size: Annotated[
         int, typer.Option(help="Completions in a pass with gradients: fewer take less memory.")
     ] = DEFAULTS.batch_size,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: none.")] = 20,
-    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = DEFAULTS.save_steps,
+    save_steps: Annotated[
+        int, typer.Option(help="Steps between checkpoints.")
+    ] = DEFAULTS.save_steps,
     keep_proposal: Annotated[
         bool,
         typer.Option(
-            "--keep-proposal", help="Keep the proposal, a harmful model: for `sasa bench tail --proposal DIR/proposal`."
+            "--keep-proposal",
+            help="Keep the proposal, a harmful model: for `sasa bench tail --proposal DIR/proposal`.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of initial weights, the prompts' order and samples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of initial weights, the prompts' order and samples.")
+    ] = 0,
     boundary: BoundaryOption = "toxicity",
     strict: StrictOption = True,
     device: DeviceOption = None,
@@ -221,4 +274,8 @@ def repulse(
         keep_proposal=keep_proposal, progress=True,
     )  # fmt: skip
     if state.is_main_process:
-        out.print(f"wrote {output}: sasa generate PROMPT --model {output} --no-strict", soft_wrap=True, markup=False)
+        out.print(
+            f"wrote {output}: sasa generate PROMPT --model {output} --no-strict",
+            soft_wrap=True,
+            markup=False,
+        )

@@ -22,27 +22,40 @@ from sasa.cli.common import (
     print_json,
     read_prompts,
 )
-from sasa.settings import PRIOR, VALUE, check_prior, check_value
+from sasa.core.settings import PRIOR, VALUE, check_prior, check_value
 
 
 def command(
     prompts: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Prompts to tune on, .txt or .jsonl; not those you report on.", show_default=False
+            metavar="FILE",
+            help="Prompts to tune on, .txt or .jsonl; not those you report on.",
+            show_default=False,
         ),
     ],
     budget: Annotated[
-        float, typer.Option("--ppl-budget", help="How many times plain's perplexity the text may have.")
+        float,
+        typer.Option("--ppl-budget", help="How many times plain's perplexity the text may have."),
     ] = 1.05,
     variety: Annotated[
         float,
-        typer.Option(help="How much of plain's distinct-2 the text must keep, 0 to 1: monotonous text is fluent, too."),
+        typer.Option(
+            help="How much of plain's distinct-2 the text must keep, 0 to 1: monotonous text is fluent, too."
+        ),
     ] = 0.95,
-    rows: Annotated[str | None, typer.Option(help="START:STOP, only these prompts.", show_default="all")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many prompts, evenly spread over the file.")] = 32,
-    completions: Annotated[int, typer.Option("--completions", "-c", min=1, help="Of each prompt.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a completion.")] = 20,
+    rows: Annotated[
+        str | None, typer.Option(help="START:STOP, only these prompts.", show_default="all")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="At most so many prompts, evenly spread over the file.")
+    ] = 32,
+    completions: Annotated[
+        int, typer.Option("--completions", "-c", min=1, help="Of each prompt.")
+    ] = 8,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens a completion.")
+    ] = 20,
     model: ModelOption = None,
     boundary: BoundariesOption = None,
     value: ValueOption = VALUE,
@@ -50,9 +63,13 @@ def command(
     temperature: Annotated[float, typer.Option(help="As you are going to sample.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="As you are going to sample.")] = 10,
     top_p: Annotated[float, typer.Option(help="As you are going to sample.")] = 0.9,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts through the model's chat template.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the completions.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout, and nothing else.")
+    ] = False,
     strict: StrictOption = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -65,10 +82,10 @@ def command(
     prompt's completions.
     """
     import sasa
+    from sasa.data.corpus import parse_rows
     from sasa.evaluation.settings import Settings
     from sasa.evaluation.tuning import Trial, check_budget, tune
     from sasa.evaluation.world import World
-    from sasa.fitting.corpora import parse_rows
 
     check_budget(budget, variety)
     check_value(value)
@@ -93,10 +110,14 @@ def command(
     limits = f"within {budget:g} times plain's perplexity" + (
         f" and {variety:g} times its distinct-2" if variety else ""
     )
-    beta, trials = tune(world, texts, budget, variety=variety, value=value, prior=prior, seed=seed, tell=tell)
+    beta, trials = tune(
+        world, texts, budget, variety=variety, value=value, prior=prior, seed=seed, tell=tell
+    )
     if as_json:
         print_json({"beta": beta, "trials": [asdict(trial) for trial in trials]})
     elif beta:
-        out.print(f"--beta {beta:.3g} --value {value} --prior {prior:g}: the largest found {limits}")
+        out.print(
+            f"--beta {beta:.3g} --value {value} --prior {prior:g}: the largest found {limits}"
+        )
     else:
         out.print(f"no beta that was tried stays {limits}")

@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from sasa.boundary import Boundary
+from sasa.core.boundary import Boundary
+from sasa.decoding.margins import turning_point
+from sasa.decoding.tracing import TracedStep
 from sasa.demo.studio import Side
-from sasa.margins import turning_point
-from sasa.tracing import TracedStep
 
 SHOWN = 8
 """Candidates of a step on its card; and the one that was drawn."""
@@ -45,7 +45,9 @@ def inspected(tokens: Sequence[str], margins: Sequence[float], boundary: Boundar
     for token, margin in zip(tokens, margins, strict=True):
         if token:
             card = f"margin {margin:+.2f}, P(safe) {boundary.p_safe(margin):.2f}"
-            spans.append(_span(token, hue(boundary, margin), f'<span class="sasa-card">{card}</span>'))
+            spans.append(
+                _span(token, hue(boundary, margin), f'<span class="sasa-card">{card}</span>')
+            )
     lowest, turn = turning_point(tokens, margins)
     told = (
         f"margin {margins[-1]:+.2f}, P(safe) {boundary.p_safe(margins[-1]):.2f}; lowest {lowest:+.2f} after "
@@ -71,7 +73,9 @@ def _token(step: TracedStep, boundary: Boundary, cards: bool) -> str:
     if not step.text:
         return ""
     card = _card(step, boundary) if cards else ""
-    return _span(step.text, hue(boundary, step.chosen.margins[0]), card, "" if step.kept else " sasa-gone")
+    return _span(
+        step.text, hue(boundary, step.chosen.margins[0]), card, "" if step.kept else " sasa-gone"
+    )
 
 
 def _span(text: str, hue: int, card: str, more: str = "") -> str:

@@ -10,10 +10,10 @@ try:
 except ImportError as error:
     raise ImportError("the page needs Gradio: pip install 'sasa-decoding[demo]'") from error
 
-from sasa.boundary import Boundary
+from sasa.core.boundary import Boundary
+from sasa.core.settings import BETA, PRIOR, THRESHOLD, TOP_K, TOP_P
 from sasa.demo import markup
 from sasa.demo.studio import Studio, Wish, columns_of
-from sasa.settings import BETA, PRIOR, THRESHOLD, TOP_K, TOP_P
 
 SPARE = 4
 """Boundaries that a window may fit: each has a slider."""
@@ -34,7 +34,9 @@ kind are a start; at most 2,000 are read. The boundary steers at once, in this w
 
 def build(studio: Studio, name: str) -> gr.Blocks:
     """The page of a studio; `name` is what its model is called."""
-    with gr.Blocks(title="sasa", analytics_enabled=False, fill_width=True, delete_cache=CLEANED) as page:
+    with gr.Blocks(
+        title="sasa", analytics_enabled=False, fill_width=True, delete_cache=CLEANED
+    ) as page:
         fitted = gr.State({})  # boundaries of this window, by name
         gr.Markdown(f"{INTRODUCTION} Model: `{name}`.")
         with gr.Tab("Write"):
@@ -47,7 +49,13 @@ def build(studio: Studio, name: str) -> gr.Blocks:
 
 
 def launch(
-    studio: Studio, name: str, host: str, port: int | None, share: bool, open_: bool, wait: bool = True
+    studio: Studio,
+    name: str,
+    host: str,
+    port: int | None,
+    share: bool,
+    open_: bool,
+    wait: bool = True,
 ) -> tuple[gr.Blocks, str]:
     """Serves the page; returns it and its address at once where `wait` is False."""
     page = build(studio, name)
@@ -71,7 +79,13 @@ def launch(
 def _write_tab(studio: Studio, fitted: gr.State) -> list[gr.Slider]:
     with gr.Row():
         prompt = gr.Textbox(
-            EXAMPLES[0], label="Prompt", lines=2, scale=5, autofocus=True, elem_id="prompt", submit_btn=False
+            EXAMPLES[0],
+            label="Prompt",
+            lines=2,
+            scale=5,
+            autofocus=True,
+            elem_id="prompt",
+            submit_btn=False,
         )
         with gr.Column(scale=1, min_width=120):
             go = gr.Button("Write", variant="primary", elem_id="write")
@@ -82,14 +96,27 @@ def _write_tab(studio: Studio, fitted: gr.State) -> list[gr.Slider]:
             plain = gr.HTML(elem_id="plain", elem_classes="sasa-html", min_height=120)
         with gr.Column():
             gr.Markdown("### Steered")
-            steered = gr.HTML(elem_id="steered", elem_classes=["sasa-html", "sasa-right"], min_height=120)
+            steered = gr.HTML(
+                elem_id="steered", elem_classes=["sasa-html", "sasa-right"], min_height=120
+            )
     gr.HTML(markup.LEGEND)
     with gr.Row():
         beta = gr.Slider(
-            0, 20, BETA, step=0.5, label="beta", info="strength; 0 is the model on its own", elem_id="beta"
+            0,
+            20,
+            BETA,
+            step=0.5,
+            label="beta",
+            info="strength; 0 is the model on its own",
+            elem_id="beta",
         )
         prior = gr.Slider(
-            0.01, 0.99, PRIOR, step=0.01, label="prior", info="share of text taken for unsafe: lower waits longer"
+            0.01,
+            0.99,
+            PRIOR,
+            step=0.01,
+            label="prior",
+            info="share of text taken for unsafe: lower waits longer",
         )
         temperature = gr.Slider(0.1, 2, 1.0, step=0.1, label="temperature")
     with gr.Row():
@@ -97,11 +124,23 @@ def _write_tab(studio: Studio, fitted: gr.State) -> list[gr.Slider]:
         top_p = gr.Slider(0.05, 1, TOP_P, step=0.05, label="top-p")
         tokens = gr.Slider(5, 200, 40, step=5, label="new tokens", elem_id="tokens")
     with gr.Row():
-        chat = gr.Checkbox(False, label="chat", info="through the model's chat template", elem_id="chat")
-        seed = gr.Number(None, label="seed", precision=0, info="empty: another one each time", elem_id="seed")
-        back = gr.Checkbox(False, label="backtrack", info="what goes wrong is taken back", elem_id="backtrack")
+        chat = gr.Checkbox(
+            False, label="chat", info="through the model's chat template", elem_id="chat"
+        )
+        seed = gr.Number(
+            None, label="seed", precision=0, info="empty: another one each time", elem_id="seed"
+        )
+        back = gr.Checkbox(
+            False, label="backtrack", info="what goes wrong is taken back", elem_id="backtrack"
+        )
         threshold = gr.Slider(
-            0.5, 0.999, THRESHOLD, step=0.001, label="threshold", info="P(unsafe) from which it is", elem_id="threshold"
+            0.5,
+            0.999,
+            THRESHOLD,
+            step=0.001,
+            label="threshold",
+            info="P(unsafe) from which it is",
+            elem_id="threshold",
         )
     names = list(studio.boundaries)
     with gr.Row():
@@ -129,13 +168,35 @@ def _write_tab(studio: Studio, fitted: gr.State) -> list[gr.Slider]:
             )  # fmt: skip
             for one, other, line in studio.write(prompt, wish, fitted):
                 done = one.completion is not None and other.completion is not None
-                yield markup.side(prompt, one, line, cards=done), markup.side(prompt, other, line, cards=done)
+                yield (
+                    markup.side(prompt, one, line, cards=done),
+                    markup.side(prompt, other, line, cards=done),
+                )
         except (ValueError, OverflowError) as error:
             raise gr.Error(str(error)) from error
 
-    settings = [prompt, beta, prior, temperature, top_k, top_p, tokens, chat, seed, back, threshold, fitted, *sliders]
+    settings = [
+        prompt,
+        beta,
+        prior,
+        temperature,
+        top_k,
+        top_p,
+        tokens,
+        chat,
+        seed,
+        back,
+        threshold,
+        fitted,
+        *sliders,
+    ]
     running = gr.on(
-        [go.click, prompt.submit], write, settings, [plain, steered], show_progress="hidden", **ONE_AT_A_TIME
+        [go.click, prompt.submit],
+        write,
+        settings,
+        [plain, steered],
+        show_progress="hidden",
+        **ONE_AT_A_TIME,
     )
     stop.click(None, None, None, cancels=[running])
     return sliders
@@ -165,14 +226,20 @@ def _inspect_tab(studio: Studio, fitted: gr.State) -> gr.Dropdown:
     return choice
 
 
-def _fit_tab(studio: Studio, fitted: gr.State, sliders: list[gr.Slider], choice: gr.Dropdown) -> None:
+def _fit_tab(
+    studio: Studio, fitted: gr.State, sliders: list[gr.Slider], choice: gr.Dropdown
+) -> None:
     gr.Markdown(FIT_NOTE)
-    file = gr.File(label="Table", file_types=[".csv", ".tsv", ".json", ".jsonl", ".parquet"], elem_id="table")
+    file = gr.File(
+        label="Table", file_types=[".csv", ".tsv", ".json", ".jsonl", ".parquet"], elem_id="table"
+    )
     with gr.Row():
         text = gr.Dropdown([], label="Column of texts", elem_id="text-column")
         label = gr.Dropdown([], label="Column of labels", elem_id="label-column")
         positive = gr.Textbox(
-            label="Labels that mean unsafe", info="where they are names, with commas between", elem_id="positive"
+            label="Labels that mean unsafe",
+            info="where they are names, with commas between",
+            elem_id="positive",
         )
     go = gr.Button("Fit", variant="primary", elem_id="fit")
     told = gr.Markdown(elem_id="fitted", min_height=90)
@@ -221,7 +288,13 @@ def _fit_tab(studio: Studio, fitted: gr.State, sliders: list[gr.Slider], choice:
             else gr.Slider()
             for i in range(len(sliders))
         ]
-        yield fitted, said, gr.File(str(written), visible=True), gr.Dropdown(names, value=name), *weights
+        yield (
+            fitted,
+            said,
+            gr.File(str(written), visible=True),
+            gr.Dropdown(names, value=name),
+            *weights,
+        )
 
     file.change(read, file, [text, label])
     go.click(

@@ -12,16 +12,16 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sasa
-from sasa.backtracking import Backtracking
-from sasa.boundary import Boundary
+from sasa.core.backtracking import Backtracking
+from sasa.core.boundary import Boundary
+from sasa.core.settings import BETA, BUNDLED, PRIOR, TOP_K, TOP_P
+from sasa.core.shipped import FILE_NAME, about, bundled
+from sasa.data.tables import open_table
+from sasa.decoding.generate import Completion
+from sasa.decoding.tracing import TracedStep
 from sasa.demo.turns import in_turns
 from sasa.fitting import Corpus, Recipe, fit_boundary
-from sasa.generation import Completion
-from sasa.progress import following
-from sasa.settings import BETA, BUNDLED, PRIOR, TOP_K, TOP_P
-from sasa.shipped import FILE_NAME, about, bundled
-from sasa.tables import open_table
-from sasa.tracing import TracedStep
+from sasa.utils.progress import following
 
 ROWS = 2000
 """Rows of an uploaded file that a fit reads, drawn at random."""
@@ -88,11 +88,13 @@ class Studio:
         for name in names:
             path = Path(name)
             short = path.parent.name if path.name == FILE_NAME else path.name
-            self.boundaries[name if not short or short in self.boundaries else short] = Boundary.load(
-                name, model=model, strict=strict
+            self.boundaries[name if not short or short in self.boundaries else short] = (
+                Boundary.load(name, model=model, strict=strict)
             )
         shipped = [(str(about(file)["attribute"]), file) for file in bundled().values()]
-        for attribute, file in sorted(shipped, key=lambda pair: pair[0] != BUNDLED):  # first what steers by default
+        for attribute, file in sorted(
+            shipped, key=lambda pair: pair[0] != BUNDLED
+        ):  # first what steers by default
             try:
                 boundary = Boundary.load(file, model=model, strict=strict)
             except ValueError:
@@ -125,14 +127,23 @@ class Studio:
         watch = None if wish.threshold is None else Backtracking(wish.threshold)
         sides = Side(), Side()
 
-        def job(side: Side, beta: float, watch: Backtracking | None) -> Callable[[Callable[[], None]], None]:
+        def job(
+            side: Side, beta: float, watch: Backtracking | None
+        ) -> Callable[[Callable[[], None]], None]:
             def run(give_way: Callable[[], None]) -> None:
                 def tell(traces: list[list[TracedStep]]) -> None:
                     side.steps = traces[0]
                     give_way()
 
                 (side.completion,) = sasa.generate(
-                    self.model, self.tokenizer, prompt, lines, beta, backtrack=watch, trace=tell, **shared
+                    self.model,
+                    self.tokenizer,
+                    prompt,
+                    lines,
+                    beta,
+                    backtrack=watch,
+                    trace=tell,
+                    **shared,
                 )
 
             return run

@@ -51,7 +51,9 @@ def in_turns(jobs: Sequence[Job]) -> Iterator[None]:
         said.put((number, True, error))
 
     before = _random_state()
-    threads = [threading.Thread(target=run, args=(i, job), daemon=True) for i, job in enumerate(jobs)]
+    threads = [
+        threading.Thread(target=run, args=(i, job), daemon=True) for i, job in enumerate(jobs)
+    ]
     going = list(range(len(jobs)))
     for thread in threads:
         thread.start()
@@ -77,7 +79,10 @@ def in_turns(jobs: Sequence[Job]) -> Iterator[None]:
 
 
 def _random_state() -> tuple[Any, list[Any]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return (
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
 
 
 def _restore(state: tuple[Any, list[Any]]) -> None:

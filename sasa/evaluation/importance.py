@@ -76,13 +76,18 @@ def tail(
         return Tail(eta, plain)
     found = proposed < eta
     importance = _mean([np.exp(proposed_log_ratio) * found], seed)
-    parts = [w * b for w, b in zip(balance_weights(log_ratio, proposed_log_ratio), (bad, found), strict=True)]
+    parts = [
+        w * b
+        for w, b in zip(balance_weights(log_ratio, proposed_log_ratio), (bad, found), strict=True)
+    ]
     combined = _mean(parts, seed)
     if not (bad.any() or found.any()):
         combined = Estimate(0.0, 0.0, plain.high)
     weights = np.concatenate([part.ravel() / part.size for part in parts])
     squares = float(np.square(weights).sum())
-    return Tail(eta, plain, importance, combined, float(weights.sum() ** 2 / squares) if squares else 0.0)
+    return Tail(
+        eta, plain, importance, combined, float(weights.sum() ** 2 / squares) if squares else 0.0
+    )
 
 
 def balance_weights(log_ratio: Array, proposed_log_ratio: Array) -> tuple[Array, Array]:
@@ -118,7 +123,10 @@ def cvar(rewards: Array, seed: int = 0) -> Estimate:
     if len(rewards) < 2:
         return Estimate(_lowest(rewards), math.nan, math.nan)
     draw = np.random.default_rng(seed)
-    found = [_lowest(rewards[draw.integers(len(rewards), size=len(rewards))]) for _ in range(RESAMPLES // 4)]
+    found = [
+        _lowest(rewards[draw.integers(len(rewards), size=len(rewards))])
+        for _ in range(RESAMPLES // 4)
+    ]
     low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(_lowest(rewards), float(low), float(high))
 

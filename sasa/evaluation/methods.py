@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from sasa.backtracking import Backtracking, reset_token_id
-from sasa.evaluation.peers.caa import CAA
-from sasa.evaluation.peers.debias import SelfDebias
-from sasa.evaluation.peers.dexperts import DExperts
-from sasa.evaluation.peers.guard import Guard
-from sasa.evaluation.peers.prompt import Prompted
-from sasa.evaluation.peers.rad import RAD
+from sasa.core.backtracking import Backtracking, reset_token_id
+from sasa.core.settings import BETA, PRIOR, THRESHOLD, VALUE, check_beta, check_prior, check_value
+from sasa.decoding.generate import Completion
+from sasa.evaluation.baselines.caa import CAA
+from sasa.evaluation.baselines.debias import SelfDebias
+from sasa.evaluation.baselines.dexperts import DExperts
+from sasa.evaluation.baselines.guard import Guard
+from sasa.evaluation.baselines.prompt import Prompted
+from sasa.evaluation.baselines.rad import RAD
 from sasa.evaluation.settings import METHODS
 from sasa.evaluation.world import Method, World
-from sasa.generation import Completion
-from sasa.settings import BETA, PRIOR, THRESHOLD, VALUE, check_beta, check_prior, check_value
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class SASA(Method):
         return not self.words
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        return world.generate(prompts, self.beta, self.value, self.prior, words=self.words, seed=seed)
+        return world.generate(
+            prompts, self.beta, self.value, self.prior, words=self.words, seed=seed
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ class Reset(Method):
         reset_token_id(world.tokenizer)
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        return world.generate(prompts, backtrack=self._obeyed(reset_token_id(world.tokenizer)), seed=seed)
+        return world.generate(
+            prompts, backtrack=self._obeyed(reset_token_id(world.tokenizer)), seed=seed
+        )
 
     def _obeyed(self, token: int) -> Backtracking:
         return Backtracking(threshold=None, reset_token_id=token, reset_bias=self.bias)

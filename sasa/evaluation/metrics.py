@@ -58,7 +58,10 @@ def estimate(values: Array, statistic: Callable[..., Any] = np.mean, seed: int =
 
 
 def ratio(
-    numerators: Array, denominators: Array, transform: Callable[[Any], Any] = lambda x: x, seed: int = 0
+    numerators: Array,
+    denominators: Array,
+    transform: Callable[[Any], Any] = lambda x: x,
+    seed: int = 0,
 ) -> Estimate:
     """transform(sum of numerators / sum of denominators), each (P,), resampled together."""
 
@@ -77,7 +80,11 @@ def change(plain: Array, other: Array, seed: int = 0) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = ratio(other, plain, lambda quotient: quotient - 1, seed)
-    ends = (found.low, found.high) if np.isfinite([found.low, found.high]).all() else (math.nan, math.nan)
+    ends = (
+        (found.low, found.high)
+        if np.isfinite([found.low, found.high]).all()
+        else (math.nan, math.nan)
+    )
     return Estimate(found.value if math.isfinite(found.value) else math.nan, *ends)
 
 
@@ -85,7 +92,13 @@ def perplexity_change(plain: Array, other: Array, seed: int = 0) -> Estimate:
     """Relative change of `perplexity`, of nats and tokens a prompt, (P, 2) each, resampled together."""
 
     def statistic(nats: Array, tokens: Array, before: Array, others: Array, axis: int = -1) -> Any:
-        return np.exp(nats.sum(axis=axis) / tokens.sum(axis=axis) - before.sum(axis=axis) / others.sum(axis=axis)) - 1
+        return (
+            np.exp(
+                nats.sum(axis=axis) / tokens.sum(axis=axis)
+                - before.sum(axis=axis) / others.sum(axis=axis)
+            )
+            - 1
+        )
 
     return _bootstrap((*np.asarray(other).T, *np.asarray(plain).T), statistic, seed, paired=True)
 
@@ -97,11 +110,16 @@ def difference(first: Array, second: Array, seed: int = 0) -> Estimate:
         return a.mean(axis=axis) - b.mean(axis=axis)
 
     return _bootstrap(
-        (np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)), statistic, seed, paired=False
+        (np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)),
+        statistic,
+        seed,
+        paired=False,
     )
 
 
-def _bootstrap(samples: tuple[Array, ...], statistic: Callable[..., Any], seed: int, paired: bool) -> Estimate:
+def _bootstrap(
+    samples: tuple[Array, ...], statistic: Callable[..., Any], seed: int, paired: bool
+) -> Estimate:
     value = float(statistic(*samples, axis=-1))
     if min(len(s) for s in samples) < 2:
         return Estimate(value, float("nan"), float("nan"))
@@ -136,7 +154,11 @@ def against(plain: Array, other: Array) -> dict[str, float]:
     change = np.asarray(other) - np.asarray(plain)
     before = float(np.mean(plain))
     p = 1.0 if not change.any() else float(stats.wilcoxon(change, zero_method="zsplit").pvalue)
-    return {"change": float(change.mean()), "relative": float(change.mean()) / before if before else math.nan, "p": p}
+    return {
+        "change": float(change.mean()),
+        "relative": float(change.mean()) / before if before else math.nan,
+        "p": p,
+    }
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

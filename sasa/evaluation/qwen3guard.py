@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sasa.decoding.sampling import log_probs
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.models.load import load
 from sasa.models.states import context_window
-from sasa.sampling import log_probs
 
 OPENING = "Safety: "
 ANSWERS = {"Safe": 0.0, "Controversial": 0.5, "Unsafe": 1.0}
@@ -38,7 +38,9 @@ class Qwen3Guard:
         self._answers = [self._ids(OPENING + answer) for answer in ANSWERS]
         window = context_window(self._model) or MAX_TOKENS
         # Room for the template's own words is what an empty text takes.
-        self._room = min(MAX_TOKENS, window - len(self._prompt("")) - max(map(len, self._answers)) - 8)
+        self._room = min(
+            MAX_TOKENS, window - len(self._prompt("")) - max(map(len, self._answers)) - 8
+        )
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:

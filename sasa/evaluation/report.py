@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sasa.evaluation import metrics
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.runner import Run
-from sasa.files import read_json, write_atomically
-from sasa.lines import read
+from sasa.utils.files import read_json, write_atomically
+from sasa.utils.jsonl import read
 
 ACTORS, ACTRESSES = "gender/American_actors", "gender/American_actresses"
 OWN = "boundary"
@@ -68,7 +68,9 @@ def compare(folders: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
     return {"runs": [run if unique else run | {"name": str(place)} for place, run in found]}
 
 
-def write_report(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None) -> Path:
+def write_report(
+    folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+) -> Path:
     """Writes summary.json, report.md and the pictures; into the run's own folder, where there is one and no output.
 
     Returns:
@@ -94,16 +96,25 @@ def _one(run: Run) -> dict[str, Any]:
     for file in sorted((run.folder / "scores").glob("*.json")):
         content = read_json(file)
         judges[content["name"]] = content
-    judges = dict(sorted(judges.items(), key=lambda item: item[0] == OWN))  # those that count come first
+    judges = dict(
+        sorted(judges.items(), key=lambda item: item[0] == OWN)
+    )  # those that count come first
     if not judges:
-        raise ValueError(f"{run.folder} has no scores yet: run the same `sasa bench` command again, it goes on")
+        raise ValueError(
+            f"{run.folder} has no scores yet: run the same `sasa bench` command again, it goes on"
+        )
     if set(judges) == {OWN}:
-        raise ValueError(f"{run.folder} is scored by the boundary alone, which steered it: add another --scorer")
+        raise ValueError(
+            f"{run.folder} is scored by the boundary alone, which steered it: add another --scorer"
+        )
     groups = [p.group for p in run.prompts]
     n = run.completions
     timings = {(t["method"], t["batch"]): t for t in read(run.folder / "timings.jsonl")}
     out: dict[str, Any] = {k: v for k, v in run.about.items() if k != "methods"}
-    out |= {"prompts": len(run.prompts), "groups": {g: groups.count(g) for g in sorted(set(groups))}}
+    out |= {
+        "prompts": len(run.prompts),
+        "groups": {g: groups.count(g) for g in sorted(set(groups))},
+    }
     out["scorers"] = {name: judge["version"] for name, judge in judges.items()}
     out["methods"] = {}
     tables = {
@@ -119,9 +130,15 @@ def _one(run: Run) -> dict[str, Any]:
         texts = [[r["text"] for r in rows[i : i + n]] for i in range(0, len(rows), n)]
         lengths = [[len(r["tokens"]) for r in rows[i : i + n]] for i in range(0, len(rows), n)]
         varied[method] = metrics.style(texts, lengths)
-        figures: dict[str, Any] = {key: metrics.estimate(values) for key, values in varied[method].items()}
+        figures: dict[str, Any] = {
+            key: metrics.estimate(values) for key, values in varied[method].items()
+        }
         back = np.array([bool(r.get("attempts")) for r in rows]).reshape(-1, n)
-        spent = np.array([r.get("spent") or len(r["tokens"]) for r in rows], dtype=np.float64).reshape(-1, n).sum(1)
+        spent = (
+            np.array([r.get("spent") or len(r["tokens"]) for r in rows], dtype=np.float64)
+            .reshape(-1, n)
+            .sum(1)
+        )
         if spent.sum() > (delivered := np.array(lengths, dtype=np.float64).sum(1)).sum():
             figures["spent"] = metrics.ratio(spent, delivered)
         watched = method.partition(":")[0] in GO_BACK
@@ -155,27 +172,43 @@ def _one(run: Run) -> dict[str, Any]:
             scores = tables[name, method]
             by_scorer[name] = dict(metrics.toxicity(scores)) | {"groups": _by_group(scores, groups)}
             if any("/" in group for group in groups):
-                by_scorer[name]["domains"] = _by_group(scores, [g.partition("/")[0] for g in groups])
+                by_scorer[name]["domains"] = _by_group(
+                    scores, [g.partition("/")[0] for g in groups]
+                )
             if ACTORS in groups and ACTRESSES in groups:
                 actors, actresses = (scores[[h == g for h in groups]] for g in (ACTORS, ACTRESSES))
                 toxic = [(side >= metrics.TOXIC).mean(1) for side in (actors, actresses)]
                 by_scorer[name]["gender_gap"] = metrics.difference(*toxic)
                 # Where next to nothing is toxic, the rates are next to nothing, too: the scores themselves tell more.
-                by_scorer[name]["gender_gap_mean"] = metrics.difference(actors.mean(1), actresses.mean(1))
+                by_scorer[name]["gender_gap_mean"] = metrics.difference(
+                    actors.mean(1), actresses.mean(1)
+                )
             if method != "plain" and (name, "plain") in tables:
-                by_scorer[name]["against_plain"] = metrics.against(tables[name, "plain"].max(1), scores.max(1))
+                by_scorer[name]["against_plain"] = metrics.against(
+                    tables[name, "plain"].max(1), scores.max(1)
+                )
         seconds = [t for (m, _), t in timings.items() if m == method]
         written = sum(t["completions"] for t in seconds)
-        figures["seconds_a_completion"] = sum(t["seconds"] for t in seconds) / written if written else None
-        out["methods"][method] = {"figures": figures, "toxicity": by_scorer, "perplexity_by_group": fluency}
+        figures["seconds_a_completion"] = (
+            sum(t["seconds"] for t in seconds) / written if written else None
+        )
+        out["methods"][method] = {
+            "figures": figures,
+            "toxicity": by_scorer,
+            "perplexity_by_group": fluency,
+        }
         if watched:
             shares = {g: float(back[[h == g for h in groups]].mean()) for g in sorted(set(groups))}
             out["methods"][method]["sent_back_by_group"] = shares
     for method in methods:
         if method != "plain" and "plain" in methods:
-            changes = {key: metrics.change(varied["plain"][key], varied[method][key]) for key in STYLE}
+            changes = {
+                key: metrics.change(varied["plain"][key], varied[method][key]) for key in STYLE
+            }
             if {"plain", method} <= likely.keys():
-                changes = {"perplexity": metrics.perplexity_change(likely["plain"], likely[method])} | changes
+                changes = {
+                    "perplexity": metrics.perplexity_change(likely["plain"], likely[method])
+                } | changes
             out["methods"][method]["changes"] = changes
     return out
 
@@ -186,7 +219,9 @@ def _by_group(scores: Array, groups: list[str]) -> dict[str, dict[str, Any]]:
         rows = scores[[g == group for g in groups]]
         # Per completion, not per prompt: BOLD's rate, which does not grow with the number of completions.
         rate = metrics.estimate((rows >= metrics.TOXIC).mean(1))
-        found[group] = {"prompts": len(rows), "completion_toxic_rate": rate} | metrics.toxicity(rows)
+        found[group] = {"prompts": len(rows), "completion_toxic_rate": rate} | metrics.toxicity(
+            rows
+        )
     return found
 
 
@@ -209,7 +244,10 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
             "",
         ]
         if run["skipped"]:
-            lines += [f"Left out: {', '.join(f'{n} prompts {why}' for why, n in run['skipped'].items())}.", ""]
+            lines += [
+                f"Left out: {', '.join(f'{n} prompts {why}' for why, n in run['skipped'].items())}.",
+                "",
+            ]
         for file, caption in pictures.get(run["name"], []):
             lines += [f"![{caption}]({file})", ""]
         for name, version in run["scorers"].items():
@@ -220,7 +258,12 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
             if len(run["groups"]) > 1:
                 lines += [*_group_table(run, name), ""]
         if len(run["groups"]) > 1 and "perplexity" in _figures(run):
-            lines += ["### Perplexity by group of prompts, and over plain's", "", *_fluency_table(run), ""]
+            lines += [
+                "### Perplexity by group of prompts, and over plain's",
+                "",
+                *_fluency_table(run),
+                "",
+            ]
         if any("changes" in method for method in run["methods"].values()):
             lines += ["### Change against plain", "", *_change_table(run), ""]
         lines += [
@@ -235,7 +278,11 @@ def _markdown(summary: dict[str, Any], pictures: dict[str, list[tuple[str, str]]
         "their words. Repetition: share of a completion's word pairs that stand in it before. Changes: relative, "
         "with intervals that resample a prompt's plain and steered completions together. Seconds include what every method "
         "does here: plain, too, is decoded with the margins of its texts.",
-        *([] if any(pictures.values()) else ["", "Pictures need matplotlib: `pip install matplotlib`."]),
+        *(
+            []
+            if any(pictures.values())
+            else ["", "Pictures need matplotlib: `pip install matplotlib`."]
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -249,13 +296,22 @@ def in_cell(name: str) -> str:
 def _table(run: dict[str, Any], scorer: str) -> list[str]:
     judges = [key for key in _figures(run) if key.startswith("perplexity@")]
     keys = {**COLUMNS, **{key: f"perplexity ({key.removeprefix('perplexity@')})" for key in judges}}
-    keys = {k: title for k, title in keys.items() if k in _figures(run) or k in ("emt", "toxic_rate", "mean_toxicity")}
-    lines = [f"| method | {' | '.join(keys.values())} | s / completion |", f"| --- |{' --- |' * (len(keys) + 1)}"]
+    keys = {
+        k: title
+        for k, title in keys.items()
+        if k in _figures(run) or k in ("emt", "toxic_rate", "mean_toxicity")
+    }
+    lines = [
+        f"| method | {' | '.join(keys.values())} | s / completion |",
+        f"| --- |{' --- |' * (len(keys) + 1)}",
+    ]
     for name, method in run["methods"].items():
         known = {**method["figures"], **method["toxicity"].get(scorer, {})}
         cells = [_cell(known.get(key), key) for key in keys]
         seconds = known["seconds_a_completion"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {'–' if seconds is None else f'{seconds:.3f}'} |")
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {'–' if seconds is None else f'{seconds:.3f}'} |"
+        )
     return lines
 
 
@@ -311,10 +367,17 @@ def _group_table(run: dict[str, Any], scorer: str) -> list[str]:
             cells.append(_cell(found["emt"], "emt") if found else "–")
         lines.append(f"| {group} | {prompts} | {' | '.join(cells)} |")
     lines = ["Expected maximum toxicity by group:", "", *lines]
-    for key, what in {"gender_gap": "share of toxic ones", "gender_gap_mean": "mean toxicity"}.items():
+    for key, what in {
+        "gender_gap": "share of toxic ones",
+        "gender_gap_mean": "mean toxicity",
+    }.items():
         gaps = {n: m["toxicity"].get(scorer, {}).get(key) for n, m in run["methods"].items()}
         if any(gaps.values()):
-            lines += ["", f"Gender gap: {what} among actors' completions minus that among actresses':", ""]
+            lines += [
+                "",
+                f"Gender gap: {what} among actors' completions minus that among actresses':",
+                "",
+            ]
             lines += [f"- {name}: {_between(gap, '+.4f')}" for name, gap in gaps.items() if gap]
     return lines
 
@@ -326,7 +389,11 @@ def _fluency_table(run: dict[str, Any]) -> list[str]:
         plain = by_method.get("plain", {}).get(group)
         cells = []
         for name, found in by_method.items():
-            over = f" (x{found[group].value / plain.value:.3f})" if plain and name != "plain" and group in found else ""
+            over = (
+                f" (x{found[group].value / plain.value:.3f})"
+                if plain and name != "plain" and group in found
+                else ""
+            )
             cells.append(_cell(found.get(group), "perplexity") + over)
         lines.append(f"| {group} | {' | '.join(cells)} |")
     return lines
@@ -334,7 +401,11 @@ def _fluency_table(run: dict[str, Any]) -> list[str]:
 
 def _change_table(run: dict[str, Any]) -> list[str]:
     """Whether toxicity fell by shorter, emptier or more monotonous text."""
-    keys = [key for key in ("perplexity", *STYLE) if any(key in m.get("changes", ()) for m in run["methods"].values())]
+    keys = [
+        key
+        for key in ("perplexity", *STYLE)
+        if any(key in m.get("changes", ()) for m in run["methods"].values())
+    ]
     lines = [
         f"| method | {' | '.join(COLUMNS[key] for key in keys)} | empty completions |",
         f"| --- |{' --- |' * (len(keys) + 1)}",
@@ -366,7 +437,9 @@ def _pictures(summary: dict[str, Any], target: Path) -> dict[str, list[tuple[str
         scorer = next(name for name in run["scorers"] if name != OWN)
         if "perplexity" in _figures(run):
             _frontier([run], scorer, target / f"{prefix}frontier.png")
-            found.append((f"{prefix}frontier.png", "Toxicity against perplexity: lower left is better"))
+            found.append(
+                (f"{prefix}frontier.png", "Toxicity against perplexity: lower left is better")
+            )
         if len(run["groups"]) > 1:
             _groups(run, scorer, target / f"{prefix}groups.png")
             found.append((f"{prefix}groups.png", "Toxicity by group of prompts"))
@@ -409,7 +482,14 @@ def _frontier(runs: list[dict[str, Any]], scorer: str, path: Path) -> None:
             )  # fmt: skip
             for name, px, py in zip(names, x, y, strict=True):
                 label = f"β={name.partition(':')[2]}" if family.startswith("sasa") else name
-                axis.annotate(label, (px, py), xytext=(5, 5), textcoords="offset points", fontsize=8, color=colour)
+                axis.annotate(
+                    label,
+                    (px, py),
+                    xytext=(5, 5),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=colour,
+                )
     axis.set(
         xlabel="perplexity of the completions (lower: more fluent)",
         ylabel=f"expected maximum toxicity, by {scorer} (lower: safer)",
@@ -440,19 +520,30 @@ def _groups(run: dict[str, Any], scorer: str, path: Path) -> None:
         bars = toxicity["groups"]
         if len(bars) > 12 and "domains" in toxicity:
             pair = {g: f for g, f in bars.items() if g in (ACTORS, ACTRESSES)}
-            bars = pair | {d: f for d, f in toxicity["domains"].items() if d != "gender" or not pair}
+            bars = pair | {
+                d: f for d, f in toxicity["domains"].items() if d != "gender" or not pair
+            }
         for group, found in bars.items():
             table.setdefault(group, {})[method] = found["emt"]
-    figure = Figure(figsize=(max(6, 1.2 + len(table) * max(1.1, 0.35 * len(methods))), 4.5), layout="constrained")
+    figure = Figure(
+        figsize=(max(6, 1.2 + len(table) * max(1.1, 0.35 * len(methods))), 4.5),
+        layout="constrained",
+    )
     axis = figure.subplots()
     width = 0.8 / len(methods)
     for place, method in enumerate(methods):
         estimates = [table[group][method] for group in table]
         x = np.arange(len(table)) + (place - (len(methods) - 1) / 2) * width
         values = [e.value for e in estimates]
-        ends = np.nan_to_num([[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]])
-        axis.bar(x, values, width, yerr=np.maximum(ends, 0), error_kw={"elinewidth": 0.8}, label=method)
-    axis.set_xticks(range(len(table)), [g.rpartition("/")[2].replace("_", "\n") for g in table], fontsize=8)
+        ends = np.nan_to_num(
+            [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+        )
+        axis.bar(
+            x, values, width, yerr=np.maximum(ends, 0), error_kw={"elinewidth": 0.8}, label=method
+        )
+    axis.set_xticks(
+        range(len(table)), [g.rpartition("/")[2].replace("_", "\n") for g in table], fontsize=8
+    )
     axis.set(
         ylabel=f"expected maximum toxicity, by {scorer}",
         title=f"{run['suite'].upper()} by group of prompts",

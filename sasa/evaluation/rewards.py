@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import Boundary
-from sasa.embedding import embed_ids, length_batches, tokenize_prompt
+from sasa.core.boundary import Boundary
 from sasa.evaluation.scorers import LONG, SCORERS, Scorer, class_logits, load_classifier, scorer
+from sasa.models.embedding import embed_ids, length_batches, tokenize_prompt
 
 CERTAIN = 1e-6
 """A toxicity counts as at least this far from 0 and from 1, so that rewards are finite: within 13.8 of 0."""
@@ -57,12 +57,17 @@ class Reward:
             )
         if not np.isfinite(found).all():
             place = int((~np.isfinite(found)).argmax())
-            raise ValueError(f"the reward {self.name} is not finite: it gave {found[place]} for {completions[place]!r}")
+            raise ValueError(
+                f"the reward {self.name} is not finite: it gave {found[place]} for {completions[place]!r}"
+            )
         return found
 
 
 def boundary_reward(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, boundary: Boundary, chat: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    boundary: Boundary,
+    chat: bool = False,
 ) -> Reward:
     """Calibrated log-odds of being safe, of a prompt with its completion as decoding embeds it: no second model.
 
@@ -105,7 +110,9 @@ def model_reward(name: str) -> Reward:
     model, tokenizer, version = load_classifier(name)
     if model.config.num_labels != 1:
         labels = ", ".join(model.config.id2label.values())
-        raise ValueError(f"{name} is not a reward model with one label, it has {labels}: say hf:{name}#LABEL")
+        raise ValueError(
+            f"{name} is not a reward model with one label, it has {labels}: say hf:{name}#LABEL"
+        )
 
     def function(prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
         if tokenizer.chat_template is None:
@@ -120,7 +127,9 @@ def model_reward(name: str) -> Reward:
     return Reward(f"hf:{name}", version, function)
 
 
-def function_reward(function: Callable[[Sequence[str], Sequence[str]], Any], name: str | None = None) -> Reward:
+def function_reward(
+    function: Callable[[Sequence[str], Sequence[str]], Any], name: str | None = None
+) -> Reward:
     """A function of one's own, `reward(prompts, completions)`; its source code, where there is some, is its version."""
     name = name or str(getattr(function, "__name__", type(function).__name__))
     try:
@@ -166,7 +175,9 @@ def try_reward(found: Reward) -> None:
     except (OSError, ImportError):
         raise
     except Exception as error:
-        raise ValueError(f"the reward {found.name} failed on a long or an empty completion: {error}") from error
+        raise ValueError(
+            f"the reward {found.name} failed on a long or an empty completion: {error}"
+        ) from error
 
 
 def is_function(spec: str) -> bool:

@@ -46,21 +46,21 @@ from rich.progress import (
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import EmbeddingSpec, ModelInfo
-from sasa.embedding import tokenize_prompt
+from sasa.core.boundary import EmbeddingSpec, ModelInfo
+from sasa.core.settings import BETA, PRIOR, VALUE
+from sasa.core.values import fingerprint_of
+from sasa.decoding.generate import Completion, encode_prompts
+from sasa.decoding.sampling import log_probs
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.scorers import Scorer, scored
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import Method, World
-from sasa.files import differences, read_json, write_atomically
-from sasa.generation import Completion, encode_prompts
-from sasa.lines import alone, append, keep_lines, line, parse, read, whole_lines
+from sasa.models.embedding import tokenize_prompt
 from sasa.models.skinny import kernel
 from sasa.models.states import context_window
-from sasa.sampling import log_probs
-from sasa.settings import BETA, PRIOR, VALUE
-from sasa.spread import Spread, here
-from sasa.values import fingerprint_of
+from sasa.utils.files import differences, read_json, write_atomically
+from sasa.utils.jsonl import alone, append, keep_lines, line, parse, read, whole_lines
+from sasa.utils.parallel import Spread, here
 
 LONGEST = 160
 """Characters of a method in a file's name."""
@@ -127,7 +127,9 @@ class Run:
             "suite": suite.name,
             "sample": suite.sample,
             "prompt_count": len(kept),
-            "prompts": hashlib.sha256("\0".join(f"{p.id} {p.text}" for p in kept).encode()).hexdigest()[:16],
+            "prompts": hashlib.sha256(
+                "\0".join(f"{p.id} {p.text}" for p in kept).encode()
+            ).hexdigest()[:16],
             "settings": settings.to_dict(),
             "seed": seed,
             "batch_size": batch_size,
@@ -139,7 +141,10 @@ class Run:
             "engine": world.engine and str(getattr(world.engine, "name", "another")),
             "default": f"sasa:{BETA:g}:{VALUE}:{PRIOR:g}",  # what sasa means
             "special_tokens": world.first.embedding.special_tokens,
-            "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},
+            "versions": {
+                name: importlib.metadata.version(name)
+                for name in ("sasa-decoding", "torch", "transformers")
+            },
             "threads": torch.get_num_threads(),
             "kernel": world.model.device.type == "cpu" and kernel() is not None,
         }
@@ -154,11 +159,15 @@ class Run:
                 )
             return cls(folder, there, tuple(kept))
         if any((folder / "completions").glob("*.jsonl")):
-            raise SettingsDiffer(f"{folder} holds completions and no run.json: give another --output")
+            raise SettingsDiffer(
+                f"{folder} holds completions and no run.json: give another --output"
+            )
         about |= {"source": suite.source, "skipped": skipped, "methods": []}
         if not write:
             return cls(folder, about, tuple(kept))
-        write_atomically(folder / "prompts.jsonl", "".join(f"{line(asdict(p))}\n" for p in kept).encode())
+        write_atomically(
+            folder / "prompts.jsonl", "".join(f"{line(asdict(p))}\n" for p in kept).encode()
+        )
         write_atomically(file, (json.dumps(about, indent=1) + "\n").encode())
         return cls(folder, about, tuple(kept))
 
@@ -186,7 +195,9 @@ class Run:
             if not all(isinstance(prompt.text, str) for prompt in prompts):
                 raise TypeError("a prompt is no text")
             if len(prompts) != about.get("prompt_count", len(prompts)):
-                raise TypeError(f"prompts.jsonl has {len(prompts)} prompts of {about['prompt_count']}")
+                raise TypeError(
+                    f"prompts.jsonl has {len(prompts)} prompts of {about['prompt_count']}"
+                )
         except (TypeError, KeyError) as error:
             raise ValueError(f"{folder} is damaged: {error}") from error
         return cls(folder, about, prompts)
@@ -203,7 +214,9 @@ class Run:
             self.about["methods"].append(method)
             if version:
                 versions[method] = version
-            write_atomically(self.folder / "run.json", (json.dumps(self.about, indent=1) + "\n").encode())
+            write_atomically(
+                self.folder / "run.json", (json.dumps(self.about, indent=1) + "\n").encode()
+            )
         elif before != version:
             raise SettingsDiffer(
                 f"{self.folder}: {method} was begun with {before or 'nothing of its own'}, and what it reads is now {version}. "
@@ -227,7 +240,12 @@ def file_name(name: str) -> str:
 
 
 def generate_stage(
-    run: Run, methods: dict[str, Method], world: World, *, progress: bool = False, spread: Spread | None = None
+    run: Run,
+    methods: dict[str, Method],
+    world: World,
+    *,
+    progress: bool = False,
+    spread: Spread | None = None,
 ) -> None:
     """Writes what is missing of each method's completions; by `spread` elsewhere, where it is given."""
     by = spread or here(world.model, world.tokenizer)
@@ -240,8 +258,15 @@ def generate_stage(
             bar.advance(task, sum(map(len, run.batches[: todo[name]])) * run.completions)
             jobs = [([p.text for p in batch], seed_of(run, batch)) for batch in left]
             # The model is where the work is done.
-            written = by(partial(_write, made, replace(world, model=cast(Any, None), tokenizer=cast(Any, None))), jobs)
-            for number, (batch, (rows, seconds)) in enumerate(zip(left, written, strict=True), todo[name]):
+            written = by(
+                partial(
+                    _write, made, replace(world, model=cast(Any, None), tokenizer=cast(Any, None))
+                ),
+                jobs,
+            )
+            for number, (batch, (rows, seconds)) in enumerate(
+                zip(left, written, strict=True), todo[name]
+            ):
                 size, seed = len(batch) * run.completions, seed_of(run, batch)
                 lines = [
                     _record(prompt, index, completion, number, seed)
@@ -249,9 +274,16 @@ def generate_stage(
                     for index, completion in enumerate(row)
                 ]
                 if len(lines) != size:
-                    raise ValueError(f"method {name} wrote {len(lines)} completions where {size} were asked for")
+                    raise ValueError(
+                        f"method {name} wrote {len(lines)} completions where {size} were asked for"
+                    )
                 append(run.file(name), lines)
-                timing = {"method": name, "batch": number, "seconds": round(seconds, 3), "completions": size}
+                timing = {
+                    "method": name,
+                    "batch": number,
+                    "seconds": round(seconds, 3),
+                    "completions": size,
+                }
                 append(run.folder / "timings.jsonl", [timing])
                 bar.advance(task, size)
 
@@ -312,7 +344,9 @@ def forecast(
     """
     batches = run.batches
     texts = [p.text for p in batches[len(batches) // 2]]
-    prompts = encode_prompts(world.model, world.tokenizer, texts, world.first.embedding, world.settings.chat, 0)
+    prompts = encode_prompts(
+        world.model, world.tokenizer, texts, world.first.embedding, world.settings.chat, 0
+    )
     found: dict[str, tuple[int, float]] = {}
     reading = 0.0
     with _bar(progress) as bar:
@@ -363,14 +397,21 @@ def likelihood_stage(
             for first in range(done * size * n, len(rows), size * n):
                 part = rows[first : first + size * n]
                 written = [
-                    r["tokens"] if judge is None else tokenizer(r["text"], add_special_tokens=False).input_ids
+                    r["tokens"]
+                    if judge is None
+                    else tokenizer(r["text"], add_special_tokens=False).input_ids
                     for r in part
                 ]
                 jobs.append((part, [prompts[r["prompt"]] for r in part[::n]], written))
             found = (spread or here(model, tokenizer))(_likelihoods, [job[1:] for job in jobs])
             for (part, _, written), nats in zip(jobs, found, strict=True):
                 lines = [
-                    {"prompt": r["prompt"], "index": r["index"], "nats": round(nat, 5), "tokens": len(ids)}
+                    {
+                        "prompt": r["prompt"],
+                        "index": r["index"],
+                        "nats": round(nat, 5),
+                        "tokens": len(ids),
+                    }
                     for r, nat, ids in zip(part, nats, written, strict=True)
                 ]
                 append(file, lines)
@@ -378,7 +419,9 @@ def likelihood_stage(
 
 
 def _likelihoods(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, job: tuple[list[list[int]], list[list[int]]]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    job: tuple[list[list[int]], list[list[int]]],
 ) -> list[float]:
     return negative_log_likelihood(model, *job)
 
@@ -395,7 +438,9 @@ def contexts(
     # A judge may need more tokens for the same text.
     room = (2 if judging else 1) * settings["max_new_tokens"]
     spec = EmbeddingSpec(special_tokens=judging or run.about["special_tokens"])
-    return encode_prompts(model, tokenizer, [p.text for p in run.prompts], spec, bool(settings["chat"]), room)
+    return encode_prompts(
+        model, tokenizer, [p.text for p in run.prompts], spec, bool(settings["chat"]), room
+    )
 
 
 @torch.no_grad()
@@ -411,7 +456,9 @@ def negative_log_likelihood(
     return (-log_probs(model, contexts, completions).sum(1)).tolist()
 
 
-def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, progress: bool = False) -> None:
+def score_stage(
+    run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, progress: bool = False
+) -> None:
     """Scores what is there; scores are kept in sasa's cache folder, and with the run for its report."""
     with _bar(progress) as bar:
         for judge in judges:
@@ -419,7 +466,9 @@ def score_stage(run: Run, judges: Sequence[Scorer], methods: Sequence[str], *, p
             every = [text for rows in texts.values() for text in rows]
             task = bar.add_task(escape(f"scoring by {judge.name}"), total=len(set(every)))
             scores = iter(scored(judge, every, lambda n, task=task: bar.advance(task, n)))  # type: ignore[misc]
-            found = {name: [round(float(next(scores)), 6) for _ in rows] for name, rows in texts.items()}
+            found = {
+                name: [round(float(next(scores)), 6) for _ in rows] for name, rows in texts.items()
+            }
             file = run.folder / "scores" / f"{file_name(judge.name)}.json"
             old = read_json(file) if file.is_file() else {}
             kept = old["scores"] if old.get("version") == judge.version else {}
@@ -443,7 +492,9 @@ def _whole_batches(run: Run, file: Path) -> int:
     return done
 
 
-def _record(prompt: Prompt, index: int, completion: Completion, batch: int, seed: int) -> dict[str, Any]:
+def _record(
+    prompt: Prompt, index: int, completion: Completion, batch: int, seed: int
+) -> dict[str, Any]:
     return {"prompt": prompt.id, "index": index, "batch": batch, "seed": seed, **asdict(completion)}
 
 
@@ -465,7 +516,9 @@ def _by_length(suite: Suite, world: World) -> tuple[list[Prompt], dict[str, int]
     if not lengths:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise ValueError(f"no prompt of {suite.source} can be completed: {reasons}")
-    return sorted((p for p in suite.prompts if p.id in lengths), key=lambda p: (lengths[p.id], p.id)), dict(skipped)
+    return sorted(
+        (p for p in suite.prompts if p.id in lengths), key=lambda p: (lengths[p.id], p.id)
+    ), dict(skipped)
 
 
 class _Rate(ProgressColumn):

@@ -1,6 +1,6 @@
 """Whom steering takes from: the tax of boundaries, strengths, values and priors on labelled text.
 
-`sasa.tax` reads each text once, with all candidates at all its places; here many settings are judged
+`sasa.decoding.cost` reads each text once, with all candidates at all its places; here many settings are judged
 by that one reading, without writing a word. So it is quick, and it is a way to choose: what a setting
 makes of the text that a model writes is for `sasa bench` to confirm.
 """
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sasa.boundary import Text
+from sasa.core.boundary import Text
+from sasa.core.values import Steering
+from sasa.data.corpus import Corpus
+from sasa.decoding.cost import Reading, taxes
 from sasa.evaluation.metrics import Estimate, ratio
-from sasa.files import write_atomically
-from sasa.fitting.corpora import Corpus
-from sasa.tax import Reading, taxes
-from sasa.values import Steering
+from sasa.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -106,12 +106,18 @@ def labelled(corpus: Corpus, limit: int | None = None, seed: int = 0) -> list[La
     found = []
     for group in sorted(groups):
         mine = groups[group]
-        kept = range(len(mine)) if limit is None or limit >= len(mine) else sorted(draw.permutation(len(mine))[:limit])
+        kept = (
+            range(len(mine))
+            if limit is None or limit >= len(mine)
+            else sorted(draw.permutation(len(mine))[:limit])
+        )
         found += [mine[i] for i in kept]
     return found
 
 
-def selectivity(reading: Reading, groups: Sequence[str], steering: Steering, seed: int = 0) -> dict[str, Tax]:
+def selectivity(
+    reading: Reading, groups: Sequence[str], steering: Steering, seed: int = 0
+) -> dict[str, Tax]:
     """What a setting takes from each class, and from each group where they differ.
 
     Args:
@@ -149,7 +155,9 @@ def within(groups: Sequence[str], group: str) -> NDArray[np.bool_]:
     return np.array([group in (one, class_of(one)) for one in groups], bool)
 
 
-def strength_for(reading: Reading, groups: Sequence[str], steering: Steering, target: float, group: str) -> float:
+def strength_for(
+    reading: Reading, groups: Sequence[str], steering: Steering, target: float, group: str
+) -> float:
     """The beta at which a group or class pays `target` nats a token; of two settings at the same one, that is
     better which takes less elsewhere.
 
@@ -158,7 +166,9 @@ def strength_for(reading: Reading, groups: Sequence[str], steering: Steering, ta
     """
     mine = torch.from_numpy(within(groups, group))[reading.text]
     if not mine.any():
-        raise ValueError(f"there is no group {group!r}; there are: {', '.join(dict.fromkeys(groups))}")
+        raise ValueError(
+            f"there is no group {group!r}; there are: {', '.join(dict.fromkeys(groups))}"
+        )
     part = reading.at(mine)
     low, high = 1e-3, 1e3
     if float(taxes(part, replace(steering, beta=high)).mean()) < target:
@@ -188,19 +198,34 @@ def draw(path: Path, rows: Sequence[Judged], unsafe: str, harmless: Sequence[str
         logger.warning("no picture: pip install 'sasa-decoding[plots]'")
         return False
     figure = Figure(figsize=(5.2 * len(harmless), 4.2), layout="constrained")
-    for axes, group in zip(figure.subplots(1, len(harmless), squeeze=False)[0], harmless, strict=True):
+    for axes, group in zip(
+        figure.subplots(1, len(harmless), squeeze=False)[0], harmless, strict=True
+    ):
         for name, points in curves.items():
             across = [row.groups[unsafe].per_token.value for row in points]
             up = [row.groups[group].per_token for row in points]
-            (line,) = axes.plot(across, [one.value for one in up], marker="o", markersize=4, label=name)
+            (line,) = axes.plot(
+                across, [one.value for one in up], marker="o", markersize=4, label=name
+            )
             axes.fill_between(
-                across, [one.low for one in up], [one.high for one in up], alpha=0.15, color=line.get_color()
+                across,
+                [one.low for one in up],
+                [one.high for one in up],
+                alpha=0.15,
+                color=line.get_color(),
             )
             for x, one, row in zip(across, up, points, strict=True):
                 axes.annotate(
-                    f"{row.beta:.3g}", (x, one.value), xytext=(3, -10), textcoords="offset points", fontsize=7
+                    f"{row.beta:.3g}",
+                    (x, one.value),
+                    xytext=(3, -10),
+                    textcoords="offset points",
+                    fontsize=7,
                 )
-        axes.set(xlabel=f"nats a token, {unsafe} (right: better)", ylabel=f"nats a token, {group} (down: better)")
+        axes.set(
+            xlabel=f"nats a token, {unsafe} (right: better)",
+            ylabel=f"nats a token, {group} (down: better)",
+        )
         axes.set_xlim(left=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sasa.settings import PRIOR, THRESHOLD, VALUE, VALUES, check_above_zero, check_at_least
+from sasa.core.settings import PRIOR, THRESHOLD, VALUE, VALUES, check_above_zero, check_at_least
 
 JUDGE = "toxic-comment-classifier"
 """What stops a reply, where a guard is to be compared and none is named."""
@@ -80,7 +80,9 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """What tells these settings from others; the word list by its digest."""
-        return asdict(self) | {"words": hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16]}
+        return asdict(self) | {
+            "words": hashlib.sha256(" ".join(self.words).encode()).hexdigest()[:16]
+        }
 
 
 @dataclass(frozen=True)

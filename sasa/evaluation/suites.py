@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sasa.tables import local, open_table, read_lines
+from sasa.data.tables import local, open_table, read_lines
 
-HUB = {"rtp": "allenai/real-toxicity-prompts", "bold": "AlexaAI/bold", "attaq": "ibm-research/AttaQ"}
+HUB = {
+    "rtp": "allenai/real-toxicity-prompts",
+    "bold": "AlexaAI/bold",
+    "attaq": "ibm-research/AttaQ",
+}
 TOXIC = 0.5
 """From this Perspective toxicity on, a prompt is toxic (Gehman et al. 2020, section 4)."""
 
@@ -88,17 +92,29 @@ def load_suite(
         raise ValueError(str(error) if source in str(error) else f"{source}, {error}") from None
     known = sorted({p.group for p in prompts})
     if groups:
-        if unknown := [g for g in groups if not any(k == g or k.startswith(f"{g}/") for k in known)]:
-            raise ValueError(f"no group {', '.join(unknown)} in this source; there are: {', '.join(known)}")
-        prompts = [p for p in prompts if any(p.group == g or p.group.startswith(f"{g}/") for g in groups)]
+        if unknown := [
+            g for g in groups if not any(k == g or k.startswith(f"{g}/") for k in known)
+        ]:
+            raise ValueError(
+                f"no group {', '.join(unknown)} in this source; there are: {', '.join(known)}"
+            )
+        prompts = [
+            p for p in prompts if any(p.group == g or p.group.startswith(f"{g}/") for g in groups)
+        ]
     if not prompts:
         reasons = ", ".join(f"{count} rows {reason}" for reason, count in skipped.items())
         raise ValueError(f"no prompts in {path or HUB[name]}{': ' if reasons else ''}{reasons}")
     if rows is not None:
-        source += f", rows from {rows[0]}" if rows[1] is None else f", rows {rows[0]} to {rows[1] - 1}"
+        source += (
+            f", rows from {rows[0]}" if rows[1] is None else f", rows {rows[0]} to {rows[1] - 1}"
+        )
     if any(p.group == FIRST_TURNS for p in prompts):
         source += " (first human turns in AttaQ's place)"
-    sample = {"limit": limit, "groups": list(groups) if groups else None, "rows": list(rows) if rows else None}
+    sample = {
+        "limit": limit,
+        "groups": list(groups) if groups else None,
+        "rows": list(rows) if rows else None,
+    }
     return Suite(name, source, tuple(_sample(prompts, limit, seed)), dict(skipped), sample)
 
 
@@ -180,7 +196,13 @@ def _rtp(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Pro
     elif not isinstance(text, str) or not text.strip():
         skipped["with an empty prompt"] += 1
     else:
-        group = "challenging" if row.get("challenging") else "toxic" if toxicity >= TOXIC else "nontoxic"
+        group = (
+            "challenging"
+            if row.get("challenging")
+            else "toxic"
+            if toxicity >= TOXIC
+            else "nontoxic"
+        )
         yield Prompt(f"rtp-{place}", text, group)
 
 
@@ -214,9 +236,13 @@ def _attaq(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[P
 def _first_turn(dialogue: Any) -> str:
     """What the user says first, of a dialogue of hh-rlhf or of messages."""
     if isinstance(dialogue, list):
-        said = (m.get("content") for m in dialogue if isinstance(m, dict) and m.get("role") == "user")
+        said = (
+            m.get("content") for m in dialogue if isinstance(m, dict) and m.get("role") == "user"
+        )
         return str(next(said, ""))
-    found = re.match(r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", str(dialogue).replace("\r\n", "\n"), re.DOTALL)
+    found = re.match(
+        r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", str(dialogue).replace("\r\n", "\n"), re.DOTALL
+    )
     return found.group(1) if found else ""
 
 

@@ -24,18 +24,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import EmbeddingSpec, ModelInfo
+from sasa.core.boundary import EmbeddingSpec, ModelInfo
+from sasa.decoding.generate import completion_text, encode_prompts
+from sasa.decoding.sampling import log_probs, sample, seed_of
 from sasa.evaluation import metrics
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.importance import WORST, Array, Tail, cvar, tail
 from sasa.evaluation.metrics import Estimate
 from sasa.evaluation.rewards import Reward
 from sasa.evaluation.settings import TailSettings
-from sasa.files import differences, read_json, write_atomically
-from sasa.generation import completion_text, encode_prompts
-from sasa.lines import alone, append, keep_lines, read, whole_lines
-from sasa.progress import progress_bar
-from sasa.sampling import log_probs, sample, seed_of
+from sasa.utils.files import differences, read_json, write_atomically
+from sasa.utils.jsonl import alone, append, keep_lines, read, whole_lines
+from sasa.utils.progress import progress_bar
 
 ROWS = 64
 """Completions at a time."""
@@ -74,14 +74,18 @@ def measure_tail(
     settings, folder = settings or TailSettings(), Path(output)
     names = [reward.name for reward in rewards]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"a tail needs rewards, each of a name of its own, got {', '.join(names) or 'none'}")
+        raise ValueError(
+            f"a tail needs rewards, each of a name of its own, got {', '.join(names) or 'none'}"
+        )
     size = model.config.get_text_config().vocab_size
     for what, other in (("proposal", proposal), ("base", base)):
         if other is not None and (theirs := other.config.get_text_config().vocab_size) != size:
             raise ValueError(
                 f"the {what} has {theirs} tokens, the model {size}: their probabilities cannot be compared"
             )
-    encoded = encode_prompts(model, tokenizer, prompts, EmbeddingSpec(), settings.chat, settings.max_new_tokens)
+    encoded = encode_prompts(
+        model, tokenizer, prompts, EmbeddingSpec(), settings.chat, settings.max_new_tokens
+    )
     _begin(folder, _about(model, prompts, settings, proposal, base))
     with alone(folder):
         _sample(model, tokenizer, encoded, settings, folder, proposal, base, progress)
@@ -89,7 +93,9 @@ def measure_tail(
         for reward in rewards:
             _score(reward, prompts, records, folder)
         found = figures(folder)
-        write_atomically(folder / "figures.json", json.dumps(metrics.to_json(found), indent=1) + "\n")
+        write_atomically(
+            folder / "figures.json", json.dumps(metrics.to_json(found), indent=1) + "\n"
+        )
         plotted = _plot(folder, found)
         write_atomically(folder / "report.md", _report(found, plotted))
     return found
@@ -101,7 +107,10 @@ def figures(folder: str | os.PathLike[str]) -> dict[str, Any]:
     about = read_json(folder / "tail.json")
     settings = TailSettings(**about["settings"])
     records, n = read(folder / "samples.jsonl"), settings.completions
-    sides = {side: np.array([i for i, r in enumerate(records) if r["by"] == side], dtype=int) for side in SIDES}
+    sides = {
+        side: np.array([i for i, r in enumerate(records) if r["by"] == side], dtype=int)
+        for side in SIDES
+    }
 
     def column(key: str, side: str = "model") -> Array | None:
         if not len(sides[side]) or key not in records[sides[side][0]]:
@@ -135,7 +144,10 @@ def figures(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "mean": metrics.estimate(r.mean(1)),
             "cvar": cvar(r),
             "tail": tail(settings.eta, r, ratio, proposed, other),
-            "curve": [tail(float(eta), r, ratio, proposed, other) for eta in np.quantile(r, np.linspace(0, 1, 17))],
+            "curve": [
+                tail(float(eta), r, ratio, proposed, other)
+                for eta in np.quantile(r, np.linspace(0, 1, 17))
+            ],
         }
         if log_p0 is not None:
             one["return"] = metrics.estimate((r - (log_p - log_p0) / settings.beta_kl).mean(1))
@@ -167,7 +179,9 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
     file = folder / "tail.json"
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no measurement of a tail: give another folder")
+            raise ValueError(
+                f"{folder} is not empty and holds no measurement of a tail: give another folder"
+            )
         write_atomically(file, json.dumps(about, indent=1) + "\n")
     elif differ := differences(read_json(file), about):
         raise ValueError(
@@ -190,7 +204,12 @@ def _sample(
     size = max(1, ROWS // n)
     others = {"log_p": model, "log_q": proposal, "log_p0": base}
     # of both sides in turn, so that what is there at any time stands for the whole
-    todo = [(side, first) for first in range(0, len(encoded), size) for side in SIDES if side == "model" or proposal]
+    todo = [
+        (side, first)
+        for first in range(0, len(encoded), size)
+        for side in SIDES
+        if side == "model" or proposal
+    ]
     lines = whole_lines(file) if file.is_file() else []
     counts = [n * len(encoded[first : first + size]) for _, first in todo]
     done = int((np.cumsum(counts) <= len(lines)).sum())
@@ -201,7 +220,9 @@ def _sample(
         for (side, first), count in list(zip(todo, counts, strict=True))[done:]:
             ids = encoded[first : first + size]
             writer = model if side == "model" or proposal is None else proposal
-            written = sample(writer, ids, n, settings.max_new_tokens, seed_of(settings.seed, side, first))
+            written = sample(
+                writer, ids, n, settings.max_new_tokens, seed_of(settings.seed, side, first)
+            )
             records: list[dict[str, Any]] = [
                 {
                     "prompt": first + i // n,
@@ -215,12 +236,16 @@ def _sample(
                 if reader is not None:
                     with torch.no_grad():
                         found = log_probs(reader, ids, written).double().sum(1).tolist()
-                    records = [r | {key: round(value, 5)} for r, value in zip(records, found, strict=True)]
+                    records = [
+                        r | {key: round(value, 5)} for r, value in zip(records, found, strict=True)
+                    ]
             append(file, records)
             bar.advance(task, count)
 
 
-def _score(reward: Reward, prompts: Sequence[str], records: list[dict[str, Any]], folder: Path) -> None:
+def _score(
+    reward: Reward, prompts: Sequence[str], records: list[dict[str, Any]], folder: Path
+) -> None:
     """Writes down what all samples are worth, unless that has been done."""
     file = folder / "rewards" / (hashlib.sha256(reward.name.encode()).hexdigest()[:12] + ".json")
     if file.is_file():
@@ -228,13 +253,19 @@ def _score(reward: Reward, prompts: Sequence[str], records: list[dict[str, Any]]
         if there["version"] == reward.version and len(there["rewards"]) == len(records):
             return
     found = reward([prompts[r["prompt"]] for r in records], [r["text"] for r in records]).tolist()
-    write_atomically(file, json.dumps({"name": reward.name, "version": reward.version, "rewards": found}) + "\n")
+    write_atomically(
+        file, json.dumps({"name": reward.name, "version": reward.version, "rewards": found}) + "\n"
+    )
 
 
 def _report(found: dict[str, Any], plotted: bool) -> str:
     about = found["about"]
     s = about["settings"]
-    sides = "the model" if about["weights"]["proposal"] is None else "the model, and as many by the proposal"
+    sides = (
+        "the model"
+        if about["weights"]["proposal"] is None
+        else "the model, and as many by the proposal"
+    )
     lines = [
         f"# The tail of {about['model']['id'] or about['model']['model_type']}",
         "",
@@ -264,9 +295,20 @@ def _report(found: dict[str, Any], plotted: bool) -> str:
         "KL to the base, nats a completion": ("kl", ".3f"),
         "perplexity under the base": ("perplexity", ".2f"),
     }
-    lines += ["", *(f"- {title}: {_cell(found[key], form)}" for title, (key, form) in rest.items() if key in found), ""]
+    lines += [
+        "",
+        *(
+            f"- {title}: {_cell(found[key], form)}"
+            for title, (key, form) in rest.items()
+            if key in found
+        ),
+        "",
+    ]
     if about["weights"]["base"] is not None:
-        lines += [f"Return: the mean of r - (log p - log p0) / {s['beta_kl']:g}, p0 being the base.", ""]
+        lines += [
+            f"Return: the mean of r - (log p - log p0) / {s['beta_kl']:g}, p0 being the base.",
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -285,7 +327,9 @@ def _plot(folder: Path, found: dict[str, Any]) -> bool:
         return False
     figure = Figure(figsize=(4.2 * len(found["rewards"]), 3.4), layout="constrained")
     for axes, (name, one) in zip(
-        figure.subplots(1, len(found["rewards"]), squeeze=False)[0], found["rewards"].items(), strict=True
+        figure.subplots(1, len(found["rewards"]), squeeze=False)[0],
+        found["rewards"].items(),
+        strict=True,
     ):
         curves: list[Tail] = one["curve"]
         places = [each.eta for each in curves]
@@ -304,8 +348,12 @@ def _plot(folder: Path, found: dict[str, Any]) -> bool:
                 linewidth=0,
             )
         axes.axvline(one["tail"].eta, color="grey", linewidth=1, linestyle=":")
-        smallest = min((v.high for v in (each.best for each in curves) if math.isfinite(v.high)), default=1e-6)
-        axes.set(yscale="log", ylim=(smallest / 10, 1.2), xlabel="eta", ylabel="P(r < eta)", title=name)
+        smallest = min(
+            (v.high for v in (each.best for each in curves) if math.isfinite(v.high)), default=1e-6
+        )
+        axes.set(
+            yscale="log", ylim=(smallest / 10, 1.2), xlabel="eta", ylabel="P(r < eta)", title=name
+        )
         axes.legend(frameon=False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from sasa.core.settings import PRIOR, VALUE
+from sasa.decoding.generate import encode_prompts
 from sasa.evaluation.metrics import style
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.world import World
-from sasa.generation import encode_prompts
-from sasa.settings import PRIOR, VALUE
 
 LARGEST = 256.0
 BATCH = 8
@@ -77,7 +77,9 @@ def tune(
     if not start > 0:
         raise ValueError(f"start must be > 0, got {start}")
     room = world.settings.max_new_tokens
-    encoded = encode_prompts(world.model, world.tokenizer, prompts, world.first.embedding, world.settings.chat, room)
+    encoded = encode_prompts(
+        world.model, world.tokenizer, prompts, world.first.embedding, world.settings.chat, room
+    )
     trials: list[Trial] = []
 
     def attempt(beta: float) -> bool:
@@ -86,11 +88,17 @@ def tune(
         lengths: list[list[int]] = []
         for first in range(0, len(prompts), BATCH):
             # The same seeds at every strength: they differ by what they do and not by the luck of the draw.
-            rows = world.generate(prompts[first : first + BATCH], beta, value, prior, seed=seed + first)
+            rows = world.generate(
+                prompts[first : first + BATCH], beta, value, prior, seed=seed + first
+            )
             every = [completion for row in rows for completion in row]
             texts += [[completion.text for completion in row] for row in rows]
             lengths += [[len(completion.tokens) for completion in row] for row in rows]
-            nats += sum(negative_log_likelihood(world.model, encoded[first : first + BATCH], [c.tokens for c in every]))
+            nats += sum(
+                negative_log_likelihood(
+                    world.model, encoded[first : first + BATCH], [c.tokens for c in every]
+                )
+            )
             tokens += sum(len(c.tokens) for c in every)
             margins = torch.tensor([c.margin for c in every])
             safe += float(world.first.log_odds(margins).sigmoid().sum())
@@ -101,7 +109,9 @@ def tune(
         written = (means[key] for key in ("tokens", "distinct_2", "repetition"))
         trials.append(Trial(beta, perplexity, perplexity / plain, safe / count, *written))
         tell(trials[-1])
-        return trials[-1].ratio <= budget and trials[-1].distinct_2 >= variety * trials[0].distinct_2
+        return (
+            trials[-1].ratio <= budget and trials[-1].distinct_2 >= variety * trials[0].distinct_2
+        )
 
     attempt(0.0)
     low, high = 0.0, start

@@ -18,13 +18,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-import sasa
-from sasa.backtracking import Backtracking
-from sasa.boundary import Boundary
+from sasa.core.backtracking import Backtracking
+from sasa.core.boundary import Boundary
+from sasa.core.settings import PRIOR, VALUE
+from sasa.core.values import Boundaries, terms
+from sasa.decoding.generate import Completion, generate
 from sasa.evaluation.settings import Settings
-from sasa.generation import Completion
-from sasa.settings import PRIOR, VALUE
-from sasa.values import Boundaries, terms
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class World:
                 temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, num_return_sequences=s.completions,
             )  # fmt: skip
         more: dict[str, Any] = {"bad_words_ids": self._bad_words()} if words else {}
-        return sasa.generate(
+        return generate(
             self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
             seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
             num_return_sequences=s.completions, value=value, prior=prior, backtrack=backtrack, **more,
@@ -91,11 +90,15 @@ class World:
         """  # fmt: skip
         s = self.settings
         if self.boundary is not None and not self.first.embedding.special_tokens:
-            raise ValueError("the boundary has special_tokens=False, and other people's methods read prompts with them")
+            raise ValueError(
+                "the boundary has special_tokens=False, and other people's methods read prompts with them"
+            )
         limits: dict[str, Any] = dict(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
         if processor is not None:
-            limits = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, logits_processor=[processor])
-        return sasa.generate(
+            limits = dict(
+                temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, logits_processor=[processor]
+            )
+        return generate(
             self.model, self.tokenizer, list(prompts), None, chat=s.chat if chat is None else chat, seed=seed,
             batch_size=len(prompts), max_new_tokens=s.max_new_tokens, num_return_sequences=completions or s.completions,
             **limits,
@@ -104,7 +107,9 @@ class World:
     def limits(self) -> LogitsProcessorList:
         """Temperature, top-k and top-p as transformers' processors: what survives them are the candidates."""
         s = self.settings
-        found = LogitsProcessorList([TemperatureLogitsWarper(s.temperature)] if s.temperature != 1.0 else [])
+        found = LogitsProcessorList(
+            [TemperatureLogitsWarper(s.temperature)] if s.temperature != 1.0 else []
+        )
         if s.top_k:
             found.append(TopKLogitsWarper(s.top_k))
         if s.top_p < 1.0:
@@ -115,7 +120,12 @@ class World:
 
     def _bad_words(self) -> list[list[int]]:
         """Token ids of the words as they may stand in a text: at its start or within, in lower case or capitalised."""
-        forms = {f"{space}{form}" for w in self.settings.words for space in ("", " ") for form in (w, w.capitalize())}
+        forms = {
+            f"{space}{form}"
+            for w in self.settings.words
+            for space in ("", " ")
+            for form in (w, w.capitalize())
+        }
         found = (self.tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms))
         return [list(ids) for ids in {tuple(ids) for ids in found} if ids]
 

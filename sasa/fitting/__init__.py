@@ -1,6 +1,6 @@
 """The classifier-fitting stage: labelled texts -> a calibrated boundary with a held-out report."""
 
-from sasa.fitting.corpora import Corpus
+from sasa.data.corpus import Corpus
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
 from sasa.fitting.fit import Recipe, fit_boundary
 

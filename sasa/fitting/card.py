@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sasa.boundary import Boundary
-from sasa.files import write_atomically
+from sasa.core.boundary import Boundary
 from sasa.fitting.fairness import FIGURES
+from sasa.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,11 @@ def card(boundary: Boundary, plotted: bool = False, repository: str | None = Non
             "",
             *_identity_tax(report),
             *_audit(report),
-            *(["![margins of held-out texts and how far they can be trusted](margins.png)", ""] if plotted else []),
+            *(
+                ["![margins of held-out texts and how far they can be trusted](margins.png)", ""]
+                if plotted
+                else []
+            ),
             "Fit it again with `sasa fit --recipe recipe.toml --output DIR`. It reflects the labels it was fitted on, biases "
             "included, and it is no judge of anything but text like theirs.",
             "",
@@ -202,7 +206,9 @@ def plot(path: Path, margins: np.ndarray, labels: np.ndarray, scale: float, shif
     left, right = figure.subplots(1, 2)
     bins = np.linspace(margins.min(), margins.max(), int(np.clip(len(margins) ** 0.5, 10, 60)))
     for label, name, colour in ((1, "safe", "tab:blue"), (0, "unsafe", "tab:red")):
-        left.hist(margins[labels == label], bins, density=True, alpha=0.55, label=name, color=colour)
+        left.hist(
+            margins[labels == label], bins, density=True, alpha=0.55, label=name, color=colour
+        )
     left.axvline(-shift / scale, color="black", linewidth=1, linestyle=":", label="P(safe) = 0.5")
     left.set(xlabel="margin", ylabel="density", title="Held-out texts")
     left.legend(frameon=False)

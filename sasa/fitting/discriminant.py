@@ -44,14 +44,20 @@ class GaussianStatistics:
             ValueError: a shape that does not fit, another label, or a vector that is not finite.
         """
         vectors, labels = np.asarray(vectors, np.float64), np.asarray(labels)
-        if vectors.ndim != 2 or vectors.shape[1] != self.mean.shape[1] or labels.shape != vectors.shape[:1]:
+        if (
+            vectors.ndim != 2
+            or vectors.shape[1] != self.mean.shape[1]
+            or labels.shape != vectors.shape[:1]
+        ):
             raise ValueError(
                 f"expected vectors (n, {self.mean.shape[1]}) and labels (n,), got {vectors.shape} and {labels.shape}"
             )
         if not np.isin(labels, (0, 1)).all():
             raise ValueError("labels must be 0 or 1")
         if not np.isfinite(vectors).all():
-            raise ValueError("a vector is not finite: the model's hidden states overflow in this dtype")
+            raise ValueError(
+                "a vector is not finite: the model's hidden states overflow in this dtype"
+            )
         batch = GaussianStatistics.empty(vectors.shape[1])
         for c in (0, 1):
             mine = vectors[labels == c]
@@ -64,7 +70,9 @@ class GaussianStatistics:
     def merge(self, other: GaussianStatistics) -> GaussianStatistics:
         """Adds what another one has seen, in place."""
         if self.mean.shape != other.mean.shape:
-            raise ValueError(f"cannot merge statistics of {self.mean.shape[1]} and {other.mean.shape[1]} dimensions")
+            raise ValueError(
+                f"cannot merge statistics of {self.mean.shape[1]} and {other.mean.shape[1]} dimensions"
+            )
         self.scatter += other.scatter
         for c in (0, 1):
             total = self.count[c] + other.count[c]
@@ -85,9 +93,13 @@ class GaussianStatistics:
         """
         n, m = self.count.sum() - 2, other.count.sum() - 2
         middle = self.mean.mean(0)
-        half = ((1 - share) * (self.mean[1] - self.mean[0]) + share * (other.mean[1] - other.mean[0])) / 2
+        half = (
+            (1 - share) * (self.mean[1] - self.mean[0]) + share * (other.mean[1] - other.mean[0])
+        ) / 2
         scatter = ((1 - share) * self.scatter / n + share * other.scatter / m) * (n + m)
-        return GaussianStatistics(self.count + other.count - 1, np.stack([middle - half, middle + half]), scatter)
+        return GaussianStatistics(
+            self.count + other.count - 1, np.stack([middle - half, middle + half]), scatter
+        )
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
@@ -122,13 +134,17 @@ def linear_discriminant(
         ValueError: fewer than two vectors of a class, or a shrinkage outside [0, 1].
     """
     if (statistics.count < 2).any():
-        raise ValueError(f"each class needs at least two texts, got {statistics.count.astype(int).tolist()}")
+        raise ValueError(
+            f"each class needs at least two texts, got {statistics.count.astype(int).tolist()}"
+        )
     n = statistics.count.sum() - 2
     covariance = statistics.scatter / n
     if nuisance is not None:
         covariance = covariance + nuisance
     scale = np.sqrt(np.diag(covariance))
-    scale[scale == 0] = 1.0  # a constant dimension says nothing, and its row of correlations is zero
+    scale[scale == 0] = (
+        1.0  # a constant dimension says nothing, and its row of correlations is zero
+    )
     correlation = covariance / np.outer(scale, scale)
     if shrinkage == "auto":
         shrinkage = oracle_approximating_shrinkage(correlation, n)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import Boundary
-from sasa.embedding import embed
-from sasa.fitting.corpora import Corpus
+from sasa.core.boundary import Boundary
+from sasa.data.corpus import Corpus
+from sasa.models.embedding import embed
 
 Labelled: TypeAlias = "list[tuple[str, int]]"
 
@@ -40,12 +40,18 @@ def read(corpus: Corpus, seed: int = 0) -> Labelled:
     Raises:
         ValueError: no text names an identity term, or a text is a (prompt, response) pair.
     """
-    found = [(e.text, label) for e in corpus.examples(seed) if (label := corpus.label_of(e.score)) is not None]
+    found = [
+        (e.text, label)
+        for e in corpus.examples(seed)
+        if (label := corpus.label_of(e.score)) is not None
+    ]
     texts = [(text, label) for text, label in found if isinstance(text, str)]
     if len(texts) < len(found):
         raise ValueError(f"corpus {corpus.source}: an audit needs plain texts, not pairs")
     if not any(_named([text for text, _ in texts], TERMS).values()):
-        raise ValueError(f"corpus {corpus.source}: no text names one of the identity terms ({', '.join(TERMS[:4])}, …)")
+        raise ValueError(
+            f"corpus {corpus.source}: no text names one of the identity terms ({', '.join(TERMS[:4])}, …)"
+        )
     return texts
 
 
@@ -65,15 +71,22 @@ def audit(
     """
     boundary.check(model)
     if boundary.embedding.template == "chat":
-        raise ValueError("an audit reads plain texts, and this boundary was fitted with a chat template")
+        raise ValueError(
+            "an audit reads plain texts, and this boundary was fitted with a chat template"
+        )
     named, labels = [text for text, _ in texts], np.array([label for _, label in texts])
-    vectors = embed(model, tokenizer, named, boundary.embedding, batch_size=batch_size, progress=progress)
+    vectors = embed(
+        model, tokenizer, named, boundary.embedding, batch_size=batch_size, progress=progress
+    )
     margins = boundary.log_odds(boundary.to("cpu").margin(vectors)).numpy()
     return bias_metrics(margins, labels, named)
 
 
 def bias_metrics(
-    log_odds: NDArray[np.floating], labels: NDArray[np.integer], texts: Sequence[str], terms: Sequence[str] = TERMS
+    log_odds: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    texts: Sequence[str],
+    terms: Sequence[str] = TERMS,
 ) -> dict[str, Any]:
     """Per identity term, how well safe and unsafe texts are told apart (Borkan et al. 2019, section 4).
 
@@ -105,7 +118,9 @@ def bias_metrics(
             found[term][figure] = float(roc_auc_score(unsafe[kept], score[kept]))
         found[term]["fpr"] = float((score[own_safe] > 0).mean())
     if not found:
-        raise ValueError(f"no identity term has {LEAST} safe and {LEAST} unsafe texts: give more of them")
+        raise ValueError(
+            f"no identity term has {LEAST} safe and {LEAST} unsafe texts: give more of them"
+        )
     rates = [one["fpr"] for one in found.values()]
     worst = {}
     for figure in FIGURES:
@@ -123,7 +138,9 @@ def bias_metrics(
 
 def _named(texts: Sequence[str], terms: Sequence[str]) -> dict[str, list[int]]:
     """The texts that name each term; a longer term hides the shorter ones within it."""
-    pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(terms, key=len, reverse=True)))})\b", re.IGNORECASE)
+    pattern = re.compile(
+        rf"\b({'|'.join(map(re.escape, sorted(terms, key=len, reverse=True)))})\b", re.IGNORECASE
+    )
     found: dict[str, list[int]] = {term: [] for term in terms}
     for i, text in enumerate(texts):
         for term in {match.lower() for match in pattern.findall(text)}:

@@ -28,23 +28,28 @@ import torch
 import transformers
 from sklearn.base import ClassifierMixin
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    roc_auc_score,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import Boundary, EmbeddingSpec, ModelInfo
-from sasa.embedding import embed_stream
-from sasa.files import differences, read_json, write_atomically
+from sasa.core.boundary import Boundary, EmbeddingSpec, ModelInfo
+from sasa.core.settings import check_beta
+from sasa.core.shipped import FILE_NAME
+from sasa.data.corpus import Corpus, Example
 from sasa.fitting import fairness
-from sasa.fitting.corpora import Corpus, Example
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
 from sasa.fitting.identity import PEOPLE, identity_tax, load_people, name_covariance
-from sasa.fitting.own import Sources, own_statistics
-from sasa.lines import LOCK, alone
+from sasa.fitting.self_generated import Sources, own_statistics
+from sasa.models.embedding import embed_stream
 from sasa.models.states import check_ready
-from sasa.progress import progress_bar
-from sasa.settings import check_beta
-from sasa.shipped import FILE_NAME
-from sasa.spread import Spread, here
+from sasa.utils.files import differences, read_json, write_atomically
+from sasa.utils.jsonl import LOCK, alone
+from sasa.utils.parallel import Spread, here
+from sasa.utils.progress import progress_bar
 
 try:
     import tomllib
@@ -77,7 +82,7 @@ class Recipe:
         identity: how dearly the fit pays for a margin that moves with the names of groups in harmless sentences
             (`sasa.fitting.identity`): their covariance counts so many times beside that within the classes. 0 does not care.
         people: a file of such sentences, in another language, say; None for those that ship with the package.
-        own: share of the fit, in [0, 1), that what the model itself writes has (`sasa.fitting.own`): it goes on from the
+        own: share of the fit, in [0, 1), that what the model itself writes has (`sasa.fitting.self_generated`): it goes on from the
             openings of the texts, and a judge that has learnt from their scores labels what it wrote. Steering by
             it does more to what the model writes, for less perplexity (benchmarks/NOTES.md). 0 fits on people's texts alone.
         audit: labelled sentences that name identity terms, to measure on how the boundary treats them (`sasa.fitting.fairness`).
@@ -101,15 +106,25 @@ class Recipe:
     def __post_init__(self) -> None:
         check_beta(self.identity, "identity")
         if self.people is not None and not self.identity:
-            raise ValueError(f"people = {self.people!r} is for identity, which is 0 here: set it, or leave people out")
+            raise ValueError(
+                f"people = {self.people!r} is for identity, which is 0 here: set it, or leave people out"
+            )
         if not 0 <= self.own < 1:
-            raise ValueError(f"own must be in [0, 1), the share of the model's own text in the fit, got {self.own}")
+            raise ValueError(
+                f"own must be in [0, 1), the share of the model's own text in the fit, got {self.own}"
+            )
         if isinstance(self.depth, (list, tuple)):
             object.__setattr__(self, "depth", tuple(self.depth))
         if not all(0 <= depth <= 1 for depth in self.depths):
-            raise ValueError(f"depth must be in [0, 1], the share of the layers below, got {self.depth}")
-        if self.embedding.template == "chat" and any(corpus.source == "hh-rlhf" for corpus in self.corpora):
-            raise ValueError("hh-rlhf has dialogues with turns of their own: it does not go with template='chat'")
+            raise ValueError(
+                f"depth must be in [0, 1], the share of the layers below, got {self.depth}"
+            )
+        if self.embedding.template == "chat" and any(
+            corpus.source == "hh-rlhf" for corpus in self.corpora
+        ):
+            raise ValueError(
+                "hh-rlhf has dialogues with turns of their own: it does not go with template='chat'"
+            )
         if self.audit is not None and self.embedding.template == "chat":
             raise ValueError("an audit reads plain texts: it does not go with template='chat'")
         if not self.corpora:
@@ -124,7 +139,9 @@ class Recipe:
         values = dict(values)
         names = {f.name for f in fields(cls)} - {"corpora"} | {"corpus"}
         if unknown := set(values) - names:
-            raise ValueError(f"recipe: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(names))}")
+            raise ValueError(
+                f"recipe: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(names))}"
+            )
         try:
             corpora = tuple(Corpus(**corpus) for corpus in values.pop("corpus", ()))
             if "audit" in values:
@@ -154,24 +171,41 @@ class Recipe:
 
     @property
     def depths(self) -> tuple[float, ...]:
-        return () if self.depth is None else self.depth if isinstance(self.depth, tuple) else (self.depth,)
+        return (
+            ()
+            if self.depth is None
+            else self.depth
+            if isinstance(self.depth, tuple)
+            else (self.depth,)
+        )
 
     def for_model(self, model: PreTrainedModel) -> Recipe:
         """The recipe with the layer that `depth` means in this model."""
         if self.depth is None:
             return self
-        layers = tuple(round(depth * ModelInfo.of(model).num_hidden_layers) for depth in self.depths)
+        layers = tuple(
+            round(depth * ModelInfo.of(model).num_hidden_layers) for depth in self.depths
+        )
         return replace(self, embedding=replace(self.embedding, layer=layers), depth=None)
 
     def to_dict(self) -> dict[str, Any]:
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("corpora", "embedding")}
-        own = {name: value for name, value in own.items() if value is not None and value is not False}
+        own = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("corpora", "embedding")
+        }
+        own = {
+            name: value for name, value in own.items() if value is not None and value is not False
+        }
         for name in ("identity", "own"):
             if not own[name]:
                 del own[name]
         if self.audit is not None:
             own["audit"] = self.audit.to_dict()
-        return own | {"embedding": self.embedding.to_dict(), "corpus": [corpus.to_dict() for corpus in self.corpora]}
+        return own | {
+            "embedding": self.embedding.to_dict(),
+            "corpus": [corpus.to_dict() for corpus in self.corpora],
+        }
 
     def to_toml(self) -> str:
         import tomli_w
@@ -180,7 +214,9 @@ class Recipe:
 
     def part(self, group: str) -> Part:
         """Which part a group of texts belongs to: by its hash, so that a text never lies in two parts."""
-        digest = hashlib.blake2b(f"{self.seed}\0{group}".encode(errors="replace"), digest_size=8).digest()
+        digest = hashlib.blake2b(
+            f"{self.seed}\0{group}".encode(errors="replace"), digest_size=8
+        ).digest()
         share = int.from_bytes(digest, "big") / 2**64
         if share < self.test:
             return "test"
@@ -241,7 +277,11 @@ def fit_boundary(
     if classifier is None:
         linear_discriminant_check(recipe.shrinkage)
     sentences = fairness.read(recipe.audit, recipe.seed) if recipe.audit is not None else None
-    named = {use: load_people(use, recipe.people) for use in ("fit", "audit")} if recipe.identity else {}
+    named = (
+        {use: load_people(use, recipe.people) for use in ("fit", "audit")}
+        if recipe.identity
+        else {}
+    )
     for name in ("identity", "own"):
         if getattr(recipe, name) and classifier is not None:
             raise ValueError(f"{name} goes with the closed form, not with another classifier")
@@ -254,7 +294,17 @@ def fit_boundary(
         unfinished.mkdir(parents=True, exist_ok=True)
         stack.enter_context(alone(unfinished))
         work = Workspace.open(unfinished, recipe, content, model, classifier)
-        _embed_all(spread, model, tokenizer, recipe, work, sum(counts.values()), batch_size, save_every, progress)
+        _embed_all(
+            spread,
+            model,
+            tokenizer,
+            recipe,
+            work,
+            sum(counts.values()),
+            batch_size,
+            save_every,
+            progress,
+        )
         statistics, own, nuisance = work.statistics, None, None
         if sources:
             work.save(sum(counts.values()))  # writing takes longer than reading
@@ -286,7 +336,11 @@ def fit_boundary(
         report = {
             "test": metrics(margins["test"], labels, scale, shift),
             "test_by_corpus": by_corpus,
-            "texts": {f"{part}_{name}": counts[part, c] for part in PARTS for c, name in ((1, "safe"), (0, "unsafe"))},
+            "texts": {
+                f"{part}_{name}": counts[part, c]
+                for part in PARTS
+                for c, name in ((1, "safe"), (0, "unsafe"))
+            },
             "skipped": dict(skipped),
             **settings,
             "recipe": recipe.to_dict(),
@@ -314,7 +368,9 @@ def fit_boundary(
                 *(boundary, model, tokenizer, sentences), batch_size=batch_size, progress=progress
             )
         if named:
-            report["identity_tax"] = identity_tax(boundary, model, tokenizer, named["audit"], progress=progress)
+            report["identity_tax"] = identity_tax(
+                boundary, model, tokenizer, named["audit"], progress=progress
+            )
         if output is not None:
             from sasa.fitting.card import card, plot
 
@@ -343,7 +399,9 @@ def survey(recipe: Recipe) -> tuple[Counter[tuple[str, int]], Counter[str], str]
     for index, example, label in recipe.examples(skipped):
         if recipe.embedding.template == "chat" and isinstance(example.text, str):
             source = recipe.corpora[index].source
-            raise ValueError(f"template='chat' needs (prompt, response) pairs, and corpus {source} has plain texts")
+            raise ValueError(
+                f"template='chat' needs (prompt, response) pairs, and corpus {source} has plain texts"
+            )
         counts[recipe.part(example.group), label] += 1
         content.update(repr((index, example.text, label)).encode(errors="replace"))
     for part in PARTS:
@@ -368,18 +426,27 @@ class Workspace:
     The state file is the last to be written and says how much of every other file counts.
     """
 
-    def __init__(self, folder: Path, dimension: int, spills: tuple[Part, ...], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, dimension: int, spills: tuple[Part, ...], settings: dict[str, Any]
+    ) -> None:
         self.folder = folder
         self.settings = settings
         self.dimension = dimension
         self.spills = spills
-        self.done = self.added = 0  # texts that count if the fit is stopped, and texts that have been taken in
+        self.done = self.added = (
+            0  # texts that count if the fit is stopped, and texts that have been taken in
+        )
         self.rows = dict.fromkeys(spills, 0)
         self.statistics = GaussianStatistics.empty(dimension)
 
     @classmethod
     def open(
-        cls, folder: Path, recipe: Recipe, content: str, model: PreTrainedModel, classifier: ClassifierMixin | None
+        cls,
+        folder: Path,
+        recipe: Recipe,
+        content: str,
+        model: PreTrainedModel,
+        classifier: ClassifierMixin | None,
     ) -> Workspace:
         """A new workspace, or the one that an earlier call with the same settings has left."""
         spills: tuple[Part, ...] = ("calibration", "test") if classifier is None else PARTS
@@ -391,7 +458,9 @@ class Workspace:
             "spills": list(spills),
         }
         settings = json.loads(json.dumps(settings))  # as they come back from the file
-        work = cls(folder, ModelInfo.of(model).hidden_size * len(recipe.embedding.layers), spills, settings)
+        work = cls(
+            folder, ModelInfo.of(model).hidden_size * len(recipe.embedding.layers), spills, settings
+        )
         state = folder / "state.json"
         if state.is_file():
             saved = read_json(state)
@@ -402,11 +471,15 @@ class Workspace:
             work.done, work.rows = saved["done"], saved["rows"]
             work.added = work.done
             if work.done:
-                work.statistics = GaussianStatistics.load(folder / f"statistics-{work.done}.safetensors")
+                work.statistics = GaussianStatistics.load(
+                    folder / f"statistics-{work.done}.safetensors"
+                )
             for part in spills:  # rows that were written after the last save are read again
                 with open(work._file(part), "ab") as file:
                     if file.tell() < work.rows[part] * work._row_bytes:
-                        raise ValueError(f"{work._file(part)} has lost rows: delete {folder} to begin anew")
+                        raise ValueError(
+                            f"{work._file(part)} has lost rows: delete {folder} to begin anew"
+                        )
                     file.truncate(work.rows[part] * work._row_bytes)
         else:  # what a fit left that was never saved does not count
             folder.mkdir(parents=True, exist_ok=True)
@@ -486,7 +559,9 @@ def read_window(
         spills: the parts whose embeddings are kept.
         advance: is called with how many more texts have been read.
     """
-    found = Read(GaussianStatistics.empty(ModelInfo.of(model).hidden_size * len(recipe.embedding.layers)), {})
+    found = Read(
+        GaussianStatistics.empty(ModelInfo.of(model).hidden_size * len(recipe.embedding.layers)), {}
+    )
     stream = embed_stream(
         *(model, tokenizer, [example.text for _, example, _ in window], recipe.embedding),
         batch_size=batch_size,
@@ -526,7 +601,9 @@ def _embed_all(
     save_every: float,
     progress: bool,
 ) -> None:
-    stream = islice(recipe.examples(), work.done, None)  # what comes before was read before the fit was stopped
+    stream = islice(
+        recipe.examples(), work.done, None
+    )  # what comes before was read before the fit was stopped
     windows = iter(lambda: list(islice(stream, WINDOW)), [])
     saved = time.monotonic()
     with progress_bar("embedding", progress) as bar:
@@ -568,7 +645,9 @@ def _separate(
 
 
 def _margins(rows: np.ndarray, weight: np.ndarray, bias: float) -> np.ndarray:
-    return np.concatenate([rows[i : i + 4096, 2:] @ weight + bias for i in range(0, len(rows), 4096)])
+    return np.concatenate(
+        [rows[i : i + 4096, 2:] @ weight + bias for i in range(0, len(rows), 4096)]
+    )
 
 
 def calibrate(margins: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -578,7 +657,9 @@ def calibrate(margins: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         ValueError: larger margins do not mean safer texts here: the boundary has no signal.
     """
     spread = float(margins.std()) or 1.0
-    platt = LogisticRegression(C=1e3, class_weight="balanced").fit(margins[:, None] / spread, labels)
+    platt = LogisticRegression(C=1e3, class_weight="balanced").fit(
+        margins[:, None] / spread, labels
+    )
     scale, shift = float(platt.coef_[0, 0] / spread), float(platt.intercept_[0])
     if scale <= 0:
         auc = roc_auc_score(labels, margins)
@@ -588,12 +669,17 @@ def calibrate(margins: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return scale, shift
 
 
-def metrics(margins: np.ndarray, labels: np.ndarray, scale: float, shift: float) -> dict[str, float | int]:
+def metrics(
+    margins: np.ndarray, labels: np.ndarray, scale: float, shift: float
+) -> dict[str, float | int]:
     """Held-out figures; unsafe is the class to be found. Accuracy, too, is that of the calibrated margin.
 
     The expected calibration error weighs both classes the same, as the calibration does.
     """
-    counts: dict[str, float | int] = {"safe": int((labels == 1).sum()), "unsafe": int((labels == 0).sum())}
+    counts: dict[str, float | int] = {
+        "safe": int((labels == 1).sum()),
+        "unsafe": int((labels == 0).sum()),
+    }
     if not all(counts.values()):
         return counts
     log_odds = scale * margins + shift
@@ -607,9 +693,13 @@ def metrics(margins: np.ndarray, labels: np.ndarray, scale: float, shift: float)
     }
 
 
-def expected_calibration_error(probability: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
+def expected_calibration_error(
+    probability: np.ndarray, labels: np.ndarray, bins: int = 10
+) -> float:
     """Mean |confidence - frequency| over equally wide bins of P(safe), both classes weighing the same (Guo et al. 2017)."""
-    weight = np.where(labels == 1, 0.5 / max(1, (labels == 1).sum()), 0.5 / max(1, (labels == 0).sum()))
+    weight = np.where(
+        labels == 1, 0.5 / max(1, (labels == 1).sum()), 0.5 / max(1, (labels == 0).sum())
+    )
     index = np.minimum((probability * bins).astype(int), bins - 1)
     gaps = np.bincount(index, weight * (probability - labels), bins)
     return float(np.abs(gaps).sum())

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import Boundary, EmbeddingSpec, Text
-from sasa.embedding import embed_each_prefix, length_batches, tokenize
-from sasa.progress import progress_bar
-from sasa.settings import BETA, PRIOR, VALUE
-from sasa.tables import local
-from sasa.tax import Reading, read, taxes
-from sasa.values import Steering
+from sasa.core.boundary import Boundary, EmbeddingSpec, Text
+from sasa.core.settings import BETA, PRIOR, VALUE
+from sasa.core.values import Steering
+from sasa.data.tables import local
+from sasa.decoding.cost import Reading, read, taxes
+from sasa.models.embedding import embed_each_prefix, length_batches, tokenize
+from sasa.utils.progress import progress_bar
 
 try:
     import tomllib
@@ -55,7 +55,9 @@ class Sentences:
                 raise ValueError(f"sentences about people need {name}")
         for template in self.templates:
             if template.count("{}") != 1:
-                raise ValueError(f"a template has one {{}} where a group's name goes, got {template!r}")
+                raise ValueError(
+                    f"a template has one {{}} where a group's name goes, got {template!r}"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,7 +66,8 @@ class Sentences:
     def filled(self, template: str) -> list[str]:
         """One sentence for each of `names`."""
         return [
-            template.format(name[0].upper() + name[1:] if template.startswith("{}") else name) for name in self.names
+            template.format(name[0].upper() + name[1:] if template.startswith("{}") else name)
+            for name in self.names
         ]
 
 
@@ -108,7 +111,9 @@ def name_covariance(
     with progress_bar("names of groups", progress) as bar:
         task = bar.add_task("names of groups", total=len(templates))
         for part, template in templates:
-            encoded = [tokenize(tokenizer, _said(text, spec), spec) for text in part.filled(template)]
+            encoded = [
+                tokenize(tokenizer, _said(text, spec), spec) for text in part.filled(template)
+            ]
             places = _common_ending([ids for ids, _ in encoded]) + 1 if prefixes else 1
             states = torch.empty(len(encoded), places, size)
             for batch in length_batches([len(ids) for ids, _ in encoded], batch_size, MAX_TOKENS):
@@ -116,7 +121,11 @@ def name_covariance(
                 firsts = [len(each) - places for each in ids]
                 ((_, vectors),) = embed_each_prefix(model, ids, [starts], [spec], firsts)
                 states[torch.tensor(batch)] = vectors.cpu().view(len(batch), places, size)
-            moved = (states[: len(part.groups)] - states[len(part.groups) :].mean(0)).flatten(0, 1).double()
+            moved = (
+                (states[: len(part.groups)] - states[len(part.groups) :].mean(0))
+                .flatten(0, 1)
+                .double()
+            )
             total += moved.T @ moved
             count += len(moved)
             bar.advance(task)
@@ -136,7 +145,9 @@ class About:
     lengths: list[int]
 
     @classmethod
-    def of(cls, sentences: Sequence[Sentences], tokenizer: PreTrainedTokenizerBase, spec: EmbeddingSpec) -> About:
+    def of(
+        cls, sentences: Sequence[Sentences], tokenizer: PreTrainedTokenizerBase, spec: EmbeddingSpec
+    ) -> About:
         made = cls([], [], [], [], [])
         templates = [(part, template) for part in sentences for template in part.templates]
         for number, (part, template) in enumerate(templates):
@@ -211,11 +222,13 @@ def identity_tax(
         ValueError: a setting out of range, or a boundary for another model.
     """
     steering = Steering.of(boundary, beta, value, prior)
-    about = About.of(load_people("audit") if sentences is None else sentences, tokenizer, boundary.embedding)
-    reading = read(model, tokenizer, about.texts, boundary, top_k=top_k, progress=progress)
-    return {"settings": {"beta": beta, "value": value, "prior": prior, "top_k": top_k}} | about.figures(
-        reading, steering
+    about = About.of(
+        load_people("audit") if sentences is None else sentences, tokenizer, boundary.embedding
     )
+    reading = read(model, tokenizer, about.texts, boundary, top_k=top_k, progress=progress)
+    return {
+        "settings": {"beta": beta, "value": value, "prior": prior, "top_k": top_k}
+    } | about.figures(reading, steering)
 
 
 def _said(sentence: str, spec: EmbeddingSpec) -> Text:

@@ -27,15 +27,21 @@ def inputs_beside_ids(model: PreTrainedModel, inputs: dict[str, Any]) -> list[st
     and their mask, by name.
     """
     found = [
-        f"the input {name}" for name, value in inputs.items() if name not in FOLLOWED and _says(model, name, value)
+        f"the input {name}"
+        for name, value in inputs.items()
+        if name not in FOLLOWED and _says(model, name, value)
     ]
     mask, places = inputs.get("attention_mask"), inputs.get("position_ids")
     if places is not None and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
         mask = places.new_ones(places.shape[-1]) if mask is None else mask
-        if mask.shape[-1] == places.shape[-1] and bool(((positions(mask) != places) & mask.bool()).any()):
+        if mask.shape[-1] == places.shape[-1] and bool(
+            ((positions(mask) != places) & mask.bool()).any()
+        ):
             found.append("position_ids of one's own")
     if (maker := other_maker(model)) is not None:
-        found.append(f"inputs that {type(maker).__name__} makes, such as the virtual tokens of prompt tuning")
+        found.append(
+            f"inputs that {type(maker).__name__} makes, such as the virtual tokens of prompt tuning"
+        )
     return found
 
 
@@ -62,7 +68,9 @@ def is_filled(cache: Any) -> bool:
     """Whether a cache of `generate()`'s, of keys and values or of states, holds something already."""
     if cache is None:
         return False
-    states = [getattr(layer, "has_previous_state", None) or {} for layer in getattr(cache, "layers", ())]
+    states = [
+        getattr(layer, "has_previous_state", None) or {} for layer in getattr(cache, "layers", ())
+    ]
     if all(states) and states:  # it has no length
         return any(any(layer.values()) for layer in states)
     return cache.get_seq_length() > 0
@@ -73,7 +81,8 @@ def check_model(model: PreTrainedModel, ids: Tensor | None = None) -> None:
     are on another.
     """
     if any(
-        getattr(config, "is_prompt_learning", False) for config in (getattr(model, "peft_config", None) or {}).values()
+        getattr(config, "is_prompt_learning", False)
+        for config in (getattr(model, "peft_config", None) or {}).values()
     ):
         raise ValueError(
             "the model puts virtual tokens before a text (peft's prompt tuning and its kin), which the look-ahead does not "
@@ -91,4 +100,6 @@ def check_model(model: PreTrainedModel, ids: Tensor | None = None) -> None:
             "device_map={'': 0}"
         )
     if ids is not None and ids.device != model.device:
-        raise ValueError(f"input_ids are on {ids.device} and the model is on {model.device}: give ids.to(model.device)")
+        raise ValueError(
+            f"input_ids are on {ids.device} and the model is on {model.device}: give ids.to(model.device)"
+        )

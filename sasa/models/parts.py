@@ -28,7 +28,9 @@ STATES_BY_NUMBER = Version(transformers.__version__) >= Version("5.23")
 first. Releases of transformers before 5.23 that take such a list count a layer's output from 0: of them all are asked for.
 """
 
-_found: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[int, bool], bool]] = weakref.WeakKeyDictionary()
+_found: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[int, bool], bool]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def first_layers(model: PreTrainedModel, depth: int) -> Any | None:
@@ -108,7 +110,9 @@ def _part(model: PreTrainedModel, depth: int, upper: bool) -> Any:
         part._modules |= {stack: every[:depth], norms[0]: nn.Identity()}
         return part
     part._modules[stack] = every[depth:]
-    if kinds := getattr(decoder.config, "layer_types", None):  # looked up by a layer's place in the list
+    if kinds := getattr(
+        decoder.config, "layer_types", None
+    ):  # looked up by a layer's place in the list
         part.config = copy.copy(decoder.config)
         part.config.layer_types = kinds[depth:]
     return part
@@ -123,12 +127,18 @@ def _agrees(model: PreTrainedModel, depth: int, upper: bool) -> bool:
         whole = decoder(input_ids=ids, output_hidden_states=some_states([depth]), **inputs)
         state = whole.hidden_states[depth]
         part = _part(model, depth, upper)
-        found = part(**({"inputs_embeds": state} if upper else {"input_ids": ids}), **inputs).last_hidden_state
-    except Exception as error:  # whatever a decoder of another make finds wrong with it; whole, it is read as ever
+        found = part(
+            **({"inputs_embeds": state} if upper else {"input_ids": ids}), **inputs
+        ).last_hidden_state
+    except (
+        Exception
+    ) as error:  # whatever a decoder of another make finds wrong with it; whole, it is read as ever
         logger.info("%s is read whole: %s: %s", type(model).__name__, type(error).__name__, error)
         return False
     wanted = (whole.last_hidden_state if upper else state).float()
-    tolerance = 1e-4 if torch.finfo(state.dtype).eps < 1e-6 else 1e-2  # the same operations on the same numbers
+    tolerance = (
+        1e-4 if torch.finfo(state.dtype).eps < 1e-6 else 1e-2
+    )  # the same operations on the same numbers
     if found.shape != wanted.shape:
         return False
     # Token by token: a first token's state may be a hundred times as long as the others'.

@@ -41,9 +41,9 @@ MAX_ROWS = 64
 PLAIN = (Tensor, nn.Parameter)
 """Subclasses (quantised, distributed, traced) may have no memory of their own."""
 
-_forwards: weakref.WeakKeyDictionary[nn.Module, list[tuple[nn.Linear, Callable[[Tensor], Tensor]]]] = (
-    weakref.WeakKeyDictionary()
-)
+_forwards: weakref.WeakKeyDictionary[
+    nn.Module, list[tuple[nn.Linear, Callable[[Tensor], Tensor]]]
+] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -129,7 +129,9 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     x = x.contiguous()
     y = x.new_empty(*shape, n)
     given = None if bias is None else bias.data_ptr()
-    compiled(x.data_ptr(), weight.data_ptr(), given, y.data_ptr(), rows, k, n, torch.get_num_threads())
+    compiled(
+        x.data_ptr(), weight.data_ptr(), given, y.data_ptr(), rows, k, n, torch.get_num_threads()
+    )
     return y
 
 
@@ -165,7 +167,14 @@ def _compiled() -> Path:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "gcc", "cc"))))
     # The threads must be PyTorch's: a second pool would wait, spinning, on the same cores.
     threads = next((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), None)
-    about = [SOURCE.read_text(), compiler, str(threads), platform.machine(), sysconfig.get_platform(), _processor()]
+    about = [
+        SOURCE.read_text(),
+        compiler,
+        str(threads),
+        platform.machine(),
+        sysconfig.get_platform(),
+        _processor(),
+    ]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
     target = cache_dir() / "kernels" / f"skinny-{key}.so"
     if target.exists():
@@ -174,9 +183,20 @@ def _compiled() -> Path:
     tune = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made, objects = Path(folder) / "skinny.so", Path(folder) / "skinny.o"
-        run = functools.partial(subprocess.run, check=True, capture_output=True, text=True, timeout=120)
+        run = functools.partial(
+            subprocess.run, check=True, capture_output=True, text=True, timeout=120
+        )
         run([compiler, "-O3", tune, "-fPIC", "-fopenmp", "-c", str(SOURCE), "-o", str(objects)])
-        run([compiler, "-shared", str(objects), "-o", str(made), str(threads) if threads else "-fopenmp"])
+        run(
+            [
+                compiler,
+                "-shared",
+                str(objects),
+                "-o",
+                str(made),
+                str(threads) if threads else "-fopenmp",
+            ]
+        )
         made.replace(target)
     return target
 

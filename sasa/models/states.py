@@ -92,8 +92,12 @@ def context_window(model: PreTrainedModel) -> int | None:
 def check_ready(model: PreTrainedModel, *layers: int) -> None:
     """Raises ValueError where the model is in training mode or has no such hidden states."""
     if model.training:
-        raise ValueError("the model is in training mode, where dropout blurs its states: call model.eval() first")
+        raise ValueError(
+            "the model is in training mode, where dropout blurs its states: call model.eval() first"
+        )
     depth = depth_of(model)
     for layer in layers:
         if not -depth - 1 <= layer <= depth:
-            raise ValueError(f"layer must be in [{-depth - 1}, {depth}] for this model, got {layer}")
+            raise ValueError(
+                f"layer must be in [{-depth - 1}, {depth}] for this model, got {layer}"
+            )

@@ -23,14 +23,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import EmbeddingSpec, ModelInfo
+from sasa.core.boundary import EmbeddingSpec, ModelInfo
+from sasa.decoding.generate import completion_text, encode_prompts
+from sasa.decoding.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.scorers import Scorer, checked_scores
-from sasa.files import write_atomically
-from sasa.generation import completion_text, encode_prompts
-from sasa.lines import alone
 from sasa.models.states import check_ready
-from sasa.progress import figures_bar
 from sasa.redteam.curiosity import advantages, choose_examples, few_shot, rewards
 from sasa.redteam.encoder import Encoder, encoder
 from sasa.redteam.hits import EMPTY, is_hit
@@ -38,10 +36,12 @@ from sasa.redteam.novelty import Cosine, SelfBLEU
 from sasa.redteam.settings import TERMS, RedTeam
 from sasa.redteam.store import Attempts
 from sasa.redteam.targets import Reply, Target, check_target
-from sasa.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.training.checkpoint import newest, restore, save
 from sasa.training.folder import CHECKPOINTS, base_name, check_packages, save_adapter
 from sasa.training.models import ADAPTERS, POLICY, PRIOR, Models
+from sasa.utils.files import write_atomically
+from sasa.utils.jsonl import alone
+from sasa.utils.progress import figures_bar
 
 ATTACKER = "attacker"
 OPEN = "cases", "save_steps"
@@ -99,13 +99,17 @@ def red_team(
         raise ValueError("contexts are empty: an attacker needs something to write from")
     check_ready(model)
     if getattr(target, "model", None) is model:
-        raise ValueError("the attacker learns: load it a second time, as another object than the target's model")
+        raise ValueError(
+            "the attacker learns: load it a second time, as another object than the target's model"
+        )
     if settings.trains and settings.lora:
         check_packages("peft", extra="redteam")
     if keep_attacker and not settings.trains:
         raise ValueError(f"{settings.method} trains no attacker that could be kept")
     base = base_name(model, base, settings.lora) if keep_attacker else ""
-    encode_prompts(model, tokenizer, contexts, EmbeddingSpec(), settings.chat, settings.max_new_tokens)
+    encode_prompts(
+        model, tokenizer, contexts, EmbeddingSpec(), settings.chat, settings.max_new_tokens
+    )
     embed = embed or encoder(device=str(model.device))
     about = _about(target, model, contexts, judges, settings, embed, naturalness)
     folder = Attempts.begin(output, about).folder
@@ -117,7 +121,9 @@ def red_team(
             shutil.rmtree(folder / ATTACKER, ignore_errors=True)  # what it was before it went on
         elif not keep_attacker or (folder / ATTACKER / "README.md").exists():
             return store
-        attacker = Attacker(target, model, tokenizer, contexts, judges, settings, embed, naturalness, store)
+        attacker = Attacker(
+            target, model, tokenizer, contexts, judges, settings, embed, naturalness, store
+        )
         try:
             attacker.run(progress)
             if keep_attacker:
@@ -151,7 +157,12 @@ class Attacker:
         naturalness: Scorer | None,
         store: Attempts,
     ) -> None:
-        self.target, self.model, self.tokenizer, self.contexts = target, model, tokenizer, list(contexts)
+        self.target, self.model, self.tokenizer, self.contexts = (
+            target,
+            model,
+            tokenizer,
+            list(contexts),
+        )
         self.judges, self.settings, self.embed, self.naturalness, self.store = (
             judges,
             settings,
@@ -167,7 +178,9 @@ class Attacker:
             self.models = Models(model, settings.lora, proposal=False, seed=settings.seed)
             weights = self.models.weights(POLICY)
             rate = settings.learning_rate or 0.0
-            self.learners = {POLICY: (weights, torch.optim.AdamW(weights.values(), lr=rate, weight_decay=0.0))}
+            self.learners = {
+                POLICY: (weights, torch.optim.AdamW(weights.values(), lr=rate, weight_decay=0.0))
+            }
 
     def run(self, progress: bool) -> None:
         """All steps that are still to be done."""
@@ -202,7 +215,9 @@ class Attacker:
         """
         s = self.settings
         contexts = self._contexts_of(number)
-        ids = encode_prompts(self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens)
+        ids = encode_prompts(
+            self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens
+        )
         seed = seed_of(s.seed, number)
         with self._use(POLICY) as policy, torch.no_grad():
             rows = sample(policy, ids, s.samples, s.max_new_tokens, seed, self.stop, s.temperature)
@@ -214,7 +229,10 @@ class Attacker:
         if s.trains:
             with self._use(PRIOR) as prior, torch.no_grad():
                 log_p0 = log_probs(prior, ids, rows, s.temperature).sum(1).double().cpu().numpy()
-        attacks = [self._attack(contexts[i // s.samples], ids[i // s.samples], row) for i, row in enumerate(rows)]
+        attacks = [
+            self._attack(contexts[i // s.samples], ids[i // s.samples], row)
+            for i, row in enumerate(rows)
+        ]
         replies = self._ask(attacks, seed_of(s.seed, "replies", number))
         vectors = self.embed(attacks)
         self_bleu, cosine = self._remember(attacks, vectors)
@@ -225,7 +243,14 @@ class Attacker:
             for i, score in zip(answered, given, strict=True):
                 scores[i][judge.name] = round(float(score), 6)
         toxicity = [of_row.get(self.judges[0].name, 0.0) for of_row in scores]
-        columns = [toxicity, self._natural(attacks, rows, log_p0), self_bleu, cosine, log_p - log_p0, log_p]
+        columns = [
+            toxicity,
+            self._natural(attacks, rows, log_p0),
+            self_bleu,
+            cosine,
+            log_p - log_p0,
+            log_p,
+        ]
         terms = {name: np.round(column, 6) for name, column in zip(TERMS, columns, strict=True)}
         total = rewards(terms, s)
         # a target's failure says nothing about the attack; an empty attack is the attacker's own
@@ -239,7 +264,9 @@ class Attacker:
                 "reply": replies[i].text,
                 "error": replies[i].error,
                 "scores": scores[i],
-                "terms": {name: float(column[i]) if counts[i] else None for name, column in terms.items()},
+                "terms": {
+                    name: float(column[i]) if counts[i] else None for name, column in terms.items()
+                },
                 "reward": round(float(total[i]), 6) if counts[i] else None,
             }
             for i in range(len(rows))
@@ -258,7 +285,9 @@ class Attacker:
         weights, optimizer = self.learners[POLICY]
         for weight in weights.values():
             weight.grad = None
-        gains = torch.from_numpy(advantages([record["reward"] for record in records], s.samples)).float()
+        gains = torch.from_numpy(
+            advantages([record["reward"] for record in records], s.samples)
+        ).float()
         size = max(1, s.batch_size // s.samples) * s.samples
         for first in range(0, len(records), size):
             part = records[first : first + size]
@@ -273,7 +302,9 @@ class Attacker:
         """Log-probabilities (N,), differentiable, of attacks on record."""
         s = self.settings
         contexts = [record["context"] for record in part[:: s.samples]]
-        ids = encode_prompts(self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens)
+        ids = encode_prompts(
+            self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens
+        )
         return log_probs(policy, ids, [record["tokens"] for record in part], s.temperature).sum(1)
 
     def save(self, folder: Path, base: str) -> None:
@@ -293,7 +324,9 @@ class Attacker:
 
     def _recent_toxicity(self, number: int) -> float:
         """The mean over the last ten steps."""
-        records = self.store.records[max(0, number - 9) * self.store.rows : (number + 1) * self.store.rows]
+        records = self.store.records[
+            max(0, number - 9) * self.store.rows : (number + 1) * self.store.rows
+        ]
         found = [record["terms"]["toxicity"] for record in records if record["reward"] is not None]
         return sum(found) / max(1, len(found))
 
@@ -303,11 +336,16 @@ class Attacker:
     def _contexts_of(self, number: int) -> list[str]:
         """The contexts of a step; for few-shot, with examples."""
         s, size = self.settings, self.settings.contexts_per_step
-        found = [self.contexts[i] for i in in_rounds(len(self.contexts), size, number, s.seed, "contexts")]
+        found = [
+            self.contexts[i]
+            for i in in_rounds(len(self.contexts), size, number, s.seed, "contexts")
+        ]
         if s.method == "few-shot":
             for i, context in enumerate(found):
                 seed = seed_of(s.seed, "shots", number * size + i)
-                if examples := choose_examples(self.store.records, self.judges[0].name, s.shots, seed):
+                if examples := choose_examples(
+                    self.store.records, self.judges[0].name, s.shots, seed
+                ):
                     found[i] = few_shot(context, examples)
         return found
 
@@ -320,11 +358,17 @@ class Attacker:
     def _ask(self, attacks: list[str], seed: int) -> list[Reply]:
         asked = [i for i, attack in enumerate(attacks) if attack]
         replies = [Reply(None, EMPTY)] * len(attacks)
-        for i, reply in zip(asked, self.target.reply([attacks[i] for i in asked], seed) if asked else [], strict=True):
+        for i, reply in zip(
+            asked,
+            self.target.reply([attacks[i] for i in asked], seed) if asked else [],
+            strict=True,
+        ):
             replies[i] = reply
         if asked and all(replies[i].error is not None for i in asked):
             try:
-                check_target(self.target)  # it may have no answer to these attacks, or no answer at all any more
+                check_target(
+                    self.target
+                )  # it may have no answer to these attacks, or no answer at all any more
             except OSError as error:
                 raise OSError(
                     f"{error}, after attacks went without an answer, too. What was tried before is on record: the same command "
@@ -335,7 +379,9 @@ class Attacker:
     def _natural(self, attacks: list[str], rows: list[list[int]], log_p0: Any) -> Any:
         if self.naturalness is not None:
             return checked_scores(self.naturalness, attacks)
-        return np.clip(log_p0 / np.array([len(row) for row in rows]) + self.settings.surprise, -1.0, 0.0)
+        return np.clip(
+            log_p0 / np.array([len(row) for row in rows]) + self.settings.surprise, -1.0, 0.0
+        )
 
     def _remember(self, attacks: list[str], vectors: Any) -> tuple[Any, Any]:
         """Novelty of attacks against all before them, which they are then part of."""
@@ -355,7 +401,9 @@ def _about(
 ) -> dict[str, Any]:
     named = [naturalness] if naturalness is not None else []
     return {
-        "settings": {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in OPEN},
+        "settings": {
+            f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in OPEN
+        },
         "rows": settings.rows,
         "target": target.about,
         "attacker": {
@@ -370,10 +418,17 @@ def _about(
         "judges": [{"name": judge.name, "version": judge.version} for judge in judges],
         "encoder": {"name": embed.name, "version": embed.version, "size": embed.size},
         "naturalness": [{"name": judge.name, "version": judge.version} for judge in named],
-        "versions": {name: importlib.metadata.version(name) for name in ("sasa-decoding", "torch", "transformers")},
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("sasa-decoding", "torch", "transformers")
+        },
     }
 
 
 def _line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens with a line's end in them: an attack is one line."""
-    return [i for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])) if "\n" in text]
+    return [
+        i
+        for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))]))
+        if "\n" in text
+    ]

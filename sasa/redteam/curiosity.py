@@ -67,7 +67,9 @@ def few_shot(context: str, examples: Sequence[str]) -> str:
     return f"{item[1]}{items}{len(examples) + 1}.{item[2]}"
 
 
-def choose_examples(records: Sequence[Mapping[str, Any]], judge: str, count: int, seed: int) -> list[str]:
+def choose_examples(
+    records: Sequence[Mapping[str, Any]], judge: str, count: int, seed: int
+) -> list[str]:
     """Earlier attacks to show, distinct, drawn in proportion to exp(toxicity / 0.1) (Perez et al. 2022, section 3.1)."""
     known: dict[str, float] = {}
     for record in records:
@@ -75,5 +77,8 @@ def choose_examples(records: Sequence[Mapping[str, Any]], judge: str, count: int
             known[record["attack"]] = max(record["scores"][judge], known.get(record["attack"], 0.0))
     draw = random.Random(seed)
     # the greatest of log-weight + Gumbel noise: a draw without replacement
-    keys = {attack: score / 0.1 - math.log(-math.log(draw.random() or 0.5)) for attack, score in known.items()}
+    keys = {
+        attack: score / 0.1 - math.log(-math.log(draw.random() or 0.5))
+        for attack, score in known.items()
+    }
     return sorted(keys, key=lambda attack: -keys[attack])[:count]

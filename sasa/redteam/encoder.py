@@ -32,7 +32,9 @@ class Encoder:
     function: Callable[[Sequence[str]], NDArray[np.float32]]
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return np.asarray(self.function(list(texts)), dtype=np.float32).reshape(len(texts), self.size)
+        return np.asarray(self.function(list(texts)), dtype=np.float32).reshape(
+            len(texts), self.size
+        )
 
 
 def encoder(name: str | None = None, device: str | None = None) -> Encoder:
@@ -46,7 +48,9 @@ def encoder(name: str | None = None, device: str | None = None) -> Encoder:
         OSError: the model is neither here nor on the Hub.
     """
     if importlib.util.find_spec("sentence_transformers") is None:
-        raise ImportError("novelty needs sentence-transformers: pip install 'sasa-decoding[redteam]'")
+        raise ImportError(
+            "novelty needs sentence-transformers: pip install 'sasa-decoding[redteam]'"
+        )
     from sentence_transformers import SentenceTransformer
 
     source, version = name or DEFAULT_ENCODER, ""
@@ -63,7 +67,11 @@ def encoder(name: str | None = None, device: str | None = None) -> Encoder:
 
     def function(texts: Sequence[str]) -> NDArray[np.float32]:
         found = model.encode(
-            list(texts), batch_size=64, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            list(texts),
+            batch_size=64,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
         )
         return np.asarray(found, dtype=np.float32)
 

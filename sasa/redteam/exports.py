@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sasa.files import write_atomically
 from sasa.redteam.hits import Hit, find_hits, part_of
 from sasa.redteam.settings import HIT
 from sasa.redteam.store import Attempts
+from sasa.utils.files import write_atomically
 
 PROBE = "sasa.redteam"
 
@@ -50,7 +50,9 @@ def export(
         return len(rows)
     hits = part_of(find_hits(store, threshold), clusters)
     if not hits:
-        raise ValueError(f"{store.folder} has no hit at {threshold:g} in {clusters} clusters: nothing was written")
+        raise ValueError(
+            f"{store.folder} has no hit at {threshold:g} in {clusters} clusters: nothing was written"
+        )
     write_atomically(Path(output), HITS[form](store, hits))
     return len(hits)
 
@@ -58,7 +60,10 @@ def export(
 def _prompts(store: Attempts, hits: list[Hit]) -> str:
     return _lines(
         {
-            "prompt": {"text": hit.record["attack"], "toxicity": min(hit.record["scores"].values())},
+            "prompt": {
+                "text": hit.record["attack"],
+                "toxicity": min(hit.record["scores"].values()),
+            },
             "input": hit.record["attack"],
             "label": f"cluster {hit.cluster}",
         }
@@ -74,7 +79,10 @@ def _garak(store: Attempts, hits: list[Hit]) -> str:
     return _lines(
         {
             "goal": "make the target answer in a toxic way",
-            "prompt": {"turns": [{"role": "user", "content": _message(hit.record["attack"])}], "notes": {}},
+            "prompt": {
+                "turns": [{"role": "user", "content": _message(hit.record["attack"])}],
+                "notes": {},
+            },
             "output": _message(hit.record["reply"]),
             "triggers": None,
             "score": score,
@@ -93,7 +101,14 @@ def _garak(store: Attempts, hits: list[Hit]) -> str:
 
 
 def _message(text: str) -> dict[str, Any]:
-    return {"text": text, "lang": None, "data_path": None, "data_type": None, "data_checksum": None, "notes": {}}
+    return {
+        "text": text,
+        "lang": None,
+        "data_path": None,
+        "data_type": None,
+        "data_checksum": None,
+        "notes": {},
+    }
 
 
 def _csv(store: Attempts, hits: list[Hit]) -> str:

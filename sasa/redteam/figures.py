@@ -50,7 +50,9 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
     if not records:
         raise ValueError(f"{store.folder} holds no attempts yet")
     failed = [str(record["error"]) for record in records if record["error"] not in (None, EMPTY)]
-    sides = {name: [name] for name in store.judges} | ({ALL: store.judges} if len(store.judges) > 1 else {})
+    sides = {name: [name] for name in store.judges} | (
+        {ALL: store.judges} if len(store.judges) > 1 else {}
+    )
     by_side = {name: find_hits(store, threshold, judges) for name, judges in sides.items()}
     found: dict[str, Any] = {
         "name": store.folder.resolve().name,
@@ -64,7 +66,9 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
         "empty": sum(record["error"] == EMPTY for record in records),
         "distinct": len({normalise(record["attack"]) for record in records}),
         "errors": dict(Counter(error.split(":")[0] for error in failed)),
-        "judges": {name: _side(store, judges, threshold, by_side[name]) for name, judges in sides.items()},
+        "judges": {
+            name: _side(store, judges, threshold, by_side[name]) for name, judges in sides.items()
+        },
         "agreement": [
             _agreement(store, one, other, threshold)
             for one, other in combinations(store.judges, 2)
@@ -83,7 +87,9 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> dict
             "scores": hit.record["scores"],
             "case": hit.place + 1,
         }
-        for hit in sorted((hit for hit in hits if hit.head), key=lambda hit: (-sizes[hit.cluster], hit.place))[:HEADS]
+        for hit in sorted(
+            (hit for hit in hits if hit.head), key=lambda hit: (-sizes[hit.cluster], hit.place)
+        )[:HEADS]
     ]
     return found
 
@@ -100,7 +106,10 @@ def _side(store: Attempts, judges: list[str], threshold: float, hits: list[Hit])
         "hits": len(hits),
         "clusters": len(heads),
         "quality": [float((there >= tau).mean()) if len(there) else math.nan for tau in THRESHOLDS],
-        "diversity": [_diversity(store, np.flatnonzero(scores >= tau), seed) for seed, tau in enumerate(THRESHOLDS)],
+        "diversity": [
+            _diversity(store, np.flatnonzero(scores >= tau), seed)
+            for seed, tau in enumerate(THRESHOLDS)
+        ],
         "curve": {
             "cases": ends.tolist(),
             "hits": [int((places < end).sum()) for end in ends],
@@ -114,26 +123,40 @@ def _diversity(store: Attempts, places: NDArray[np.int64], seed: int) -> dict[st
     if len(places) < 2:
         return {"n": len(places), "self_bleu": None, "cosine": None}
     draw = np.random.default_rng(seed)
-    subsets = [draw.choice(places, SUBSET, replace=False) for _ in range(DRAWS)] if len(places) > SUBSET else [places]
+    subsets = (
+        [draw.choice(places, SUBSET, replace=False) for _ in range(DRAWS)]
+        if len(places) > SUBSET
+        else [places]
+    )
     words, meanings = [], []
     for subset in subsets:
         words.append(1 - mutual_bleu([store.records[i]["attack"] for i in subset]).mean())
         vectors = store.vectors[subset].astype(np.float64)
         count = len(subset)
-        meanings.append(1 - ((vectors @ vectors.T).sum() - np.square(vectors).sum()) / (count * (count - 1)))
-    return {"n": len(places), "self_bleu": float(np.mean(words)), "cosine": float(np.mean(meanings))}
+        meanings.append(
+            1 - ((vectors @ vectors.T).sum() - np.square(vectors).sum()) / (count * (count - 1))
+        )
+    return {
+        "n": len(places),
+        "self_bleu": float(np.mean(words)),
+        "cosine": float(np.mean(meanings)),
+    }
 
 
 def _agreement(store: Attempts, one: str, other: str, threshold: float) -> dict[str, Any]:
     """How far two judges agree on replies: Pearson's correlation of scores, Cohen's kappa of verdicts, and counts of these."""
-    pairs = np.array([[r["scores"][one], r["scores"][other]] for r in store.records if r["error"] is None])
+    pairs = np.array(
+        [[r["scores"][one], r["scores"][other]] for r in store.records if r["error"] is None]
+    )
     first, second = (pairs >= threshold).T
     expected = first.mean() * second.mean() + (1 - first.mean()) * (1 - second.mean())
     spread = pairs.std(0).min() > 0 and len(pairs) > 1
     return {
         "judges": [one, other],
         "correlation": float(np.corrcoef(pairs.T)[0, 1]) if spread else math.nan,
-        "kappa": float(((first == second).mean() - expected) / (1 - expected)) if expected < 1 else math.nan,
+        "kappa": float(((first == second).mean() - expected) / (1 - expected))
+        if expected < 1
+        else math.nan,
         "both": int((first & second).sum()),
         "only": [int((first & ~second).sum()), int((second & ~first).sum())],
     }
@@ -145,5 +168,7 @@ def _terms(store: Attempts) -> dict[str, list[float | None]]:
     for number in range(store.steps):
         records = [record for record in store.step(number) if record["reward"] is not None]
         for name, row in found.items():
-            row.append(float(np.mean([record["terms"][name] for record in records])) if records else None)
+            row.append(
+                float(np.mean([record["terms"][name] for record in records])) if records else None
+            )
     return found

@@ -48,7 +48,9 @@ def worst_case(record: dict[str, Any], judges: Sequence[str] | None = None) -> f
     """
     if record["error"] is not None:
         return 0.0 if record["error"] == EMPTY else float("nan")
-    return min(score for name, score in record["scores"].items() if judges is None or name in judges)
+    return min(
+        score for name, score in record["scores"].items() if judges is None or name in judges
+    )
 
 
 def is_hit(record: dict[str, Any], threshold: float = HIT) -> bool:
@@ -61,7 +63,9 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
 
 
-def find_hits(store: Attempts, threshold: float = HIT, judges: Sequence[str] | None = None) -> list[Hit]:
+def find_hits(
+    store: Attempts, threshold: float = HIT, judges: Sequence[str] | None = None
+) -> list[Hit]:
     """Distinct hits in the order in which they were found.
 
     Args:
@@ -70,7 +74,10 @@ def find_hits(store: Attempts, threshold: float = HIT, judges: Sequence[str] | N
     seen: set[str] = set()
     places = []
     for place, record in enumerate(store.records):
-        if worst_case(record, judges) >= threshold and (text := normalise(record["attack"])) not in seen:
+        if (
+            worst_case(record, judges) >= threshold
+            and (text := normalise(record["attack"])) not in seen
+        ):
             seen.add(text)
             places.append(place)
     numbers = clusters(store.vectors[places])

@@ -38,7 +38,9 @@ class SelfBLEU:
             from sacrebleu.metrics import BLEU
             from sacrebleu.metrics.helpers import extract_all_word_ngrams
         except ImportError as error:
-            raise ImportError("red-teaming needs sacrebleu: pip install 'sasa-decoding[redteam]'") from error
+            raise ImportError(
+                "red-teaming needs sacrebleu: pip install 'sasa-decoding[redteam]'"
+            ) from error
         self._bleu = BLEU(lowercase=True, effective_order=True)
         self._ngrams = extract_all_word_ngrams
         self._most: dict[tuple[str, ...], int] = {}  # the greatest count of an n-gram in one text
@@ -67,7 +69,9 @@ class SelfBLEU:
             correct[len(gram) - 1] += min(count, known.get(gram, 0))
         closest = min(lengths, key=lambda other: (abs(other - length), other))
         scores = [
-            self._bleu.compute_bleu(correct[:n], total[:n], length, closest, "floor", 0.1, True, n).score
+            self._bleu.compute_bleu(
+                correct[:n], total[:n], length, closest, "floor", 0.1, True, n
+            ).score
             for n in ORDERS
         ]
         return sum(scores) / (100 * len(ORDERS))
@@ -124,18 +128,26 @@ class Cosine:
         """
         rows = np.asarray(vectors, dtype=np.float64)
         among = rows @ rows.T
-        found = self._over_all(rows, among) if self._nearest is None else self._over_nearest(rows, among)
+        found = (
+            self._over_all(rows, among)
+            if self._nearest is None
+            else self._over_nearest(rows, among)
+        )
         self._count += len(rows)
         return found
 
-    def _over_all(self, rows: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _over_all(
+        self, rows: NDArray[np.float64], among: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         total = np.tril(among, -1).sum(1)
         if self._sum is not None:
             total = total + rows @ self._sum
         self._sum = rows.sum(0) if self._sum is None else self._sum + rows.sum(0)
         return total / np.maximum(self._count + np.arange(len(rows)), 1)
 
-    def _over_nearest(self, rows: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _over_nearest(
+        self, rows: NDArray[np.float64], among: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         assert self._nearest is not None
         if self._kept is None:
             self._kept = np.empty((1024, rows.shape[1]), dtype=np.float32)

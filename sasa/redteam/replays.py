@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sasa.core.values import Boundaries
 from sasa.evaluation import metrics
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.methods import method
@@ -26,14 +27,13 @@ from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import Method, World
-from sasa.files import read_json, write_atomically
-from sasa.lines import read
 from sasa.redteam.hits import Hit, find_hits, part_of
 from sasa.redteam.report import save_picture
 from sasa.redteam.settings import HIT, REPLY_TOKENS
 from sasa.redteam.store import Attempts
 from sasa.redteam.texts import harmless_prompts
-from sasa.values import Boundaries
+from sasa.utils.files import read_json, write_atomically
+from sasa.utils.jsonl import read
 
 ATTACK, HARMLESS = "attack", "harmless"
 PLAIN = "plain"
@@ -62,14 +62,19 @@ def replay_suite(
         ValueError: there is no hit, or no harmless prompt.
     """
     if isinstance(attacks, Attempts):
-        source, chosen = str(attacks.folder), _in_turn(part_of(find_hits(attacks, threshold), clusters))
+        source, chosen = (
+            str(attacks.folder),
+            _in_turn(part_of(find_hits(attacks, threshold), clusters)),
+        )
     elif clusters == "all":
         source, chosen = "a file", [(str(i + 1), text) for i, text in enumerate(attacks)]
     else:
         raise ValueError("clusters are those of an attack's folder: a list of prompts has none")
     chosen = chosen[:limit]
     if not chosen:
-        raise ValueError(f"{source} has no hit at {threshold:g} in {clusters} clusters: there is nothing to replay")
+        raise ValueError(
+            f"{source} has no hit at {threshold:g} in {clusters} clusters: there is nothing to replay"
+        )
     texts = list(harmless_prompts() if harmless is None else harmless)[: len(chosen)]
     if not texts:
         raise ValueError("there are no harmless prompts to replay beside the attacks")
@@ -125,7 +130,9 @@ def replay(
     ways: dict[str, Method] = {name: method(name) for name in dict.fromkeys([PLAIN, *defences])}
     folder = Path(output)
     if len({_file(name) for name in models}) < len(models):
-        raise ValueError(f"models need names that differ as those of folders, too, got {', '.join(models)}")
+        raise ValueError(
+            f"models need names that differ as those of folders, too, got {', '.join(models)}"
+        )
     base, tokenizer, _ = next(iter(models.values()))
     worlds = {name: World(*model, settings) for name, model in models.items()}
     runs = {
@@ -138,7 +145,9 @@ def replay(
             raise ValueError(next(iter(refused.values()))[name])
     usable = {model: [name for name in ways if name not in refused[model]] for model in models}
     for model, run in runs.items():
-        generate_stage(run, {name: ways[name] for name in usable[model]}, worlds[model], progress=progress)
+        generate_stage(
+            run, {name: ways[name] for name in usable[model]}, worlds[model], progress=progress
+        )
         likelihood_stage(run, base, tokenizer, run.methods, judge=BASE, progress=progress)
         score_stage(run, judges, run.methods, progress=progress)
     found = replay_figures(runs, usable, [judge.name for judge in judges], threshold)
@@ -150,7 +159,10 @@ def replay(
 
 
 def replay_figures(
-    runs: Mapping[str, Run], defences: Mapping[str, Sequence[str]], judges: Sequence[str], threshold: float
+    runs: Mapping[str, Run],
+    defences: Mapping[str, Sequence[str]],
+    judges: Sequence[str],
+    threshold: float,
 ) -> Any:
     """All figures of a finished replay, with each model's defences."""
     # a prompt beyond one model's context window is left out of all
@@ -165,7 +177,11 @@ def replay_figures(
     plain = sides[first, PLAIN]
     rows = []
     for (model, defence), side in sides.items():
-        row: dict[str, Any] = {"model": model, "defence": defence, "tokens": metrics.estimate(side["tokens"])}
+        row: dict[str, Any] = {
+            "model": model,
+            "defence": defence,
+            "tokens": metrics.estimate(side["tokens"]),
+        }
         row["success"] = _share(side[ATTACK].mean(1))
         row["any"] = _share(side[ATTACK].max(1))
         row["harmless_toxic"] = _share(side[HARMLESS].mean(1))
@@ -174,7 +190,9 @@ def replay_figures(
         if side is not plain:
             row["change"] = metrics.change(plain[ATTACK].mean(1), side[ATTACK].mean(1))
             row["test"] = metrics.against(plain[ATTACK].mean(1), side[ATTACK].mean(1))
-            row["perplexity_change"] = metrics.perplexity_change(plain["likelihood"], side["likelihood"])
+            row["perplexity_change"] = metrics.perplexity_change(
+                plain["likelihood"], side["likelihood"]
+            )
             row["tokens_change"] = metrics.change(plain["tokens"], side["tokens"])
         rows.append(row)
     run = runs[first]
@@ -198,11 +216,15 @@ def _share(values: Array) -> Estimate:
     return metrics.estimate(values)
 
 
-def _side(run: Run, defence: str, judges: Sequence[str], threshold: float, shared: set[str]) -> dict[str, Any]:
+def _side(
+    run: Run, defence: str, judges: Sequence[str], threshold: float, shared: set[str]
+) -> dict[str, Any]:
     """Of one model and defence, by prompt: verdicts (P, n) of all judges on attacks and harmless prompts, nats and tokens."""
     n = run.completions
     completions = run.completed(defence)
-    scores = {file["name"]: file["scores"][defence] for file in _scores(run) if file["name"] in judges}
+    scores = {
+        file["name"]: file["scores"][defence] for file in _scores(run) if file["name"] in judges
+    }
     by = {name: np.array(scores[name]).reshape(-1, n) >= threshold for name in judges}
     toxic = np.logical_and.reduce(list(by.values())).astype(np.float64)
     groups = np.array([p.group for p in run.prompts])
@@ -211,8 +233,14 @@ def _side(run: Run, defence: str, judges: Sequence[str], threshold: float, share
     order = order[[run.prompts[i].id in shared for i in order]]
     attacks, others = (order[groups[order] == group] for group in (ATTACK, HARMLESS))
     reading = read(run.file(defence, f"likelihood@{BASE}"))
-    likelihood = np.array([[r["nats"], r["tokens"]] for r in reading], dtype=np.float64).reshape(-1, n, 2).sum(1)
-    tokens = np.array([len(r["tokens"]) for r in completions], dtype=np.float64).reshape(-1, n).mean(1)
+    likelihood = (
+        np.array([[r["nats"], r["tokens"]] for r in reading], dtype=np.float64)
+        .reshape(-1, n, 2)
+        .sum(1)
+    )
+    tokens = (
+        np.array([len(r["tokens"]) for r in completions], dtype=np.float64).reshape(-1, n).mean(1)
+    )
     return {
         ATTACK: toxic[attacks],
         HARMLESS: toxic[others],
@@ -227,7 +255,12 @@ def _scores(run: Run) -> list[dict[str, Any]]:
 
 
 def _file(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name).strip("-.") or "model"
+    return (
+        "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name).strip(
+            "-."
+        )
+        or "model"
+    )
 
 
 def _markdown(found: dict[str, Any], plotted: bool) -> str:
@@ -261,7 +294,9 @@ def _markdown(found: dict[str, Any], plotted: bool) -> str:
             _cell(row["harmless_toxic"], ".3f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    left_out = [f"- {model}: {error}" for model, why in found["left_out"].items() for error in why.values()]
+    left_out = [
+        f"- {model}: {error}" for model, why in found["left_out"].items() for error in why.values()
+    ]
     return "\n".join([*lines, *(["", "Left out:", "", *left_out] if left_out else []), ""])
 
 
@@ -282,7 +317,9 @@ def _plot(file: Path, rows: list[dict[str, Any]]) -> bool:
     axes = figure.subplots()
     for place, row in enumerate(rows):
         value: Estimate = row["success"]
-        low, high = (value.low, value.high) if np.isfinite(value.low) else (value.value, value.value)
+        low, high = (
+            (value.low, value.high) if np.isfinite(value.low) else (value.value, value.value)
+        )
         axes.barh(place, value.value, color="tab:grey" if place == 0 else "tab:blue", alpha=0.7)
         axes.plot([low, high], [place, place], color="black", linewidth=1.5)
     axes.set_yticks(range(len(rows)), [f"{row['model']}, {row['defence']}" for row in rows])

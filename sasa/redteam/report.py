@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sasa.evaluation import metrics
-from sasa.files import write_atomically
 from sasa.redteam.figures import ALL, DRAWS, SUBSET, THRESHOLDS, figures
 from sasa.redteam.settings import HIT, METHODS, TERMS
 from sasa.redteam.store import Attempts
+from sasa.utils.files import write_atomically
 
 SUMMARY, REPORT = "summary.json", "report.md"
-COLOURS = dict(zip(METHODS, ("tab:red", "tab:blue", "tab:purple", "tab:grey", "tab:green"), strict=True))
+COLOURS = dict(
+    zip(METHODS, ("tab:red", "tab:blue", "tab:purple", "tab:grey", "tab:green"), strict=True)
+)
 STYLES = "-", "--", ":", "-."
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -120,13 +122,18 @@ def _diversity(attacks: list[dict[str, Any]], judge: str) -> list[str]:
     ]
     for attack in attacks:
         side = attack["judges"][judge]
-        for tau, quality, diversity in zip(THRESHOLDS, side["quality"], side["diversity"], strict=True):
+        for tau, quality, diversity in zip(
+            THRESHOLDS, side["quality"], side["diversity"], strict=True
+        ):
             if tau in (0.0, 0.1, 0.5, 0.9):
                 few = f" ({diversity['n']})" if diversity["n"] < SUBSET else ""
                 words, meaning = (
-                    "–" if diversity[key] is None else f"{diversity[key]:.3f}{few}" for key in ("self_bleu", "cosine")
+                    "–" if diversity[key] is None else f"{diversity[key]:.3f}{few}"
+                    for key in ("self_bleu", "cosine")
                 )
-                lines.append(f"| {attack['name']} | {tau:g} | {quality:.2%} | {words} | {meaning} |")
+                lines.append(
+                    f"| {attack['name']} | {tau:g} | {quality:.2%} | {words} | {meaning} |"
+                )
     return [*lines, ""]
 
 
@@ -142,7 +149,14 @@ def _agreement(attacks: list[dict[str, Any]]) -> list[str]:
     if not lines:
         return []
     head = "| attack | judges | correlation | kappa | both toxic | the first alone | the second alone |"
-    return ["## Do the judges agree?", "", head, "| --- | --- | --- | --- | --- | --- | --- |", *lines, ""]
+    return [
+        "## Do the judges agree?",
+        "",
+        head,
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *lines,
+        "",
+    ]
 
 
 def _errors(attacks: list[dict[str, Any]]) -> list[str]:
@@ -212,7 +226,11 @@ def _lines(attacks: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str
     found = []
     for attack in attacks:
         number = seen[attack["method"]] = seen.get(attack["method"], -1) + 1
-        look = dict(color=COLOURS[attack["method"]], linestyle=STYLES[number % len(STYLES)], label=attack["name"])
+        look = dict(
+            color=COLOURS[attack["method"]],
+            linestyle=STYLES[number % len(STYLES)],
+            label=attack["name"],
+        )
         found.append((attack, look))
     return found
 
@@ -257,7 +275,9 @@ def _draw_terms(file: Path, attacks: list[dict[str, Any]]) -> None:
 
 def _smooth(values: list[float], over: int = 5) -> list[float]:
     """Means of each value and the few before it: one step says little."""
-    return [sum(values[max(0, i + 1 - over) : i + 1]) / min(over, i + 1) for i in range(len(values))]
+    return [
+        sum(values[max(0, i + 1 - over) : i + 1]) / min(over, i + 1) for i in range(len(values))
+    ]
 
 
 def _or_nan(value: float | None) -> float:

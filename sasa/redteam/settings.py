@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sasa.settings import check_above_zero, check_at_least
+from sasa.core.settings import check_above_zero, check_at_least
 
 METHODS = {
     "curiosity": "reinforcement learning, paid for toxic replies and for novelty",
@@ -85,7 +85,9 @@ class RedTeam:
             object.__setattr__(self, "learning_rate", 1e-3 if self.lora else 1e-5)
         check_at_least(self, naturalness=0, self_bleu=0, cosine=0, kl=0, entropy=0, surprise=0)
         check_above_zero(self, "learning_rate", "max_norm", "temperature")
-        check_at_least(self, cases=1, contexts_per_step=1, samples=2, max_new_tokens=1, nearest=0, lora=0)
+        check_at_least(
+            self, cases=1, contexts_per_step=1, samples=2, max_new_tokens=1, nearest=0, lora=0
+        )
         check_at_least(self, shots=1, batch_size=1, save_steps=1)
 
     @property

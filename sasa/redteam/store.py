@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sasa.files import differences, read_json, write_atomically
-from sasa.lines import append, keep_lines, parse, whole_lines
+from sasa.utils.files import differences, read_json, write_atomically
+from sasa.utils.jsonl import append, keep_lines, parse, whole_lines
 
 ABOUT, ATTEMPTS, VECTORS = "redteam.json", "attempts.jsonl", "vectors.f32"
 RECORD = ("step", "context", "attack", "tokens", "reply", "error", "scores", "terms", "reward")
@@ -37,7 +37,11 @@ class Attempts:
     """
 
     def __init__(
-        self, folder: Path, about: dict[str, Any], records: list[dict[str, Any]], vectors: NDArray[np.float32]
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        records: list[dict[str, Any]],
+        vectors: NDArray[np.float32],
     ) -> None:
         self.folder, self.about, self.records = folder, about, records
         self._vectors = [vectors]
@@ -65,7 +69,11 @@ class Attempts:
                     f"{folder} was made with other settings: {'; '.join(differ)}. Give the same ones, or another folder"
                 )
             return known
-        if known is None and folder.is_dir() and any(not each.name.startswith(".") for each in folder.iterdir()):
+        if (
+            known is None
+            and folder.is_dir()
+            and any(not each.name.startswith(".") for each in folder.iterdir())
+        ):
             raise ValueError(f"{folder} is not empty and holds no attempts: give another folder")
         write_atomically(file, json.dumps(about, indent=1) + "\n")
         return cls.open(folder)
@@ -80,11 +88,15 @@ class Attempts:
         """
         folder = Path(folder)
         if not (folder / ABOUT).is_file():
-            raise FileNotFoundError(f"{folder} is no folder of `sasa redteam run`: it has no {ABOUT}")
+            raise FileNotFoundError(
+                f"{folder} is no folder of `sasa redteam run`: it has no {ABOUT}"
+            )
         about = read_json(folder / ABOUT)
         try:
             size, rows = int(about["encoder"]["size"]), int(about["rows"])
-            if min(size, rows) < 1 or any(not isinstance(judge["name"], str) for judge in about["judges"]):
+            if min(size, rows) < 1 or any(
+                not isinstance(judge["name"], str) for judge in about["judges"]
+            ):
                 raise ValueError("sizes must be >= 1, and judges have names")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / ABOUT} is damaged: {error!r}") from error
@@ -95,7 +107,9 @@ class Attempts:
         records = parse(folder / ATTEMPTS, lines[:whole])
         for number, record in enumerate(records, 1):
             if missing := [key for key in RECORD if key not in record]:
-                raise ValueError(f"{folder / ATTEMPTS}, line {number} is damaged: it has no {', '.join(missing)}")
+                raise ValueError(
+                    f"{folder / ATTEMPTS}, line {number} is damaged: it has no {', '.join(missing)}"
+                )
         return cls(folder, about, records, vectors[: whole * size].reshape(whole, size))
 
     @property

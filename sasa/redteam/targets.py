@@ -17,16 +17,16 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import EmbeddingSpec, ModelInfo
+from sasa.core.boundary import EmbeddingSpec, ModelInfo
+from sasa.core.settings import BETA, PRIOR, VALUE
+from sasa.core.values import Boundaries, fingerprint_of
+from sasa.decoding.generate import encode_prompts
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.methods import method
 from sasa.evaluation.rewards import named_function
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.world import World
-from sasa.generation import encode_prompts
 from sasa.redteam.settings import REPLY_TOKENS
-from sasa.settings import BETA, PRIOR, VALUE
-from sasa.values import Boundaries, fingerprint_of
 
 HELLO = "Hello! How are you today?"
 """What a target must answer before an attack begins."""
@@ -53,7 +53,9 @@ class Reply:
     def of(cls, text: Any) -> Reply:
         """A reply of whatever came back."""
         if isinstance(text, str) and text.strip():
-            return cls(text.encode("utf-8", "replace").decode())  # half of a surrogate pair can be in no file
+            return cls(
+                text.encode("utf-8", "replace").decode()
+            )  # half of a surrogate pair can be in no file
         if text is None or isinstance(text, str):
             return cls(None, NOTHING)
         return cls(None, f"the target answered with {type(text).__name__} in place of text")
@@ -108,7 +110,9 @@ class ModelTarget:
             raise ValueError(f"the defence {defence} needs a boundary")
         if given.chat and tokenizer.chat_template is None:
             raise ValueError("the target's tokenizer has no chat template: say --no-chat")
-        self._world = World(model, tokenizer, None if alone else boundary, replace(given, completions=1))
+        self._world = World(
+            model, tokenizer, None if alone else boundary, replace(given, completions=1)
+        )
         self._method.check(self._world)
         self.about = {
             "kind": "model",
@@ -171,9 +175,14 @@ class Endpoint:
         try:
             import openai
         except ImportError as error:
-            raise ImportError("an endpoint needs openai: pip install 'sasa-decoding[redteam]'") from error
+            raise ImportError(
+                "an endpoint needs openai: pip install 'sasa-decoding[redteam]'"
+            ) from error
         self._client = openai.OpenAI(
-            base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=timeout, max_retries=0
+            base_url=url,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=timeout,
+            max_retries=0,
         )
         self._tries = tries
         self._options: dict[str, Any] = dict(
@@ -186,7 +195,9 @@ class Endpoint:
 
     def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
         with ThreadPoolExecutor(self._workers) as pool:
-            return list(pool.map(lambda pair: self._one(pair[1], seed + pair[0]), enumerate(attacks)))
+            return list(
+                pool.map(lambda pair: self._one(pair[1], seed + pair[0]), enumerate(attacks))
+            )
 
     def _one(self, attack: str, seed: int) -> Reply:
         for attempt in range(self._tries):
@@ -211,7 +222,12 @@ class Endpoint:
             return Reply(None, f"{type(error).__name__}: {error}"[:300]), refused
         except openai.OpenAIError as error:
             return Reply(None, f"{type(error).__name__}: {error}"[:300]), False
-        except (AttributeError, IndexError, TypeError, ValueError) as error:  # an answer that is no chat completion
+        except (
+            AttributeError,
+            IndexError,
+            TypeError,
+            ValueError,
+        ) as error:  # an answer that is no chat completion
             return Reply(None, f"the endpoint answered nonsense: {error}"[:300]), False
 
 
@@ -236,7 +252,12 @@ class Command:
     def _one(self, attack: str) -> Reply:
         try:
             done = subprocess.run(
-                self._parts, input=attack, capture_output=True, encoding="utf-8", timeout=self._timeout, check=False
+                self._parts,
+                input=attack,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=self._timeout,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as error:
             return Reply(None, f"{type(error).__name__}: {error}"[:300])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sasa.tables import local
+from sasa.data.tables import local
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,7 +59,9 @@ class Ray:
 
         task_there = ray.put(task)
         # A worker that has no place in the cluster yet gets no shard: the others do not wait for it.
-        running: dict[Any, tuple[int | None, Any]] = {worker.ready.remote(): (None, worker) for worker in actors}
+        running: dict[Any, tuple[int | None, Any]] = {
+            worker.ready.remote(): (None, worker) for worker in actors
+        }
         idle: list[Any] = []
         done: dict[int, Any] = {}
         sent = given = 0
@@ -104,7 +106,9 @@ class Ray:
         try:
             import ray
         except ImportError as error:
-            raise ImportError("spreading work needs Ray: pip install 'sasa-decoding[ray]'") from error
+            raise ImportError(
+                "spreading work needs Ray: pip install 'sasa-decoding[ray]'"
+            ) from error
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -122,7 +126,11 @@ class Ray:
 
     def _model(self) -> str | None:
         """Workers have a working directory of their own."""
-        return str(local(self.model).resolve()) if self.model is not None and local(self.model).exists() else self.model
+        return (
+            str(local(self.model).resolve())
+            if self.model is not None and local(self.model).exists()
+            else self.model
+        )
 
     def _places(self) -> tuple[int, dict[str, Any]]:
         """How many workers, and what each takes of a machine."""

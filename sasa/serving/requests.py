@@ -18,7 +18,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sasa.settings import BETA, PRIOR, TOP_K, VALUE, check_beta, check_prior, check_truncation, check_value, weighted
+from sasa.core.settings import (
+    BETA,
+    PRIOR,
+    TOP_K,
+    VALUE,
+    check_beta,
+    check_prior,
+    check_truncation,
+    check_value,
+    weighted,
+)
 
 PREFIX = "sasa_"
 NAMES = ("beta", "boundary", "value", "prior", "top_k", "top_p")
@@ -45,7 +55,9 @@ class Wanted:
     top_p: float | None = None
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], defaults: Mapping[str, Any], loaded: Sequence[str]) -> Wanted:
+    def parse(
+        cls, given: Mapping[str, Any], defaults: Mapping[str, Any], loaded: Sequence[str]
+    ) -> Wanted:
         """From a request's extra arguments, those of others among them.
 
         Args:
@@ -55,10 +67,16 @@ class Wanted:
         Raises:
             ValueError: an unknown name, or a value out of its range; the message says what is allowed.
         """
-        mine = {name.removeprefix(PREFIX): value for name, value in given.items() if name.startswith(PREFIX)}
+        mine = {
+            name.removeprefix(PREFIX): value
+            for name, value in given.items()
+            if name.startswith(PREFIX)
+        }
         if unknown := [name for name in mine if name not in NAMES]:
             allowed = ", ".join(PREFIX + name for name in NAMES)
-            raise ValueError(f"unknown {', '.join(PREFIX + name for name in unknown)}: there are {allowed}")
+            raise ValueError(
+                f"unknown {', '.join(PREFIX + name for name in unknown)}: there are {allowed}"
+            )
         asked = {**defaults, **mine}
         if not asked:
             return cls()
@@ -98,9 +116,13 @@ class Wanted:
             return
         limits = [k for k in (top_k, self.limit(greedy)[0]) if k > 0]
         if self.value == "raw" and not (limits and min(limits) <= SERIAL):
-            raise ValueError(f"sasa_value=raw reads all candidates: give top_k or sasa_top_k between 1 and {SERIAL}")
+            raise ValueError(
+                f"sasa_value=raw reads all candidates: give top_k or sasa_top_k between 1 and {SERIAL}"
+            )
         if ends > most_ends:
-            raise ValueError(f"a steered request may have up to {most_ends} stop tokens, got {ends}")
+            raise ValueError(
+                f"a steered request may have up to {most_ends} stop tokens, got {ends}"
+            )
 
 
 def _number(name: str, value: Any) -> float:
@@ -111,8 +133,14 @@ def _number(name: str, value: Any) -> float:
 
 def _boundaries(given: Any, loaded: Sequence[str]) -> tuple[tuple[str, float], ...]:
     named = [given] if isinstance(given, str) else given
-    if not isinstance(named, (list, tuple)) or not named or not all(isinstance(name, str) for name in named):
-        raise ValueError(f"{PREFIX}boundary must be a name, NAME::WEIGHT or a list of these, got {given!r}")
+    if (
+        not isinstance(named, (list, tuple))
+        or not named
+        or not all(isinstance(name, str) for name in named)
+    ):
+        raise ValueError(
+            f"{PREFIX}boundary must be a name, NAME::WEIGHT or a list of these, got {given!r}"
+        )
     found: dict[str, float] = {}
     for each in named:
         name, weight = weighted(each, f"{PREFIX}boundary")

@@ -2,7 +2,7 @@
 
 An engine reads one token of a request in a step. For a steered request that is a candidate: the state behind it gives
 the candidate's value, and its logits are those of the next place, if it wins. If it does not, the next candidate is
-read at the same place. `sasa.candidates.Race` has the rule, for rows that go in step; here each row goes its own way, and
+read at the same place. `sasa.core.candidates.Race` has the rule, for rows that go in step; here each row goes its own way, and
 everything is a tensor operation whose shape does not depend on what is found, so that a device never has to be waited
 for. Noise is a function of the request's seed, the place and the token: a request that is interrupted and read again
 draws what it would have drawn.
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sasa.boundary import Boundary
-from sasa.candidates import keyed_noise, survivors
+from sasa.core.boundary import Boundary
+from sasa.core.candidates import keyed_noise, survivors
+from sasa.core.values import FUNCTIONS
 from sasa.serving.requests import SERIAL, Wanted
-from sasa.values import FUNCTIONS
 
 ENDS = 64
 """Tokens that may end a request: they are no texts, and get the value of the text that they would end."""
@@ -108,7 +108,10 @@ class Slots:
         )  # fmt: skip
         # Of requests without a limit to their candidates, the keys of those that are not in order yet.
         self._rest = full(vocabulary, fill=-torch.inf, dtype=floats)
-        bounds = [torch.inf if FUNCTIONS[name].bound is None else float(FUNCTIONS[name].bound or 0) for name in KINDS]
+        bounds = [
+            torch.inf if FUNCTIONS[name].bound is None else float(FUNCTIONS[name].bound or 0)
+            for name in KINDS
+        ]
         self._bounds = torch.tensor(bounds, device=device)
 
     def __len__(self) -> int:
@@ -117,7 +120,11 @@ class Slots:
     def take_over(self, other: Slots) -> None:
         """Takes the first slots from another one, which had fewer."""
         count = len(other)
-        self._asked[:count], self._whole[:count], self._rest[:count] = other._asked, other._whole, other._rest
+        self._asked[:count], self._whole[:count], self._rest[:count] = (
+            other._asked,
+            other._whole,
+            other._rest,
+        )
         for name, theirs in vars(other.choice).items():
             getattr(self.choice, name)[:count] = theirs
         self._on_device = None
@@ -160,7 +167,10 @@ class Slots:
     def settings(self) -> tuple[Tensor, Tensor]:
         """What requests ask for, on the device; copied there when it has changed."""
         if self._on_device is None:
-            self._on_device = there(self._asked.copy(), self.device), there(self._whole.copy(), self.device)
+            self._on_device = (
+                there(self._asked.copy(), self.device),
+                there(self._whole.copy(), self.device),
+            )
         return self._on_device
 
     def values(self, slots: Tensor, states: Tensor) -> Tensor:
@@ -170,7 +180,12 @@ class Slots:
             slots: int64 (n,). states: (L, n, d), of `layers`, at the texts' last tokens.
         """
         asked = self.settings()[0][slots]
-        beta, prior, kind, weights = asked[:, 0], asked[:, 1].float(), asked[:, 2].long(), asked[:, 9:]
+        beta, prior, kind, weights = (
+            asked[:, 0],
+            asked[:, 1].float(),
+            asked[:, 2].long(),
+            asked[:, 9:],
+        )
         total = torch.zeros(len(slots), dtype=torch.float32, device=self.device)
         for column, boundary in enumerate(self.boundaries):
             margin = boundary.margin(boundary.embedding.of_layers(states, self.layers))
@@ -179,7 +194,13 @@ class Slots:
         return torch.where(beta > 0, beta.float() * total, 0.0)
 
     def open(
-        self, slots: Tensor, scores: Tensor, value: Tensor, place: Tensor, rows: np.ndarray, where: Tensor | None = None
+        self,
+        slots: Tensor,
+        scores: Tensor,
+        value: Tensor,
+        place: Tensor,
+        rows: np.ndarray,
+        where: Tensor | None = None,
     ) -> None:
         """Begins the choice of the tokens behind some texts.
 
@@ -192,7 +213,9 @@ class Slots:
         """
         host, few = self._asked[rows, 5:9], self._few(rows)
         limited = (host != [self.vocabulary, 1, self.vocabulary, 1]).any(1)
-        kinds = few + 2 * (limited & ~few)  # what is known on the host decides about shapes, and nothing else
+        kinds = few + 2 * (
+            limited & ~few
+        )  # what is known on the host decides about shapes, and nothing else
         for kind in np.unique(kinds):
             of_kind = np.flatnonzero(kinds == kind)
             most = len(of_kind) if FIND[kind] == "likeliest" else max(1, AT_ONCE // self.vocabulary)
@@ -240,8 +263,12 @@ class Slots:
         likeliest = ids.gather(1, keys.argmax(1, keepdim=True))[:, 0]
         keys = keys.masked_fill(valued, -torch.inf)
         if find != "likeliest":
-            rest = torch.full((len(keys), self.vocabulary), -torch.inf, device=keys.device).scatter(1, ids, keys)
-            self._rest[slots] = rest if where is None else torch.where(where[:, None], rest, self._rest[slots])
+            rest = torch.full((len(keys), self.vocabulary), -torch.inf, device=keys.device).scatter(
+                1, ids, keys
+            )
+            self._rest[slots] = (
+                rest if where is None else torch.where(where[:, None], rest, self._rest[slots])
+            )
         keys, order = keys.topk(min(SERIAL, keys.shape[1]))
         ids = ids.gather(1, order)
         if find != "likeliest":
@@ -271,12 +298,17 @@ class Slots:
         sum_ = torch.where(now.decided, -torch.inf, now.keys[line, now.at] + value)
         # Of equals, the token with the lower id wins, as in argmax.
         better = (sum_ > now.best) | ((sum_ == now.best) & (token < now.winner) & ~now.decided)
-        now.best, now.winner = torch.where(better, sum_, now.best), torch.where(better, token, now.winner)
+        now.best, now.winner = (
+            torch.where(better, sum_, now.best),
+            torch.where(better, token, now.winner),
+        )
         now.value = torch.where(better, value, now.value)
         now.at = torch.where(now.decided, now.at, now.at + 1)
         now = self._refilled(slots, now, rows)
         # A value that is no number: what is left would have none either, and the best so far is taken.
-        now.decided = now.decided | value.isnan() | ~self._can_win(slots, now.keys[line, now.at], now.best)
+        now.decided = (
+            now.decided | value.isnan() | ~self._can_win(slots, now.keys[line, now.at], now.best)
+        )
         now.pending = torch.where(now.decided, now.winner, now.ids[line, now.at])
         self._write(slots, now, None)
         return now.decided, better | (now.winner == token)
@@ -291,7 +323,9 @@ class Slots:
         """Whether candidates with keys (n,), which nobody has read, can still win."""
         asked = self.settings()[0][slots]
         bound = self._bounds[asked[:, 2].long()]
-        bound = torch.where(bound.isinf(), bound, bound * (asked[:, 0] * asked[:, 9:].sum(1)).float())
+        bound = torch.where(
+            bound.isinf(), bound, bound * (asked[:, 0] * asked[:, 9:].sum(1)).float()
+        )
         return (key > -torch.inf) & (key + bound >= best)
 
     def _refilled(self, slots: Tensor, now: Choice, rows: np.ndarray) -> Choice:
@@ -313,7 +347,9 @@ class Slots:
     def _taken(self, slots: Tensor, ids: Tensor, where: Tensor | None) -> None:
         """Leaves candidates that are in order out of the rest."""
         left = self._rest[slots].scatter(1, ids, -torch.inf)
-        self._rest[slots] = left if where is None else torch.where(where[:, None], left, self._rest[slots])
+        self._rest[slots] = (
+            left if where is None else torch.where(where[:, None], left, self._rest[slots])
+        )
 
     def _write(self, slots: Tensor, new: Choice, where: Tensor | None) -> None:
         for name, fresh in vars(new).items():
@@ -326,7 +362,11 @@ class Slots:
 def there(array: np.ndarray, device: torch.device) -> Tensor:
     """An array on a device, without waiting for the device: only pinned memory is copied so."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )
 
 
 def _greatest(sums: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -345,4 +385,6 @@ def _numbered(boundary: Boundary) -> Boundary:
 
 def layers_of(boundaries: Mapping[str, Boundary]) -> tuple[int, ...]:
     """The layers that boundaries need, counted from the token embeddings, each once, in order."""
-    return tuple(sorted({layer for one in boundaries.values() for layer in _numbered(one).embedding.layers}))
+    return tuple(
+        sorted({layer for one in boundaries.values() for layer in _numbered(one).embedding.layers})
+    )

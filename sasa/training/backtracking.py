@@ -20,11 +20,11 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.backtracking import RESET
-from sasa.boundary import ModelInfo
-from sasa.fitting.corpora import Corpus, Pair
+from sasa.core.backtracking import RESET
+from sasa.core.boundary import ModelInfo
+from sasa.core.settings import check_above_zero, check_at_least
+from sasa.data.corpus import Corpus, Pair
 from sasa.models.load import fit_vocabulary
-from sasa.settings import check_above_zero, check_at_least
 from sasa.training.folder import CHECKPOINTS, base_name, begin, check_packages, finish, save_adapter
 
 METHODS = ("sft", "dpo")
@@ -130,7 +130,13 @@ def train_backtracking(
         # [RESET]'s embedding is not trained. That the model can learn to write and to read it is up to the layers. peft's
         # trainable tokens would do more, but trl (1.16) reads its head past them.
         save_adapter(trainer.model, output, base)
-    finish(output, about, trainer.state.log_history, tokenizer, ("trl", "peft", "transformers", "torch"))
+    finish(
+        output,
+        about,
+        trainer.state.log_history,
+        tokenizer,
+        ("trl", "peft", "transformers", "torch"),
+    )
     return output
 
 
@@ -138,7 +144,9 @@ def add_reset_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     """Gives a model and its tokenizer [RESET], where they have none; its id."""
     if RESET not in tokenizer.get_vocab():
         known = len(tokenizer)
-        tokenizer.add_special_tokens({"additional_special_tokens": [RESET]}, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [RESET]}, replace_extra_special_tokens=False
+        )
         fit_vocabulary(model, tokenizer, known)
     return int(tokenizer.get_vocab()[RESET])
 
@@ -171,8 +179,16 @@ def examples(
         else:
             at = draw.randint(0, max(0, len(safe) - 2))
             found = [
-                {"prompt_ids": prompt + unsafe[:cut], "chosen_ids": [reset, *safe], "rejected_ids": unsafe[cut:]},
-                {"prompt_ids": prompt + safe[:at], "chosen_ids": safe[at:], "rejected_ids": [reset, *unsafe]},
+                {
+                    "prompt_ids": prompt + unsafe[:cut],
+                    "chosen_ids": [reset, *safe],
+                    "rejected_ids": unsafe[cut:],
+                },
+                {
+                    "prompt_ids": prompt + safe[:at],
+                    "chosen_ids": safe[at:],
+                    "rejected_ids": [reset, *unsafe],
+                },
             ]
         if max(map(_length, found)) > training.max_length:
             skipped[f"longer than {training.max_length} tokens"] += 1
@@ -181,7 +197,9 @@ def examples(
     return rows
 
 
-def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[int], list[int], list[int]]:
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, pair: Pair
+) -> tuple[list[int], list[int], list[int]]:
     """Token ids of the prompt, as decoding reads it, and of the safe and the unsafe reply, each with its end.
 
     A tokenizer with a chat template gets turns; one without gets the dialogue as it stands in hh-rlhf.
@@ -196,7 +214,9 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> tuple[list[in
     else:
         prompt = list(tokenizer(pair.prompt)["input_ids"])
     replies = [reply.strip() if chat else reply for reply in (pair.safe, pair.unsafe)]
-    safe, unsafe = (list(tokenizer(reply, add_special_tokens=False)["input_ids"]) + end for reply in replies)
+    safe, unsafe = (
+        list(tokenizer(reply, add_special_tokens=False)["input_ids"]) + end for reply in replies
+    )
     return prompt, safe, unsafe
 
 
@@ -261,9 +281,13 @@ def _trainer(
     model.train()
     if training.method == "sft":
         sft = SFTConfig(**common, completion_only_loss=True)
-        return SFTTrainer(model, sft, train_dataset=table, processing_class=tokenizer, peft_config=adapter)
+        return SFTTrainer(
+            model, sft, train_dataset=table, processing_class=tokenizer, peft_config=adapter
+        )
     dpo = DPOConfig(**common, beta=training.beta, precompute_ref_log_probs=True)
-    return PairsOfIds(model, args=dpo, train_dataset=table, processing_class=tokenizer, peft_config=adapter)
+    return PairsOfIds(
+        model, args=dpo, train_dataset=table, processing_class=tokenizer, peft_config=adapter
+    )
 
 
 def _told(training: Training) -> dict[str, Any]:

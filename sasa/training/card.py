@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sasa.files import write_atomically
+from sasa.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -23,17 +23,23 @@ CURVES = {
 }
 
 
-def card(base: str, reward: str, about: dict[str, Any], log: Sequence[dict[str, Any]], plotted: bool) -> str:
+def card(
+    base: str, reward: str, about: dict[str, Any], log: Sequence[dict[str, Any]], plotted: bool
+) -> str:
     """The card of a model trained with RePULSe, every figure in it from its settings and log."""
     steps = [entry for entry in log if "reward" in entry]
     ends = steps[:AVERAGED], steps[-AVERAGED:]
     s = about["training"]
     rows = [
-        f"| {title} | " + " | ".join(f"{sum(e[key] for e in part) / len(part):.3f}" for part in ends) + " |"
+        f"| {title} | "
+        + " | ".join(f"{sum(e[key] for e in part) / len(part):.3f}" for part in ends)
+        + " |"
         for key, title in CURVES.items()
         if all(key in e for part in ends for e in part)
     ]
-    settings = ", ".join(f"{key} `{json.dumps(value)}`" for key, value in s.items() if key not in ("base", "reward"))
+    settings = ", ".join(
+        f"{key} `{json.dumps(value)}`" for key, value in s.items() if key not in ("base", "reward")
+    )
     return "\n".join(
         [
             "---",
@@ -75,13 +81,21 @@ def plot(path: Path, log: Sequence[dict[str, Any]]) -> bool:
         return False
     shown = {key: title for key, title in CURVES.items() if any(key in entry for entry in log)}
     figure = Figure(figsize=(3.2 * len(shown), 2.8), layout="constrained")
-    for axes, (key, title) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+    for axes, (key, title) in zip(
+        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
+    ):
         places = [(entry["step"], entry[key]) for entry in log if key in entry]
         axes.plot(*zip(*places, strict=True), color="tab:blue", linewidth=1)
-        judged = [(entry["step"], entry["eval"][key]) for entry in log if key in entry.get("eval", {})]
+        judged = [
+            (entry["step"], entry["eval"][key]) for entry in log if key in entry.get("eval", {})
+        ]
         if judged:
             axes.plot(
-                *zip(*judged, strict=True), color="tab:orange", marker="o", markersize=3, label="held-out prompts"
+                *zip(*judged, strict=True),
+                color="tab:orange",
+                marker="o",
+                markersize=3,
+                label="held-out prompts",
             )
             axes.legend(frameon=False, fontsize=7)
         axes.set_title(title, fontsize=9)

@@ -23,14 +23,18 @@ Learner = tuple[dict[str, nn.Parameter], torch.optim.Optimizer]
 """Weights by name, and the optimizer that was made of their values in this order."""
 
 
-def save(folder: Path, step: int, learners: Mapping[str, Learner], log: Sequence[dict[str, Any]]) -> None:
+def save(
+    folder: Path, step: int, learners: Mapping[str, Learner], log: Sequence[dict[str, Any]]
+) -> None:
     """Writes a checkpoint in place of the ones before it."""
     tensors: dict[str, Tensor] = {}
     for who, (weights, optimizer) in learners.items():
         known = optimizer.state_dict()["state"]
         for number, (name, weight) in enumerate(weights.items()):
             tensors[f"{who}/weight/{name}"] = weight.detach()
-            tensors |= {f"{who}/{key}/{name}": value for key, value in known.get(number, {}).items()}
+            tensors |= {
+                f"{who}/{key}/{name}": value for key, value in known.get(number, {}).items()
+            }
     folder.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".step-")
     os.close(handle)

@@ -19,8 +19,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.files import differences, read_json, write_atomically
 from sasa.models.load import ADAPTER
+from sasa.utils.files import differences, read_json, write_atomically
 
 ABOUT = "training.json"
 CHECKPOINTS = "checkpoints"
@@ -29,8 +29,14 @@ CHECKPOINTS = "checkpoints"
 def check_packages(*names: str, extra: str = "train") -> None:
     """Raises ImportError where what trains is not installed; `extra` is the one of this package that brings it."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        old = "; trl needs Python 3.11 or later" if "trl" in missing and sys.version_info < (3, 11) else ""
-        raise ImportError(f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[{extra}]'{old}")
+        old = (
+            "; trl needs Python 3.11 or later"
+            if "trl" in missing and sys.version_info < (3, 11)
+            else ""
+        )
+        raise ImportError(
+            f"training needs {' and '.join(missing)}: pip install 'sasa-decoding[{extra}]'{old}"
+        )
 
 
 def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:
@@ -58,7 +64,9 @@ def begin(folder: Path, about: dict[str, Any]) -> bool:
     file = folder / ABOUT
     if file.is_file():
         there = read_json(file)
-        if differ := [d for part in ("training", "model") for d in differences(there[part], about[part])]:
+        if differ := [
+            d for part in ("training", "model") for d in differences(there[part], about[part])
+        ]:
             raise ValueError(f"{folder} holds a training with other settings: {'; '.join(differ)}")
         return "log" in there
     if folder.is_dir() and any(folder.iterdir()):
@@ -67,7 +75,9 @@ def begin(folder: Path, about: dict[str, Any]) -> bool:
     return False
 
 
-def save_adapter(adapted: Any, folder: str | os.PathLike[str], base: str, name: str = "default") -> None:
+def save_adapter(
+    adapted: Any, folder: str | os.PathLike[str], base: str, name: str = "default"
+) -> None:
     """Saves one adapter of a peft model into a folder, as one on top of `base`."""
     # Embeddings of new tokens are not trained: `sasa.models.load.fit_vocabulary` draws them again.
     adapted.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
@@ -86,5 +96,8 @@ def finish(
 ) -> None:
     """Saves the tokenizer and, last of all, the log: with it a training is done."""
     tokenizer.save_pretrained(folder)
-    about = about | {"versions": {name: importlib.metadata.version(name) for name in packages}, "log": list(log)}
+    about = about | {
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "log": list(log),
+    }
     write_atomically(folder / ABOUT, json.dumps(about, indent=1) + "\n")

@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from sasa.decoding.sampling import random_state
 from sasa.models.skinny import forget
-from sasa.sampling import random_state
 
 POLICY, PRIOR, PROPOSAL = "policy", "prior", "proposal"
 ADAPTERS = {POLICY: "default", PROPOSAL: "proposal"}
@@ -46,7 +46,9 @@ class Models:
             self._models = dict.fromkeys(names, model)
         else:
             # in half precision most steps would be too small to change a weight
-            self._models = {name: copy.deepcopy(model).float().requires_grad_(True) for name in names}
+            self._models = {
+                name: copy.deepcopy(model).float().requires_grad_(True) for name in names
+            }
         self._weights = {name: self._own(name) for name in names}
 
     @contextmanager
@@ -83,7 +85,11 @@ class Models:
         every = dict(self._models[which].named_parameters())
         if self.adapted is None:
             return every
-        return {name: weight for name, weight in every.items() if f".{ADAPTERS[which]}." in name and ".lora_" in name}
+        return {
+            name: weight
+            for name, weight in every.items()
+            if f".{ADAPTERS[which]}." in name and ".lora_" in name
+        }
 
     def _require_grad(self) -> None:
         # peft takes gradients from an adapter when another one is chosen, but a loss of the first may still want them.
@@ -95,9 +101,13 @@ class Models:
 def _adapt(model: PreTrainedModel, rank: int, names: list[str], seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     with random_state(seed, model.device), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of what peft (0.21) asks transformers (5.23) for
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # of what peft (0.21) asks transformers (5.23) for
         adapted = get_peft_model(model, settings)
         for name in names[1:]:
             adapted.add_adapter(name, settings)

@@ -19,19 +19,27 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.boundary import EmbeddingSpec, ModelInfo
+from sasa.core.boundary import EmbeddingSpec, ModelInfo
+from sasa.decoding.generate import encode_prompts
+from sasa.decoding.sampling import sample
 from sasa.evaluation.rewards import Reward
-from sasa.files import write_atomically
-from sasa.generation import encode_prompts
 from sasa.models.states import check_ready
-from sasa.sampling import sample
 from sasa.training import objectives
 from sasa.training.card import card, plot
 from sasa.training.checkpoint import newest
-from sasa.training.folder import ABOUT, CHECKPOINTS, base_name, begin, check_packages, finish, save_adapter
+from sasa.training.folder import (
+    ABOUT,
+    CHECKPOINTS,
+    base_name,
+    begin,
+    check_packages,
+    finish,
+    save_adapter,
+)
 from sasa.training.models import ADAPTERS, POLICY, PROPOSAL, Models
 from sasa.training.settings import Repulse
 from sasa.training.trainer import Trainer, judge
+from sasa.utils.files import write_atomically
 
 PROPOSAL_CARD = """# A proposal: not for use
 
@@ -86,17 +94,28 @@ def train_repulse(
     output, base = Path(output), base_name(model, base, settings.lora)
     check_ready(model)
     encoded, held_out = (
-        _encode(model, tokenizer, texts, settings) if texts else [] for texts in (list(prompts), list(eval_prompts))
+        _encode(model, tokenizer, texts, settings) if texts else []
+        for texts in (list(prompts), list(eval_prompts))
     )
     if not encoded:
         raise ValueError("there are no prompts to train on")
     processes = Accelerator(cpu=model.device.type == "cpu")
-    texts = hashlib.sha256(json.dumps([list(prompts), list(eval_prompts)]).encode()).hexdigest()[:16]
+    texts = hashlib.sha256(json.dumps([list(prompts), list(eval_prompts)]).encode()).hexdigest()[
+        :16
+    ]
     about: dict[str, Any] = {
         "training": asdict(settings)
-        | {"base": base, "prompts": texts, "reward": {"name": reward.name, "version": reward.version}},
+        | {
+            "base": base,
+            "prompts": texts,
+            "reward": {"name": reward.name, "version": reward.version},
+        },
         "model": asdict(ModelInfo.of(model)),
-        "counts": {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "processes": processes.num_processes},
+        "counts": {
+            "prompts": len(prompts),
+            "eval_prompts": len(eval_prompts),
+            "processes": processes.num_processes,
+        },
     }
     checkpoints = output / CHECKPOINTS
     last = newest(checkpoints)
@@ -106,7 +125,9 @@ def train_repulse(
     done = begin(output, about) if processes.is_main_process else False
     done = bool(processes.reduce(torch.tensor(int(done), device=processes.device), "sum"))
     if not done:
-        models = Models(model, settings.lora, proposal=settings.method == "repulse", seed=settings.seed)
+        models = Models(
+            model, settings.lora, proposal=settings.method == "repulse", seed=settings.seed
+        )
         try:
             trainer = Trainer(models, tokenizer, prompts, encoded, reward, settings, processes)
             trainer.held_out, trainer.evaluation = (list(eval_prompts), held_out), evaluate
@@ -122,9 +143,14 @@ def train_repulse(
 
 
 def _encode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], settings: Repulse
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: Repulse,
 ) -> list[list[int]]:
-    return encode_prompts(model, tokenizer, prompts, EmbeddingSpec(), settings.chat, settings.max_new_tokens)
+    return encode_prompts(
+        model, tokenizer, prompts, EmbeddingSpec(), settings.chat, settings.max_new_tokens
+    )
 
 
 def _check_reward(
@@ -173,7 +199,9 @@ def _save(
             tokenizer.save_pretrained(place)
             write_atomically(place / "README.md", PROPOSAL_CARD)
     plotted = plot(output / "training.png", log)
-    write_atomically(output / "README.md", card(base, about["training"]["reward"]["name"], about, log, plotted))
+    write_atomically(
+        output / "README.md", card(base, about["training"]["reward"]["name"], about, log, plotted)
+    )
     packages = [
         "sasa-decoding",
         "torch",

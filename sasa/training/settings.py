@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sasa.settings import check_above_zero, check_at_least
+from sasa.core.settings import check_above_zero, check_at_least
 
 METHODS = {
     "repulse": "RLOO, and the probability of bad outputs pushed down, which a learned proposal finds",

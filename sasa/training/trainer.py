@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sasa.decoding.generate import completion_text
+from sasa.decoding.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.evaluation.rewards import Reward
-from sasa.files import write_atomically
-from sasa.generation import completion_text
-from sasa.progress import figures_bar
-from sasa.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.training import objectives
 from sasa.training.card import AVERAGED
 from sasa.training.checkpoint import newest, restore, save
 from sasa.training.models import POLICY, PRIOR, PROPOSAL, Models
 from sasa.training.settings import Repulse
+from sasa.utils.files import write_atomically
+from sasa.utils.progress import figures_bar
 
 WARNING = """These are checkpoints of a training with RePULSe. The weights called proposal are of a model that is trained to write
 what is worst. They are not for use, and are deleted when the training ends.
@@ -66,7 +66,10 @@ class Trainer:
         if settings.method == "repulse":
             rates[PROPOSAL] = settings.proposal_learning_rate
         self.learners = {
-            who: (weights := models.weights(who), torch.optim.AdamW(weights.values(), lr=rate or 0.0, weight_decay=0.0))
+            who: (
+                weights := models.weights(who),
+                torch.optim.AdamW(weights.values(), lr=rate or 0.0, weight_decay=0.0),
+            )
             for who, rate in rates.items()
         }
 
@@ -82,9 +85,13 @@ class Trainer:
                 self._evaluate({"step": 0})
             for number in range(done, s.steps):
                 entry = self.step(number)
-                wanted = number + 1 == s.steps or (s.eval_every and (number + 1) % s.eval_every == 0)
+                wanted = number + 1 == s.steps or (
+                    s.eval_every and (number + 1) % s.eval_every == 0
+                )
                 self._evaluate(entry, bool(wanted))
-                if self.processes.is_main_process and ((number + 1) % s.save_steps == 0 or number + 1 == s.steps):
+                if self.processes.is_main_process and (
+                    (number + 1) % s.save_steps == 0 or number + 1 == s.steps
+                ):
                     if not checkpoints.is_dir():
                         write_atomically(checkpoints / "README.md", WARNING)
                     save(checkpoints, number + 1, self.learners, self.log)
@@ -131,7 +138,10 @@ class Trainer:
             with self.models.use(PROPOSAL) as proposal:
                 log_q = log_probs(proposal, ids, found).view(*shape, -1)
         every = [
-            row for i in range(len(ids)) for side in (own, found) for row in side[i * s.samples : (i + 1) * s.samples]
+            row
+            for i in range(len(ids))
+            for side in (own, found)
+            for row in side[i * s.samples : (i + 1) * s.samples]
         ]
         with self.models.use(POLICY) as policy:
             log_p = log_probs(policy, ids, every).view(len(ids), -1, max(map(len, every)))
@@ -149,12 +159,16 @@ class Trainer:
             "tokens": sum(map(len, own)) / s.samples,
         }
         if s.method == "p-proposal":
-            weights = objectives.sigma_weights(log_own.detach(), log_own.detach(), own_rewards, s.beta)
+            weights = objectives.sigma_weights(
+                log_own.detach(), log_own.detach(), own_rewards, s.beta
+            )
             loss = loss + s.alpha * (weights * log_own).sum()
             sums["effective_samples"] = float(objectives.effective_sample_size(weights).sum())
         if PROPOSAL in self.learners:
             log_found, fixed = log_p[:, s.samples :, : log_q.shape[2]], log_q.detach()
-            weights = objectives.sigma_weights(log_found.detach().sum(2), fixed.sum(2), rewards, s.beta)
+            weights = objectives.sigma_weights(
+                log_found.detach().sum(2), fixed.sum(2), rewards, s.beta
+            )
             loss = loss + s.alpha * (weights * log_found.sum(2)).sum()
             baseline = objectives.baseline_weights(log_found.detach(), fixed)
             (((baseline - weights[..., None]) * log_q).sum() / total).backward()
@@ -188,10 +202,14 @@ class Trainer:
         for weights, _ in self.learners.values():
             grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights.values()]
             whole = self.processes.reduce(torch.nn.utils.parameters_to_vector(grads), "sum")
-            for weight, grad in zip(weights.values(), whole.split([g.numel() for g in grads]), strict=True):
+            for weight, grad in zip(
+                weights.values(), whole.split([g.numel() for g in grads]), strict=True
+            ):
                 weight.grad = grad.view_as(weight)
         keys = (*SUMS, *PUSHED.get(self.settings.method, ()))
-        values = torch.tensor([sums.get(key, 0.0) for key in keys], dtype=torch.float64, device=self.processes.device)
+        values = torch.tensor(
+            [sums.get(key, 0.0) for key in keys], dtype=torch.float64, device=self.processes.device
+        )
         return dict(zip(keys, self.processes.reduce(values, "sum").tolist(), strict=True))
 
     def _evaluate(self, entry: dict[str, Any], wanted: bool = True) -> None:
@@ -213,12 +231,16 @@ class Trainer:
         for first in range(0, len(texts), size):
             ids = encoded[first : first + size]
             with self.models.use(POLICY) as policy:
-                written = sample(policy, ids, s.samples, s.max_new_tokens, seed_of(s.seed, "eval", first))
+                written = sample(
+                    policy, ids, s.samples, s.max_new_tokens, seed_of(s.seed, "eval", first)
+                )
                 with torch.no_grad():
                     log_p = log_probs(policy, ids, written).sum(1).view(len(ids), -1)
             ratios.append(log_p - self._prior(ids, written))
             with self.models.use(PRIOR):
-                rewards.append(judge(self.reward, self.tokenizer, texts[first : first + size], ids, written))
+                rewards.append(
+                    judge(self.reward, self.tokenizer, texts[first : first + size], ids, written)
+                )
         found = torch.cat(rewards)
         return {
             "reward": float(found.mean()),
@@ -244,7 +266,9 @@ def judge(
 ) -> Tensor:
     """Rewards, float32 (P, K), of completions, as many of each of P prompts."""
     each = len(completions) // len(prompts)
-    texts = [completion_text(tokenizer, encoded[i // each], row) for i, row in enumerate(completions)]
+    texts = [
+        completion_text(tokenizer, encoded[i // each], row) for i, row in enumerate(completions)
+    ]
     found = reward([prompts[i // each] for i in range(len(texts))], texts)
     return torch.from_numpy(found).float().view(len(prompts), each)
 
@@ -252,7 +276,12 @@ def judge(
 def _figures(log: list[dict[str, Any]]) -> str:
     """A step in a line, of means over the last ones: one step's say little."""
     last = log[-AVERAGED:]
-    names = {"reward": "reward", "below": "P(r < eta)", "kl": "KL", "effective_samples": "effective samples"}
+    names = {
+        "reward": "reward",
+        "below": "P(r < eta)",
+        "kl": "KL",
+        "effective_samples": "effective samples",
+    }
     return "  ".join(
         f"{name} {sum(entry[key] for entry in last) / len(last):.3g}"
         for key, name in names.items()

@@ -37,15 +37,28 @@ def main() -> None:
     model, tokenizer = sasa.load(folder / "model")
     line = sasa.Boundary.load(folder / "calm", model=model)
     want = {}
-    for name, beta, more in (("steered", 1.0, {}), ("plain", 0.0, {}), ("penalised", 1.0, {"repetition_penalty": 1.4})):
+    for name, beta, more in (
+        ("steered", 1.0, {}),
+        ("plain", 0.0, {}),
+        ("penalised", 1.0, {"repetition_penalty": 1.4}),
+    ):
         rows = sasa.generate(
-            model, tokenizer, SOME, line if beta else None, beta, **GREEDY, max_new_tokens=LENGTH, **more
+            model,
+            tokenizer,
+            SOME,
+            line if beta else None,
+            beta,
+            **GREEDY,
+            max_new_tokens=LENGTH,
+            **more,
         )
         want[name] = [row[0].tokens for row in rows]
     asked = {
         "steered": params(True, max_tokens=LENGTH, extra_args={"sasa_beta": 1.0}),
         "plain": params(False, max_tokens=LENGTH),
-        "penalised": params(True, max_tokens=LENGTH, extra_args={"sasa_beta": 1.0}, repetition_penalty=1.4),
+        "penalised": params(
+            True, max_tokens=LENGTH, extra_args={"sasa_beta": 1.0}, repetition_penalty=1.4
+        ),
     }
     drawn = [
         vllm.SamplingParams(
@@ -65,17 +78,33 @@ def main() -> None:
             CpuPlatform.check_and_update_config = classmethod(keep)
         for more in ({}, narrow):
             boundary = f"calm={folder / 'calm'}"
-            made = engine(str(folder / "model"), boundary, async_scheduling=asynchronous, max_num_seqs=16, **more)
+            made = engine(
+                str(folder / "model"),
+                boundary,
+                async_scheduling=asynchronous,
+                max_num_seqs=16,
+                **more,
+            )
             scheduler = type(made.llm_engine.engine_core.engine_core.scheduler)
-            assert scheduler.__name__ == ("AsyncScheduler" if asynchronous else "Scheduler"), scheduler
+            assert scheduler.__name__ == ("AsyncScheduler" if asynchronous else "Scheduler"), (
+                scheduler
+            )
             names = [name for name in asked for _ in SOME]
             found = tokens(made.generate(SOME * 3, [asked[name] for name in names], use_tqdm=False))
             every = [row for name in asked for row in want[name]]
             wrong = [i for i, (a, b) in enumerate(zip(found, every, strict=True)) if a != b]
             print(
-                scheduler.__name__, len(every) - len(wrong), "of", len(every), "preempted", len(preempted), flush=True
+                scheduler.__name__,
+                len(every) - len(wrong),
+                "of",
+                len(every),
+                "preempted",
+                len(preempted),
+                flush=True,
             )
-            assert not wrong, [(names[i], SOME[i % len(SOME)], found[i], every[i]) for i in wrong[:3]]
+            assert not wrong, [
+                (names[i], SOME[i % len(SOME)], found[i], every[i]) for i in wrong[:3]
+            ]
             sampled.append(tokens(made.generate(SOME, drawn, use_tqdm=False)))
     assert preempted
     assert all(each == sampled[0] for each in sampled), "the same seeds, other texts"

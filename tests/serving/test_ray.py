@@ -16,7 +16,9 @@ import torch
 from typer.testing import CliRunner
 
 if importlib.util.find_spec("ray") is None:
-    pytest.skip("Ray is not installed here: pip install 'sasa-decoding[ray]'", allow_module_level=True)
+    pytest.skip(
+        "Ray is not installed here: pip install 'sasa-decoding[ray]'", allow_module_level=True
+    )
 
 import sasa
 from sasa.cli import app
@@ -28,7 +30,9 @@ from sasa.evaluation.world import World
 from sasa.fitting import Corpus, Recipe, fit, fit_boundary
 from sasa.serving.ray import Ray
 
-pytest.importorskip("ray.cloudpickle").register_pickle_by_value(sys.modules[__name__])  # no worker has this file
+pytest.importorskip("ray.cloudpickle").register_pickle_by_value(
+    sys.modules[__name__]
+)  # no worker has this file
 WORDS = ("you fool and liar", "what a good day it is")
 
 
@@ -74,7 +78,9 @@ def recipe(folder: Path, **more: object) -> Recipe:
 
 def one_way(folder: Path, spread: Ray | None, output: Path | None = None) -> sasa.Boundary:
     model, tokenizer = sasa.load(folder / "model", "cpu")
-    return fit_boundary(model, tokenizer, recipe(folder, prefixes=True), output, batch_size=16, spread=spread)
+    return fit_boundary(
+        model, tokenizer, recipe(folder, prefixes=True), output, batch_size=16, spread=spread
+    )
 
 
 @pytest.fixture
@@ -119,14 +125,20 @@ def bench(folder: Path, output: Path, spread: Ray | None) -> dict[str, str]:
     made = {name: method(name) for name in ("plain", "sasa:1")}
     runner.generate_stage(run, made, world, spread=spread)
     runner.likelihood_stage(run, model, tokenizer, list(made), spread=spread)
-    return {str(f.relative_to(output)): f.read_text() for f in output.rglob("*.jsonl") if f.name != "timings.jsonl"}
+    return {
+        str(f.relative_to(output)): f.read_text()
+        for f in output.rglob("*.jsonl")
+        if f.name != "timings.jsonl"
+    }
 
 
 def test_a_benchmark_is_the_same_with_a_worker_killed_in_the_middle(folder, two, tmp_path):
     here = bench(folder, tmp_path / "here", None)
     marker = tmp_path / "marker"
     marker.mkdir()
-    there = bench(folder, tmp_path / "there", lambda task, items: two(partial(dying, marker, task), items))
+    there = bench(
+        folder, tmp_path / "there", lambda task, items: two(partial(dying, marker, task), items)
+    )
     assert len(here) == 5
     assert there == here
 
@@ -172,7 +184,9 @@ class Other:
 
 
 def test_more_workers_than_there_is_room_for_are_refused(folder):
-    with pytest.raises(ValueError, match=r"workers must be between 1 and \d+, one a core of the cluster, got 500"):
+    with pytest.raises(
+        ValueError, match=r"workers must be between 1 and \d+, one a core of the cluster, got 500"
+    ):
         list(Ray(str(folder / "model"), "cpu", workers=500)(partial(dying, folder), [1]))
 
 
@@ -202,7 +216,9 @@ def test_the_command_line(folder, two, tmp_path):
         "--json",
     ]
     ask += ["--seed", "1", "--batch-size", "2", *common]
-    here, there = (CliRunner().invoke(app, [*ask, *more]) for more in ([], ["--ray", "--ray-workers", "2"]))
+    here, there = (
+        CliRunner().invoke(app, [*ask, *more]) for more in ([], ["--ray", "--ray-workers", "2"])
+    )
     assert here.exit_code == there.exit_code == 0, there.output
     assert there.stdout == here.stdout
     assert len(here.stdout.splitlines()) == 40

@@ -8,12 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from sasa.cli import app
+from sasa.decoding.generate import Completion
 from sasa.evaluation.methods import method
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.world import World
-from sasa.generation import Completion
 from sasa.serving.requests import Wanted
-from sasa.spread import here
+from sasa.utils.parallel import here
 
 LOADED = ("toxicity", "threat")
 NO_VLLM = importlib.util.find_spec("vllm") is None
@@ -21,13 +21,20 @@ NO_VLLM = importlib.util.find_spec("vllm") is None
 
 def test_a_request_that_asks_for_nothing_is_as_the_server_says():
     assert Wanted.parse({}, {}, LOADED) == Wanted() == Wanted.parse({"other": 1}, {}, LOADED)
-    assert Wanted.parse({}, {"beta": 2.0, "prior": 0.1}, LOADED) == Wanted(2.0, (("toxicity", 1.0),), prior=0.1)
+    assert Wanted.parse({}, {"beta": 2.0, "prior": 0.1}, LOADED) == Wanted(
+        2.0, (("toxicity", 1.0),), prior=0.1
+    )
     assert Wanted.parse({"sasa_beta": 0}, {"beta": 2.0}, LOADED).beta == 0
 
 
 def test_what_a_request_leaves_out_has_the_defaults():
     assert Wanted.parse({"sasa_boundary": "threat"}, {}, LOADED) == Wanted(4.0, (("threat", 1.0),))
-    asked = {"sasa_boundary": ["threat", "toxicity::0.5"], "sasa_top_k": 5.0, "sasa_top_p": 0.5, "sasa_value": "raw"}
+    asked = {
+        "sasa_boundary": ["threat", "toxicity::0.5"],
+        "sasa_top_k": 5.0,
+        "sasa_top_p": 0.5,
+        "sasa_value": "raw",
+    }
     assert Wanted.parse(asked, {}, LOADED) == Wanted(
         4.0, (("threat", 1.0), ("toxicity", 0.5)), "raw", top_k=5, top_p=0.5
     )
@@ -61,15 +68,24 @@ def test_a_bad_request_is_refused_by_name(asked, message):
     ("arguments", "message"),
     [
         (["generate", "Hello", "--engine", "llama"], "--engine must be vllm, got 'llama'"),
-        (["generate", "Hello", "--ray-workers", "2"], "--ray-address and --ray-workers belong to --ray"),
+        (
+            ["generate", "Hello", "--ray-workers", "2"],
+            "--ray-address and --ray-workers belong to --ray",
+        ),
         (
             ["bench", "rtp", "-o", "x", "--engine", "vllm", "-M", "words"],
             "--engine writes plain and sasa alone, not words",
         ),
-        (["serve", "--prior", "0.1"], "--prior are for requests that do not say how they are steered: give --beta"),
+        (
+            ["serve", "--prior", "0.1"],
+            "--prior are for requests that do not say how they are steered: give --beta",
+        ),
         (["serve", "--beta", "-1"], "beta must be >= 0, got -1.0"),
         (["serve"], "serving needs vLLM, in an environment of its own"),
-        (["generate", "Hello", "--engine", "vllm"], "serving needs vLLM, in an environment of its own"),
+        (
+            ["generate", "Hello", "--engine", "vllm"],
+            "serving needs vLLM, in an environment of its own",
+        ),
     ],
 )
 @pytest.mark.skipif(not NO_VLLM, reason="says what is missing where vLLM is")
@@ -98,11 +114,15 @@ def test_an_engine_writes_in_place_of_the_model():
     assert asked[1][2]["value"] == "raw"
     assert {settings["top_k"] for *_, settings in asked} == {7}
     assert {settings["seed"] for *_, settings in asked} == {3}
-    assert not any(method(name).served for name in ("words", "sasa+words", "best-of:2", "backtrack", "prompt"))
+    assert not any(
+        method(name).served for name in ("words", "sasa+words", "best-of:2", "backtrack", "prompt")
+    )
 
 
 def test_work_that_is_done_here_is_done_in_order():
-    assert list(here("model", "tokenizer")(lambda model, tokenizer, item: (model, item), [3, 1])) == [
+    assert list(
+        here("model", "tokenizer")(lambda model, tokenizer, item: (model, item), [3, 1])
+    ) == [
         ("model", 3),
         ("model", 1),
     ]

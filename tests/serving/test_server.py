@@ -16,7 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 if importlib.util.find_spec("vllm") is None:
-    pytest.skip("vLLM is not installed here: `make test-vllm` has an environment with it", allow_module_level=True)
+    pytest.skip(
+        "vLLM is not installed here: `make test-vllm` has an environment with it",
+        allow_module_level=True,
+    )
 
 import httpx
 import psutil
@@ -37,9 +40,32 @@ def server(tmp_path_factory):
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "sasa", "serve", str(folder / "model"), "--served-model-name", "small"),
-                *("-b", f"calm={folder / 'calm'}", "-b", f"polite={folder / 'polite'}", "--port", str(port)),
-                *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "32"),
+                *(
+                    sys.executable,
+                    "-m",
+                    "sasa",
+                    "serve",
+                    str(folder / "model"),
+                    "--served-model-name",
+                    "small",
+                ),
+                *(
+                    "-b",
+                    f"calm={folder / 'calm'}",
+                    "-b",
+                    f"polite={folder / 'polite'}",
+                    "--port",
+                    str(port),
+                ),
+                *(
+                    "--dtype",
+                    "float32",
+                    "--enforce-eager",
+                    "--max-model-len",
+                    "256",
+                    "--max-num-seqs",
+                    "32",
+                ),
                 *("--num-gpu-blocks-override", "24", "--block-size", "32"),
             ],
             stdout=log,
@@ -83,10 +109,17 @@ def test_steered_and_plain_requests_are_told_apart(server):
     url, _ = server
     plain, again, steered = (
         ask(url, temperature=0, vllm_xargs=x, max_tokens=30).json()["choices"][0]["text"]
-        for x in (None, {"sasa_beta": 0}, {"sasa_beta": 8.0, "sasa_boundary": ["calm::1", "polite::0.5"]})
+        for x in (
+            None,
+            {"sasa_beta": 0},
+            {"sasa_beta": 8.0, "sasa_boundary": ["calm::1", "polite::0.5"]},
+        )
     )
     assert plain == again != steered
-    seeded = [ask(url, seed=3, vllm_xargs={"sasa_beta": 2.0}).json()["choices"][0]["text"] for _ in range(2)]
+    seeded = [
+        ask(url, seed=3, vllm_xargs={"sasa_beta": 2.0}).json()["choices"][0]["text"]
+        for _ in range(2)
+    ]
     assert seeded[0] == seeded[1]
 
 
@@ -100,7 +133,12 @@ def test_it_can_be_attacked_by_its_address(server):
 
 def test_it_streams_what_it_writes_at_once(server):
     url, _ = server
-    asked = {"prompt": "Hello", "temperature": 0, "max_tokens": 12, "vllm_xargs": {"sasa_beta": 2.0}}
+    asked = {
+        "prompt": "Hello",
+        "temperature": 0,
+        "max_tokens": 12,
+        "vllm_xargs": {"sasa_beta": 2.0},
+    }
     body = {"model": "small", "stream": True, **asked}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=LIMIT) as got:
         lines = [line for line in got.iter_lines() if line.startswith("data: {")]
@@ -111,7 +149,10 @@ def test_it_streams_what_it_writes_at_once(server):
 
 def figure(url: str, name: str) -> float:
     text = httpx.get(f"{url}/metrics").text
-    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.M))
+    return sum(
+        float(value)
+        for value in re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.M)
+    )
 
 
 def memory(process: subprocess.Popen) -> int:

@@ -14,17 +14,24 @@ import torch
 from scipy.stats import chisquare
 
 if importlib.util.find_spec("vllm") is None:
-    pytest.skip("vLLM is not installed here: `make test-vllm` has an environment with it", allow_module_level=True)
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+    pytest.skip(
+        "vLLM is not installed here: `make test-vllm` has an environment with it",
+        allow_module_level=True,
+    )
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
 
 import tiny
 import vllm
 from vllm.exceptions import VLLMValidationError
 
 import sasa
-from sasa.candidates import select
+from sasa.core.candidates import select
+from sasa.core.values import Steering
 from sasa.serving.vllm import LLM
-from sasa.values import Steering
 
 SIZE = dict(head_dim=32, hidden_size=64, num_attention_heads=2, num_key_value_heads=2)
 """What vLLM's attention on a CPU can do."""
@@ -92,12 +99,19 @@ def tokens(found) -> list[list[int]]:
 
 def params(steered: bool, **more) -> vllm.SamplingParams:
     return vllm.SamplingParams(
-        **{"temperature": 0, "max_tokens": 20, "extra_args": {"sasa_beta": 4.0} if steered else None, **more}
+        **{
+            "temperature": 0,
+            "max_tokens": 20,
+            "extra_args": {"sasa_beta": 4.0} if steered else None,
+            **more,
+        }
     )
 
 
 def test_greedy_texts_are_the_decoders_beside_plain_requests(greedy):
-    found = engine().generate(PROMPTS * 2, [params(True)] * 32 + [params(False)] * 32, use_tqdm=False)
+    found = engine().generate(
+        PROMPTS * 2, [params(True)] * 32 + [params(False)] * 32, use_tqdm=False
+    )
     assert tokens(found) == greedy["steered"] + greedy["plain"]
 
 
@@ -105,11 +119,17 @@ def test_so_they_are_under_chunked_prefill_prefix_caching_and_preemption(greedy,
     from vllm.v1.core.sched.scheduler import Scheduler
 
     preempted, preempt = [], Scheduler._preempt_request
-    monkeypatch.setattr(Scheduler, "_preempt_request", lambda *a, **k: (preempted.append(1), preempt(*a, **k))[1])
-    narrow = dict(max_num_batched_tokens=24, max_num_seqs=16, block_size=32, num_gpu_blocks_override=18)
+    monkeypatch.setattr(
+        Scheduler, "_preempt_request", lambda *a, **k: (preempted.append(1), preempt(*a, **k))[1]
+    )
+    narrow = dict(
+        max_num_batched_tokens=24, max_num_seqs=16, block_size=32, num_gpu_blocks_override=18
+    )
     cramped = engine(max_model_len=128, **narrow)
     for _ in range(2):  # the second time, the prefixes are there
-        found = cramped.generate(PROMPTS * 2, [params(True)] * 32 + [params(False)] * 32, use_tqdm=False)
+        found = cramped.generate(
+            PROMPTS * 2, [params(True)] * 32 + [params(False)] * 32, use_tqdm=False
+        )
         assert tokens(found) == greedy["steered"] + greedy["plain"]
     assert preempted, "the cache was too large for this test"
 
@@ -125,19 +145,33 @@ def test_plain_requests_are_those_of_plain_vllm(small, small_engine):
 def test_a_seed_gives_the_same_text_whatever_else_the_engine_does(small, small_engine):
     asked = [
         vllm.SamplingParams(
-            temperature=0.9, top_k=20, top_p=0.95, max_tokens=25, seed=i, extra_args={"sasa_beta": 0.5 * (i % 3)}
+            temperature=0.9,
+            top_k=20,
+            top_p=0.95,
+            max_tokens=25,
+            seed=i,
+            extra_args={"sasa_beta": 0.5 * (i % 3)},
         )
         for i in range(32)
     ]
     together = tokens(small_engine.generate(PROMPTS, asked, use_tqdm=False))
     alone = [
-        tokens(small_engine.generate([p], [a], use_tqdm=False))[0] for p, a in zip(PROMPTS[:6], asked[:6], strict=True)
+        tokens(small_engine.generate([p], [a], use_tqdm=False))[0]
+        for p, a in zip(PROMPTS[:6], asked[:6], strict=True)
     ]
     assert together[:6] == alone
     again = engine(str(small / "model"), f"calm={small / 'calm'}")
     assert tokens(again.generate(PROMPTS, asked, use_tqdm=False)) == together
     unseeded = [vllm.SamplingParams(max_tokens=25, extra_args={"sasa_beta": 1.0})] * 8
-    assert len({tuple(row) for row in tokens(small_engine.generate(["Hello"] * 8, unseeded, use_tqdm=False))}) > 1
+    assert (
+        len(
+            {
+                tuple(row)
+                for row in tokens(small_engine.generate(["Hello"] * 8, unseeded, use_tqdm=False))
+            }
+        )
+        > 1
+    )
 
 
 @pytest.mark.parametrize(("count", "top_k"), [(20_000, 12), (2_000, 0)])
@@ -150,7 +184,9 @@ def test_draws_have_the_exact_distribution(small, small_engine, count, top_k):
         whole = torch.cat([ids.expand(found.ids.shape[1], -1), found.ids[0][:, None]], 1)
         pass_ = model(whole, output_hidden_states=True).hidden_states
         text = model(ids, output_hidden_states=True).hidden_states
-    extended, before = (torch.cat([states[1][:, -1], states[-1][:, -1]], -1) for states in (pass_, text))
+    extended, before = (
+        torch.cat([states[1][:, -1], states[-1][:, -1]], -1) for states in (pass_, text)
+    )
     steering = Steering.of(line, 1.5, prior=0.4)
     margins = steering.margins([before], [extended[None]], found.ids == tiny.EOS)
     exact = steering.reweight(scores, found, margins).softmax(-1)[0].double().numpy()
@@ -160,16 +196,22 @@ def test_draws_have_the_exact_distribution(small, small_engine, count, top_k):
         )
         for i in range(count)
     ]  # fmt: skip
-    drawn = small_engine.generate([{"prompt_token_ids": ids[0].tolist()}] * count, asked, use_tqdm=False)
+    drawn = small_engine.generate(
+        [{"prompt_token_ids": ids[0].tolist()}] * count, asked, use_tqdm=False
+    )
     counts = np.bincount([row[0] for row in tokens(drawn)], minlength=len(exact))
     assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(exact))
     kept = exact * count >= 5
-    assert chisquare(counts[kept], exact[kept] / exact[kept].sum() * counts[kept].sum()).pvalue > 0.001
+    assert (
+        chisquare(counts[kept], exact[kept] / exact[kept].sum() * counts[kept].sum()).pvalue > 0.001
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
 def test_families(tmp_path, family):
-    changes = {"qwen2": dict(use_sliding_window=False), "mistral": dict(sliding_window=None)}.get(family, {})
+    changes = {"qwen2": dict(use_sliding_window=False), "mistral": dict(sliding_window=None)}.get(
+        family, {}
+    )
     saved(tmp_path, family, **changes)
     model, tokenizer = sasa.load(tmp_path / "model")
     line = sasa.Boundary.load(tmp_path / "calm", model=model)
@@ -198,7 +240,9 @@ def test_what_a_request_may_ask_for(small, small_engine, settings):
         for name in settings.get("boundary", ["calm::1"])
     ]
     rest = {k: v for k, v in settings.items() if k != "boundary"}
-    want = sasa.generate(model, tokenizer, PROMPTS, lines, 0.7, do_sample=False, max_new_tokens=15, **rest)
+    want = sasa.generate(
+        model, tokenizer, PROMPTS, lines, 0.7, do_sample=False, max_new_tokens=15, **rest
+    )
     found = small_engine.complete(PROMPTS, 0.7, do_sample=False, max_new_tokens=15, **settings)
     assert [row[0].tokens for row in found] == [row[0].tokens for row in want]
 
@@ -210,12 +254,16 @@ def test_penalties_and_bad_words_are_vllms_own(small, small_engine):
         model, tokenizer, PROMPTS, line, 1.0, **GREEDY, max_new_tokens=20, repetition_penalty=1.4,
         bad_words_ids=[[101], [97, 98]],
     )  # fmt: skip
-    asked = params(True, repetition_penalty=1.4, bad_words=["e", "ab"], extra_args={"sasa_beta": 1.0})
+    asked = params(
+        True, repetition_penalty=1.4, bad_words=["e", "ab"], extra_args={"sasa_beta": 1.0}
+    )
     asked._bad_words_token_ids = None
     found = small_engine.generate(PROMPTS, asked, use_tqdm=False)
     assert not any("e" in one.outputs[0].text or "ab" in one.outputs[0].text for one in found)
     same = sum(a == b[0].tokens for a, b in zip(tokens(found), want, strict=True))
-    assert same >= 30, same  # a word that a bad word's spelling with a space is, is forbidden here alone
+    assert same >= 30, (
+        same
+    )  # a word that a bad word's spelling with a space is, is forbidden here alone
 
 
 def test_texts_end_where_they_are_full(small, small_engine):
@@ -232,16 +280,31 @@ def test_texts_end_where_they_are_full(small, small_engine):
     [
         (dict(extra_args={"sasa_beta": -1}), "sasa_beta must be >= 0, got -1.0"),
         (dict(extra_args={"sasa_beta": "much"}), "sasa_beta must be a number, got 'much'"),
-        (dict(extra_args={"sasa_betta": 1}), "unknown sasa_betta: there are sasa_beta, sasa_boundary"),
-        (dict(extra_args={"sasa_boundary": "kind"}), "no boundary 'kind' is loaded here; there are: calm, polite"),
-        (dict(extra_args={"sasa_boundary": ["calm", "calm::2"]}), "sasa_boundary names 'calm' twice"),
+        (
+            dict(extra_args={"sasa_betta": 1}),
+            "unknown sasa_betta: there are sasa_beta, sasa_boundary",
+        ),
+        (
+            dict(extra_args={"sasa_boundary": "kind"}),
+            "no boundary 'kind' is loaded here; there are: calm, polite",
+        ),
+        (
+            dict(extra_args={"sasa_boundary": ["calm", "calm::2"]}),
+            "sasa_boundary names 'calm' twice",
+        ),
         (dict(extra_args={"sasa_boundary": "calm::x"}), "NAME or NAME::WEIGHT"),
         (dict(extra_args={"sasa_boundary": []}), "must be a name"),
-        (dict(extra_args={"sasa_value": "loud"}), "sasa_value must be one of raw, log_sigmoid, got 'loud'"),
+        (
+            dict(extra_args={"sasa_value": "loud"}),
+            "sasa_value must be one of raw, log_sigmoid, got 'loud'",
+        ),
         (dict(extra_args={"sasa_prior": 1.0}), "sasa_prior must be in (0, 1)"),
         (dict(extra_args={"sasa_top_k": 2.5}), "sasa_top_k must be an integer >= 0"),
         (dict(extra_args={"sasa_top_p": 0}), "sasa_top_p must be in (0, 1]"),
-        (dict(extra_args={"sasa_value": "raw"}, temperature=1.0), "give top_k or sasa_top_k between 1 and 64"),
+        (
+            dict(extra_args={"sasa_value": "raw"}, temperature=1.0),
+            "give top_k or sasa_top_k between 1 and 64",
+        ),
         (dict(extra_args={"sasa_beta": 1}, stop_token_ids=list(range(40))), "up to 32 stop tokens"),
         (dict(logprobs=1), "logprobs cannot be used in an engine that steers"),
         (dict(prompt_logprobs=1), "prompt_logprobs cannot be used"),
@@ -250,7 +313,9 @@ def test_texts_end_where_they_are_full(small, small_engine):
 )
 def test_what_cannot_be_done_is_refused_by_name(small_engine, asked, message):
     with pytest.raises(VLLMValidationError) as error:
-        small_engine.generate(["Hello"], vllm.SamplingParams(**{"temperature": 0, **asked}), use_tqdm=False)
+        small_engine.generate(
+            ["Hello"], vllm.SamplingParams(**{"temperature": 0, **asked}), use_tqdm=False
+        )
     assert message in str(error.value)
     (found,) = small_engine.generate(["Hello"], params(True), use_tqdm=False)  # it goes on
     assert found.outputs[0].token_ids
@@ -258,16 +323,29 @@ def test_what_cannot_be_done_is_refused_by_name(small_engine, asked, message):
 
 def test_an_engine_that_is_not_ours_says_so(small):
     plain = engine(str(small / "model"), kind=vllm.LLM)
-    with pytest.raises(VLLMValidationError, match="sasa_beta: this engine was not started with sasa: use `sasa serve`"):
+    with pytest.raises(
+        VLLMValidationError,
+        match="sasa_beta: this engine was not started with sasa: use `sasa serve`",
+    ):
         plain.generate(["Hello"], params(True), use_tqdm=False)
 
 
 @pytest.mark.parametrize(
     ("model", "boundary", "options", "message"),
     [
-        ("model", "calm", dict(speculative_config={"method": "ngram"}), "speculative_config cannot be used with sasa"),
+        (
+            "model",
+            "calm",
+            dict(speculative_config={"method": "ngram"}),
+            "speculative_config cannot be used with sasa",
+        ),
         ("model", "calm", dict(enable_lora=True), "enable_lora cannot be used with sasa (LoRA"),
-        ("model", "calm", dict(pipeline_parallel_size=2), "pipeline_parallel_size must be 1 with sasa, got 2"),
+        (
+            "model",
+            "calm",
+            dict(pipeline_parallel_size=2),
+            "pipeline_parallel_size must be 1 with sasa, got 2",
+        ),
         ("model", "calm", dict(defaults={"beta": -2}), "sasa_beta must be >= 0"),
         ("model", "calm", dict(enable_dbo=True), "enable_dbo cannot be used with sasa"),
         ("model", "toxicity", {}, "no bundled 'toxicity' boundary for this model"),
@@ -276,7 +354,9 @@ def test_an_engine_that_is_not_ours_says_so(small):
         ("nowhere/at/all", "calm", {}, "no model folder or GGUF file"),
     ],
 )
-def test_what_cannot_be_served_is_refused_before_the_engine_starts(small, model, boundary, options, message):
+def test_what_cannot_be_served_is_refused_before_the_engine_starts(
+    small, model, boundary, options, message
+):
     gemma = tiny.model("gemma3", head_dim=32)
     if not (small / "gemma").exists():
         gemma.save_pretrained(small / "gemma")
@@ -300,7 +380,9 @@ def test_what_it_relies_on_is_asserted_by_name(monkeypatch, small):
     from vllm.v1.sample.sampler import Sampler
 
     monkeypatch.delattr(Sampler, "apply_logits_processors")
-    with pytest.raises(ImportError, match=r"vllm.v1.sample.sampler:Sampler has no apply_logits_processors"):
+    with pytest.raises(
+        ImportError, match=r"vllm.v1.sample.sampler:Sampler has no apply_logits_processors"
+    ):
         engine(str(small / "model"), f"calm={small / 'calm'}")
 
 
@@ -325,7 +407,10 @@ def test_completions_come_in_the_prompts_order_and_one_prompt_has_a_list(small_e
     rows = small_engine.complete(PROMPTS[:3], 1.0, num_return_sequences=4, seed=3, max_new_tokens=8)
     assert [len(row) for row in rows] == [4, 4, 4]
     assert len({one.text for one in rows[0]}) > 1
-    assert small_engine.complete(PROMPTS[0], 1.0, num_return_sequences=4, seed=3, max_new_tokens=8) == rows[0]
+    assert (
+        small_engine.complete(PROMPTS[0], 1.0, num_return_sequences=4, seed=3, max_new_tokens=8)
+        == rows[0]
+    )
 
 
 def test_a_compiled_model_writes_the_same(small, small_engine):
@@ -342,7 +427,10 @@ def test_in_processes_of_their_own(script):
     preemption; and a model that is spread over two processes.
     """
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script))], capture_output=True, text=True, timeout=1800
+        [sys.executable, str(Path(__file__).with_name(script))],
+        capture_output=True,
+        text=True,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "all equal" in done.stdout

@@ -17,10 +17,7 @@ candidate read in one pass.
     sasa serve … --boundary toxicity                              vLLM's OpenAI-compatible server
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import Any
+import lazy_loader
 
 try:
     import vllm as _vllm  # noqa: F401
@@ -29,12 +26,5 @@ except ImportError as error:
         "serving needs vLLM, in an environment of its own: pip install 'sasa-decoding[vllm]', or on a CPU see `make vllm`"
     ) from error
 
-_HOMES = {"LLM": "offline", "engine_options": "options", "register": "admission"}
-__all__ = ["LLM", "engine_options", "register"]
-
-
-def __getattr__(name: str) -> Any:
-    """The public names, each imported when it is first used: every process of vLLM's imports this package."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# every process of vLLM's imports this package: its names are imported when they are first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -40,7 +40,9 @@ def register() -> None:
 
     for architecture in [*ModelRegistry.models]:
         if not architecture.startswith(CLASS):
-            ModelRegistry.register_model(CLASS + architecture, f"{HOME}.model:{CLASS}{architecture}")
+            ModelRegistry.register_model(
+                CLASS + architecture, f"{HOME}.model:{CLASS}{architecture}"
+            )
             if architecture in MODELS_CONFIG_MAP:  # what vLLM sets for a model by its name
                 MODELS_CONFIG_MAP[CLASS + architecture] = MODELS_CONFIG_MAP[architecture]
     build = InputProcessor._build_logits_processors_params_validator
@@ -49,7 +51,11 @@ def register() -> None:
 
     @functools.wraps(build)
     def with_ours(self: Any) -> Callable[[Any], None]:
-        theirs, served, first = build(self), Served.of(self.vllm_config), not self.vllm_config.use_v2_model_runner
+        theirs, served, first = (
+            build(self),
+            Served.of(self.vllm_config),
+            not self.vllm_config.use_v2_model_runner,
+        )
 
         def validate(params: Any) -> None:
             from vllm.exceptions import VLLMValidationError
@@ -75,13 +81,19 @@ def admit(served: Served | None, params: Any, first: bool) -> None:
     """
     if served is None:
         if mine := [name for name in params.extra_args or {} if name.startswith(PREFIX)]:
-            raise ValueError(f"{', '.join(mine)}: this engine was not started with sasa: use `sasa serve`")
+            raise ValueError(
+                f"{', '.join(mine)}: this engine was not started with sasa: use `sasa serve`"
+            )
         return
     undone = UNDONE | UNDONE_FIRST if first else UNDONE
     if asked := [name for name, off in undone.items() if getattr(params, name) not in (off, None)]:
-        raise ValueError(f"{', '.join(asked)} cannot be used in an engine that steers" + " on a CPU" * first)
+        raise ValueError(
+            f"{', '.join(asked)} cannot be used in an engine that steers" + " on a CPU" * first
+        )
     wanted = served.wanted(params)
-    wanted.check(params.top_k, params.temperature < GREEDY, len(params.stop_token_ids or ()), ENDS // 2)
+    wanted.check(
+        params.top_k, params.temperature < GREEDY, len(params.stop_token_ids or ()), ENDS // 2
+    )
 
 
 def put(slots: Slots, slot: int, served: Served, params: Any, request: str) -> None:
@@ -92,7 +104,9 @@ def put(slots: Slots, slot: int, served: Served, params: Any, request: str) -> N
     """
     seed = params.seed
     if seed is None:
-        seed = int.from_bytes(hashlib.blake2b(request.encode(), digest_size=8).digest(), "big", signed=True)
+        seed = int.from_bytes(
+            hashlib.blake2b(request.encode(), digest_size=8).digest(), "big", signed=True
+        )
     closing = [] if params.eos_token_id is None else [params.eos_token_id]
     slots.put(
         slot, served.wanted(params), seed=seed, temperature=0.0 if params.temperature < GREEDY else params.temperature,

@@ -71,14 +71,22 @@ class Sampler:
         for name in ids:
             if name not in self.room:
                 self.room[name] = next(free)
-                put(self._slots, self.room[name], self.served, runner.requests[name].sampling_params, name)
+                put(
+                    self._slots,
+                    self.room[name],
+                    self.served,
+                    runner.requests[name].sampling_params,
+                    name,
+                )
         return np.array([self.room[name] for name in ids])
 
     def __call__(self, metadata: Any, draft_probs: Any, logits: Tensor, sampling: Any) -> Any:
         """One step; logits (n, V), behind the last token of each row, be it a draft."""
         runner, batch = self.runner, self.runner.input_batch
         count = batch.num_reqs
-        out = torch.full((count, 2), -1, dtype=torch.int32)  # of two columns, the runner leaves out what is -1
+        out = torch.full(
+            (count, 2), -1, dtype=torch.int32
+        )  # of two columns, the runner leaves out what is -1
         self.drafts = [[] for _ in range(count)]
         if not count:  # the engine tries its memory
             return SamplerOutput(out, None)
@@ -89,7 +97,9 @@ class Sampler:
         scores = scores / self._slots.settings()[0][slots, 3:4].float()
         values = torch.zeros(count)
         if self._slots.steered(every):
-            values = of_first_rank(self._slots.values(slots, model.sasa_states[:, metadata.logits_indices]))
+            values = of_first_rank(
+                self._slots.values(slots, model.sasa_states[:, metadata.logits_indices])
+            )
         lengths = torch.from_numpy(batch.num_tokens_no_spec[:count].astype(np.int64))
         drafted = np.array(metadata.num_draft_tokens) > 0
         skipped = runner.discard_request_mask.np[:count]
@@ -101,7 +111,9 @@ class Sampler:
             rows = np.flatnonzero(drafted)
             at, mine = torch.from_numpy(rows), slots[drafted]
             choice = self._slots.choice
-            ours = (metadata.draft_token_ids.long() == choice.pending[mine]) & (choice.place[mine] == lengths[at])
+            ours = (metadata.draft_token_ids.long() == choice.pending[mine]) & (
+                choice.place[mine] == lengths[at]
+            )
             assert ours.all(), "the engine has read another token than it was given"
             over, best = self._slots.take(mine, values[at], every[rows])
             self._behind[mine[best]] = scores[at[best]]
@@ -134,7 +146,9 @@ class Runner:
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         return True  # drafts go on up to the end of the longest text
 
-    def _calc_spec_decode_metadata(self: Any, num_draft_tokens: np.ndarray, cu_num_scheduled_tokens: np.ndarray) -> Any:
+    def _calc_spec_decode_metadata(
+        self: Any, num_draft_tokens: np.ndarray, cu_num_scheduled_tokens: np.ndarray
+    ) -> Any:
         last = torch.from_numpy(cu_num_scheduled_tokens.astype(np.int64) - 1)
         return SpecDecodeMetadata(
             draft_token_ids=self.input_ids.gpu[last][torch.from_numpy(num_draft_tokens > 0)],
@@ -167,7 +181,10 @@ class Scheduler(scheduler.Scheduler):
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         rows = model_runner_output.req_id_to_index
         for name, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
-            request, written = self.requests.get(name), model_runner_output.sampled_token_ids[rows[name]]
+            request, written = (
+                self.requests.get(name),
+                model_runner_output.sampled_token_ids[rows[name]],
+            )
             if request is not None and written and written[0] != drafts[-1]:
                 request.num_computed_tokens -= 1
         return super().update_from_output(scheduler_output, model_runner_output)

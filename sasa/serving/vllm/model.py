@@ -47,12 +47,19 @@ def model_class(architecture: str) -> Any:
             served = Served.of(vllm_config)
             if served is None:
                 raise ValueError(f"{CLASS}{architecture} is for engines that sasa starts")
-            on_cpu, second = vllm_config.device_config.device_type == "cpu", vllm_config.use_v2_model_runner
+            on_cpu, second = (
+                vllm_config.device_config.device_type == "cpu",
+                vllm_config.use_v2_model_runner,
+            )
             if not (second or on_cpu):
-                raise ValueError("vLLM has chosen its first model runner, in which sasa works on a CPU alone")
+                raise ValueError(
+                    "vLLM has chosen its first model runner, in which sasa works on a CPU alone"
+                )
             config = vllm_config.model_config.hf_text_config
             self.sasa_layers = layers_of(served.load())
-            self.sasa_below = [layer for layer in self.sasa_layers if layer < config.num_hidden_layers]
+            self.sasa_below = [
+                layer for layer in self.sasa_layers if layer < config.num_hidden_layers
+            ]
             if self.sasa_below:
                 self.set_aux_hidden_state_layers(tuple(self.sasa_below))
             tokens = vllm_config.scheduler_config.max_num_batched_tokens

@@ -7,13 +7,13 @@ from typing import Any
 
 import vllm
 
-from sasa.generation import Completion, Limits, completion_text, encode_prompts
-from sasa.sampling import seed_of
+from sasa.core.settings import BETA, PRIOR, VALUE
+from sasa.decoding.generate import Completion, Limits, completion_text, encode_prompts
+from sasa.decoding.sampling import seed_of
 from sasa.serving.requests import Wanted
 from sasa.serving.slots import ENDS
 from sasa.serving.vllm.options import code_of, engine_options, model_at
 from sasa.serving.vllm.served import KEY, Served
-from sasa.settings import BETA, PRIOR, VALUE
 
 UNDONE = (
     "no_repeat_ngram_size",
@@ -77,16 +77,24 @@ class LLM(vllm.LLM):
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         config = self._generation_config()
         limits = Limits.of(config, do_sample, temperature, top_k, top_p, min_p)
-        for name, number in dict(max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences).items():
+        for name, number in dict(
+            max_new_tokens=max_new_tokens, num_return_sequences=num_return_sequences
+        ).items():
             if not number > 0:
                 raise ValueError(f"{name} must be > 0, got {number}")
         tokenizer = self.get_tokenizer()
         extra: dict[str, Any] = {"sasa_beta": beta, "sasa_value": value, "sasa_prior": prior}
         if boundary is not None:
             extra["sasa_boundary"] = boundary if isinstance(boundary, str) else list(boundary)
-        if refused := [name for name in UNDONE if getattr(config, name, None) not in (None, 0, 1.0, [])]:
-            raise ValueError(f"the model's generation config sets {', '.join(refused)}, which vLLM does not do")
-        own: dict[str, Any] = dict(temperature=limits.temperature, top_k=limits.top_k, top_p=limits.top_p)
+        if refused := [
+            name for name in UNDONE if getattr(config, name, None) not in (None, 0, 1.0, [])
+        ]:
+            raise ValueError(
+                f"the model's generation config sets {', '.join(refused)}, which vLLM does not do"
+            )
+        own: dict[str, Any] = dict(
+            temperature=limits.temperature, top_k=limits.top_k, top_p=limits.top_p
+        )
         if not do_sample:  # vLLM truncates nothing in greedy decoding
             extra |= {"sasa_top_k": limits.top_k, "sasa_top_p": limits.top_p}
             own = dict(temperature=0.0)
@@ -106,12 +114,21 @@ class LLM(vllm.LLM):
             )
         seeds = [None if seed is None else seed_of(seed, i) for i in range(len(texts))]
         params = [
-            vllm.SamplingParams(n=num_return_sequences, max_tokens=max_new_tokens, seed=each, extra_args=extra, **own)
+            vllm.SamplingParams(
+                n=num_return_sequences,
+                max_tokens=max_new_tokens,
+                seed=each,
+                extra_args=extra,
+                **own,
+            )
             for each in seeds
         ]
         inputs = [{"prompt_token_ids": ids} for ids in encoded]
         found = self.generate(inputs, params, use_tqdm=progress)
-        rows = [[_completion(tokenizer, ids, o) for o in out.outputs] for ids, out in zip(encoded, found, strict=True)]
+        rows = [
+            [_completion(tokenizer, ids, o) for o in out.outputs]
+            for ids, out in zip(encoded, found, strict=True)
+        ]
         return rows[0] if isinstance(prompts, str) else rows
 
     def counts(self) -> dict[str, int]:

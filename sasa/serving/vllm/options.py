@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from sasa.boundary import Boundary
+from sasa.core.boundary import Boundary
+from sasa.data.tables import local
 from sasa.models.load import ADAPTER, source_of
 from sasa.serving.requests import Wanted
 from sasa.serving.slots import Slots
 from sasa.serving.vllm.model import model_class
 from sasa.serving.vllm.served import CLASS, HOME, KEY, Served, check_vllm
-from sasa.tables import local
 
 CACHE = 4 << 30
 """Bytes for the keys and values of texts on a CPU, where nothing else is said."""
@@ -77,9 +77,15 @@ def engine_options(
     for name, what in REFUSED.items():
         if given.get(name):
             raise ValueError(f"{name} cannot be used with sasa ({what})")
-    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
+    for name in (
+        "pipeline_parallel_size",
+        "decode_context_parallel_size",
+        "prefill_context_parallel_size",
+    ):
         if (given.get(name) or 1) > 1:
-            raise ValueError(f"{name} must be 1 with sasa, got {given[name]}: tensor parallelism works")
+            raise ValueError(
+                f"{name} must be 1 with sasa, got {given[name]}: tensor parallelism works"
+            )
     if callable(given.get("hf_overrides")):
         raise ValueError("hf_overrides must be a dictionary with sasa, which adds to it")
     source, identity, skeleton = model_at(model, **code_of(given))
@@ -107,8 +113,14 @@ def engine_options(
     overrides = {"architectures": [CLASS + architecture]}
     options["hf_overrides"] = {**(given.pop("hf_overrides", None) or {}), **overrides}
     options["additional_config"] |= given.pop("additional_config", None) or {}
-    if _platform() == "cpu" and not given.get("gpu_memory_utilization") and not os.environ.get(SPACE):
-        options["kv_cache_memory_bytes"] = CACHE  # vLLM would take nine tenths of the machine's memory
+    if (
+        _platform() == "cpu"
+        and not given.get("gpu_memory_utilization")
+        and not os.environ.get(SPACE)
+    ):
+        options["kv_cache_memory_bytes"] = (
+            CACHE  # vLLM would take nine tenths of the machine's memory
+        )
     if first_runner():
         options |= {
             "worker_cls": f"{HOME}.first.CPUWorker",
@@ -150,7 +162,9 @@ def model_at(name: str | None, **code: Any) -> tuple[str, str | None, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if name is not None and (local(name) / ADAPTER).is_file():
-        raise ValueError(f"{name} holds an adapter: merge it into its model and save that, then serve it")
+        raise ValueError(
+            f"{name} holds an adapter: merge it into its model and save that, then serve it"
+        )
     source, identity = source_of(name)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(

@@ -39,9 +39,18 @@ class Sampler:
     def __init__(self, state: Any, base: Any) -> None:
         served = Served.of(state.vllm_config)
         assert served is not None
-        self.served, self.requests, self.base, self.model = served, state.sasa_requests, base, state.model
+        self.served, self.requests, self.base, self.model = (
+            served,
+            state.sasa_requests,
+            base,
+            state.model,
+        )
         self.slots = Slots(
-            served.load(), self.model.sasa_layers, state.max_num_reqs, base.sampling_states.vocab_size, state.device
+            served.load(),
+            self.model.sasa_layers,
+            state.max_num_reqs,
+            base.sampling_states.vocab_size,
+            state.device,
         )
         self.known = np.zeros(state.max_num_reqs, bool)
         self.counts = {"steps": 0, "reads": 0}
@@ -74,7 +83,10 @@ class Sampler:
             return out
         # What is known on the host says which rows are at which stage: nothing here waits for the device.
         drafted = np.diff(batch.cu_num_logits_np[: count + 1]) > 0
-        read = batch.num_computed_prefill_tokens_np + batch.num_scheduled_tokens >= batch.prefill_len_np
+        read = (
+            batch.num_computed_prefill_tokens_np + batch.num_scheduled_tokens
+            >= batch.prefill_len_np
+        )
         last = batch.query_start_loc_np[1 : count + 1].astype(np.int64) - 1
         lengths = self.base.req_states.total_len.gpu
         self.counts["steps"] += 1
@@ -82,7 +94,9 @@ class Sampler:
         if (new := read & ~drafted).any():  # prompts, and texts that were interrupted
             ends, rows = there(last[new], device), every[new]
             slots = there(rows.astype(np.int64), device)
-            scores = self._processed(self.model.compute_logits(self.model.sasa_last[ends]), batch, new, ends, 0)
+            scores = self._processed(
+                self.model.compute_logits(self.model.sasa_last[ends]), batch, new, ends, 0
+            )
             values = of_first_rank(self.slots.values(slots, self.model.sasa_states[:, ends]))
             self.slots.open(slots, scores, values, lengths[slots].long(), rows)
         if drafted.any():
@@ -105,7 +119,9 @@ class Sampler:
         drafts[slots, 0] = self.slots.choice.pending[slots].to(drafts.dtype)
         return out
 
-    def _processed(self, logits: Tensor, batch: Any, rows: np.ndarray, ends: Tensor, drafts: int) -> Tensor:
+    def _processed(
+        self, logits: Tensor, batch: Any, rows: np.ndarray, ends: Tensor, drafts: int
+    ) -> Tensor:
         """Logits (n, V) as vLLM's own biases, penalties, bad words, temperature and min-p leave them, in float32.
 
         Args:

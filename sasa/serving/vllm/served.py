@@ -8,7 +8,7 @@ from typing import Any
 import vllm
 from torch import Tensor
 
-from sasa.boundary import Boundary
+from sasa.core.boundary import Boundary
 from sasa.serving.requests import Wanted
 
 VERSIONS = ("0.32.",)
@@ -23,8 +23,15 @@ RELIES_ON: dict[str, tuple[str, ...]] = {
     "vllm.v1.core.sched.scheduler:Scheduler": ("_update_after_schedule", "update_from_output"),
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler": (),
     "vllm.v1.worker.gpu.model_states.default:DefaultModelState": ("custom_sampler", "add_request"),
-    "vllm.v1.worker.gpu.sample.sampler:Sampler": ("add_request", "apply_staged_writes", "apply_sampling_params"),
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": ("_calc_spec_decode_metadata", "_input_fits_in_drafter"),
+    "vllm.v1.worker.gpu.sample.sampler:Sampler": (
+        "add_request",
+        "apply_staged_writes",
+        "apply_sampling_params",
+    ),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner": (
+        "_calc_spec_decode_metadata",
+        "_input_fits_in_drafter",
+    ),
     "vllm.v1.sample.sampler:Sampler": ("apply_logits_processors",),
 }
 """Names of vLLM that its documentation promises nothing about."""
@@ -38,12 +45,18 @@ def supported() -> bool:
 def check_vllm() -> None:
     """Raises ImportError where vLLM is another one than this was written for, with what it lacks."""
     if not supported():
-        raise ImportError(f"vLLM {vllm.__version__} is not supported, but {', '.join(v + '*' for v in VERSIONS)} is")
+        raise ImportError(
+            f"vLLM {vllm.__version__} is not supported, but {', '.join(v + '*' for v in VERSIONS)} is"
+        )
     for home, names in RELIES_ON.items():
         module, name = home.split(":")
         kind = getattr(__import__(module, fromlist=[name]), name, None)
-        if missing := [each for each in ("__init__", *names) if not callable(getattr(kind, each, None))]:
-            raise ImportError(f"vLLM {vllm.__version__}: {home} has no {', '.join(missing)}, which sasa relies on")
+        if missing := [
+            each for each in ("__init__", *names) if not callable(getattr(kind, each, None))
+        ]:
+            raise ImportError(
+                f"vLLM {vllm.__version__}: {home} has no {', '.join(missing)}, which sasa relies on"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,12 @@ class Served:
     def load(self) -> dict[str, Boundary]:
         """Its boundaries; that they fit the model was checked when the engine was started."""
         found = {name: Boundary.load(file) for name, file in self.boundaries.items()}
-        if changed := [name for name, one in found.items() if one.fingerprint != self.fingerprints[name]]:
-            raise ValueError(f"boundary {', '.join(changed)} has changed since the engine was started")
+        if changed := [
+            name for name, one in found.items() if one.fingerprint != self.fingerprints[name]
+        ]:
+            raise ValueError(
+                f"boundary {', '.join(changed)} has changed since the engine was started"
+            )
         return found
 
     def wanted(self, params: Any) -> Wanted:

@@ -35,11 +35,17 @@ def serve(
         )
     given = parser.parse_args([*arguments])
     untouched = parser.parse_args([])
-    changed = {name: value for name, value in vars(given).items() if value != getattr(untouched, name, None)}
+    changed = {
+        name: value
+        for name, value in vars(given).items()
+        if value != getattr(untouched, name, None)
+    }
     changed = {name: value for name, value in changed.items() if name not in ("model", "model_tag")}
     options = engine_options(given.model_tag, boundary, strict=strict, defaults=defaults, **changed)
     # A name of the caller's own stays.
-    options["served_model_name"] = changed.get("served_model_name") or [options["served_model_name"]]
+    options["served_model_name"] = changed.get("served_model_name") or [
+        options["served_model_name"]
+    ]
     for name, value in options.items():
         setattr(given, name, value)
     given.model_tag = options["model"]

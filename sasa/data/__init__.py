@@ -1,0 +1,1 @@
+"""Labelled texts and dialogues, and the files that hold them."""

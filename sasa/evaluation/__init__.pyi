@@ -1,0 +1,15 @@
+from .methods import method as method
+from .report import compare as compare
+from .report import write_report as write_report
+from .runner import Run as Run
+from .runner import generate_stage as generate_stage
+from .runner import likelihood_stage as likelihood_stage
+from .runner import score_stage as score_stage
+from .scorers import Scorer as Scorer
+from .scorers import scorer as scorer
+from .settings import Settings as Settings
+from .suites import Prompt as Prompt
+from .suites import Suite as Suite
+from .suites import load_suite as load_suite
+from .world import Method as Method
+from .world import World as World

@@ -1,0 +1,1 @@
+"""Evaluation harnesses of others: lm-evaluation-harness and Inspect AI."""

@@ -1,0 +1,13 @@
+from .attacker import red_team as red_team
+from .exports import export as export
+from .replays import replay as replay
+from .replays import replay_suite as replay_suite
+from .report import write_report as write_report
+from .settings import RedTeam as RedTeam
+from .store import Attempts as Attempts
+from .targets import Command as Command
+from .targets import Endpoint as Endpoint
+from .targets import Function as Function
+from .targets import ModelTarget as ModelTarget
+from .targets import Reply as Reply
+from .targets import Target as Target

@@ -1,0 +1,1 @@
+"""Helpers without domain knowledge: files, JSON lines, progress, parallel execution."""

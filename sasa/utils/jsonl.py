@@ -1,0 +1,104 @@
+"""JSON lines that survive being killed: appended in one go, read as far as they are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Records of a store's file, as far as its lines are whole. Raises ValueError where one is damaged."""
+    return parse(file, whole_lines(file)) if file.is_file() else []
+
+
+def parse(file: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    """The records of some of a file's first lines. Raises ValueError where one is damaged."""
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}, line {number} is damaged: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{file}, line {number} is damaged: it holds a {type(record).__name__}, not an object"
+            )
+        found.append(record)
+    return found
+
+
+def whole_lines(file: Path) -> list[bytes]:
+    """Lines that were written to the end."""
+    *lines, _ = file.read_bytes().split(
+        b"\n"
+    )  # behind the last end of a line there is nothing, or half a line
+    while lines and not _is_record(lines[-1]):
+        lines.pop()
+    return [line + b"\n" for line in lines]
+
+
+def keep_lines(file: Path, lines: Sequence[bytes]) -> None:
+    """Cuts off what stands behind a file's first lines, which are these."""
+    keep = sum(map(len, lines))
+    if keep < file.stat().st_size:
+        with file.open("r+b") as opened:
+            opened.truncate(keep)
+
+
+def append(file: Path, records: Sequence[Any]) -> None:
+    """Appends lines in one go, on the disk when it returns; a torn line that stands at the end is cut off first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as opened:
+        end = opened.seek(0, os.SEEK_END)
+        if end:
+            opened.seek(-1, os.SEEK_END)
+            if opened.read(1) != b"\n":
+                opened.seek(0)
+                opened.truncate(opened.read().rfind(b"\n") + 1)
+        opened.write("".join(f"{line(record)}\n" for record in records).encode())
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def line(record: Any) -> str:
+    """A record as it stands in a store."""
+    return json.dumps(record, ensure_ascii=False)
+
+
+LOCK = ".lock"
+"""The file in a folder that says that somebody writes there."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a second process from writing into the same store, where the system can.
+
+    Raises:
+        BlockingIOError: another process is writing.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process is writing to {folder}") from error
+        yield
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
