@@ -21,7 +21,7 @@ import torch
 
 import sasa
 from sasa.core.settings import BETA, PRIOR
-from sasa.decoding import loop
+from sasa.decoding import passes
 from sasa.decoding.lookahead import packs
 from sasa.models.embedding import pad
 from sasa.models.heads import token_ids
@@ -211,11 +211,11 @@ def apart(one: Any, other: Any) -> float:
 @contextmanager
 def everything() -> Iterator[None]:
     """Within, every candidate is read, whether it can win or not."""
-    before, loop.share = loop.share, lambda *_: 10_000
+    before, passes.share = passes.share, lambda *_: 10_000
     try:
         yield
     finally:
-        loop.share = before
+        passes.share = before
 
 
 def lazily(model: Any, boundary: Any, prompts: list[list[int]], args: argparse.Namespace) -> float:

@@ -3,7 +3,7 @@
     python benchmarks/lookahead.py                                              # the default model
     python benchmarks/lookahead.py --prompts ../shared/data/rtp/prompts.jsonl --rows 3000:4000
 
-`sasa.decoding.loop.PASS` comes from the first table: what a pass costs whatever it reads, counted in candidates.
+`sasa.decoding.passes.PASS` comes from the first table: what a pass costs whatever it reads, counted in candidates.
 The second has, for harmless and for toxic prompts, the candidates that a row needs (read one at a time), and
 those that are read as it is, with the passes a step, alone and in a batch; and how many texts of the batch differ
 from those that are written where every candidate is read, from the same seed (not of a whole vocabulary).
@@ -131,7 +131,7 @@ def main() -> None:
     table = Table("prompts", "top-k", *columns)
     for kind, prompts in kinds.items():
         for k in (10, 50, 0):
-            with patch("sasa.decoding.loop.share", lambda *_: 1):
+            with patch("sasa.decoding.passes.share", lambda *_: 1):
                 _, needed, _ = reading(model, tokenizer, boundary, prompts, k)
             alone = [reading(model, tokenizer, boundary, [prompt], k)[1:] for prompt in prompts[:8]]
             texts, *together = reading(model, tokenizer, boundary, prompts, k)
@@ -142,7 +142,7 @@ def main() -> None:
             )
             differ = ""
             if k:
-                with patch("sasa.decoding.loop.share", lambda *_: 1 << 20):
+                with patch("sasa.decoding.passes.share", lambda *_: 1 << 20):
                     wholly, *_ = reading(model, tokenizer, boundary, prompts, k)
                 differ = str(sum(one != other for one, other in zip(texts, wholly, strict=True)))
             table.add_row(kind, str(k), *(f"{figure:.2f}" for figure in figures), differ)

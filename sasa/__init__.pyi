@@ -14,9 +14,9 @@ from .core.boundary import EmbeddingSpec as EmbeddingSpec
 from .decoding.decoder import SASADecoder as SASADecoder
 from .decoding.generate import Completion as Completion
 from .decoding.generate import generate as generate
-from .decoding.loop import SASAOutput as SASAOutput
 from .decoding.margins import score as score
 from .decoding.margins import trace as trace
+from .decoding.output import SASAOutput as SASAOutput
 from .decoding.processor import SASALogitsProcessor as SASALogitsProcessor
 from .fitting.hub import pull_from_hub as pull_from_hub
 from .fitting.hub import push_to_hub as push_to_hub

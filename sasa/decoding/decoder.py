@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +21,13 @@ from transformers.generation.streamers import BaseStreamer
 from sasa.core.backtracking import Backtracking
 from sasa.core.settings import BETA, PRIOR, VALUE, check_truncation
 from sasa.core.values import Boundaries, Steering
+from sasa.decoding.compat import streamer_of
 from sasa.decoding.lookahead import packs
-from sasa.decoding.loop import Decoding, SASAOutput
+from sasa.decoding.loop import Decoding
+from sasa.decoding.output import SASAOutput
+from sasa.decoding.settings import DecoderSettings
 from sasa.decoding.tracing import Tracer
 from sasa.models.inputs import cache_of, check_model, inputs_beside_ids, is_filled
-
-__all__ = ["SASADecoder", "SASAOutput"]
 
 
 class SASADecoder:
@@ -90,17 +90,20 @@ class SASADecoder:
         tracer: Tracer | None = None,
     ) -> None:
         check_truncation(top_k, top_p)
-        self.steering = Steering.of(boundary, beta, value, prior)
-        if not self.steering.terms and (backtrack is None or backtrack.threshold is not None):
+        steering = Steering.of(boundary, beta, value, prior)
+        if not steering.terms and (backtrack is None or backtrack.threshold is not None):
             raise ValueError(
                 "without a boundary there is only backtracking with threshold=None and a reset_token_id"
             )
-        self.top_k = top_k
-        self.top_p = top_p
-        self.compiled = compiled
-        self.backtrack = backtrack
-        self.refusal = refusal
-        self.tracer = tracer
+        self.settings = DecoderSettings(
+            steering=steering,
+            top_k=top_k,
+            top_p=top_p,
+            compiled=compiled,
+            backtrack=backtrack,
+            refusal=refusal,
+            tracer=tracer,
+        )
 
     @torch.no_grad()
     def __call__(
@@ -117,27 +120,20 @@ class SASADecoder:
         """The loop; `generate()` calls it."""
         check_model(model, input_ids)
         self._refuse(model, generation_config, synced_gpus, model_kwargs)
-        streamer = streamer or self._streamer()
+        streamer = streamer or streamer_of(self)
         batch = Decoding(
-            self, model, input_ids, logits_processor, stopping_criteria, generation_config, streamer
+            self.settings,
+            model,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            streamer,
         )
         batch.prefill(model_kwargs.get("attention_mask"))
         while batch.going_on():
             batch.advance()
         return batch.output()
-
-    def _streamer(self) -> BaseStreamer | None:
-        """The streamer that was given to `generate()`, which (5.23) hands it to no callable.
-
-        Without it, nothing would be streamed, and who reads the stream would wait for its end for
-        ever.
-        """
-        frame = inspect.currentframe()
-        while frame is not None:
-            if frame.f_code.co_name == "generate" and frame.f_locals.get("custom_generate") is self:
-                return frame.f_locals.get("streamer")
-            frame = frame.f_back
-        return None
 
     def _refuse(
         self,
@@ -146,7 +142,7 @@ class SASADecoder:
         synced_gpus: bool,
         model_kwargs: dict[str, Any],
     ) -> None:
-        self.steering.check(model)
+        self.settings.steering.check(model)
         why = {
             "beam search (use SASALogitsProcessor)": (config.num_beams or 1) > 1,
             "assisted decoding": config.prompt_lookup_num_tokens or config.assistant_early_exit,
@@ -158,11 +154,11 @@ class SASADecoder:
             "a cache that is already filled": is_filled(cache_of(model_kwargs)),
         }
         why |= dict.fromkeys(inputs_beside_ids(model, model_kwargs), True)
-        if self.tracer is not None:
-            why |= {"a tracer and compiled=True": self.compiled}
-        if self.backtrack is not None:
+        if self.settings.tracer is not None:
+            why |= {"a tracer and compiled=True": self.settings.compiled}
+        if self.settings.backtrack is not None:
             why |= {
-                "backtracking and compiled=True": self.compiled,
+                "backtracking and compiled=True": self.settings.compiled,
                 "backtracking and scores or logits of each step": config.output_scores
                 or config.output_logits,
                 "backtracking and processors that keep what was written (guidance_scale, watermarking_config)": (
@@ -171,9 +167,9 @@ class SASADecoder:
                 != 1
                 or config.watermarking_config,
             }
-        if self.compiled and not packs(model):
+        if self.settings.compiled and not packs(model):
             raise ValueError(
                 f"compiled=True needs candidates side by side, which {type(model).__name__} does not take"
             )
-        if found := [name for name, does in why.items() if does]:
-            raise ValueError(f"SASADecoder cannot be used with {', '.join(found)}")
+        if refused := [name for name, does in why.items() if does]:
+            raise ValueError(f"SASADecoder cannot be used with {', '.join(refused)}")

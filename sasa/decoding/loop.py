@@ -15,121 +15,32 @@ One step is `Decoding.advance`, each part of it a method:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
-    PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from sasa.core.backtracking import History, Observer, Verdict, Watch
+from sasa.core.backtracking import Observer, Watch
 from sasa.core.candidates import Candidates, Race, noise, select
 from sasa.core.settings import TOP_K
 from sasa.core.values import reweight
+from sasa.decoding import passes
+from sasa.decoding.delivered import Constraint, delivered_texts, with_constraints
 from sasa.decoding.lookahead import Lookahead
-from sasa.decoding.tracing import Draw, Tracer
+from sasa.decoding.output import Record, SASAOutput, output_of_histories, output_of_records
+from sasa.decoding.settings import DecoderSettings
+from sasa.decoding.step import Step
 from sasa.models.heads import token_ids
 from sasa.models.states import context_window
-
-if TYPE_CHECKING:
-    from sasa.decoding.decoder import SASADecoder
-
-PASS = {"cpu": 16, "cuda": 256}
-"""What a pass costs whatever it reads, counted in candidates. On two cores the weights and Python
-take as long as a dozen of them, when the machine is slow some more (`benchmarks/lookahead.py`). On a
-GPU, where nobody has measured it yet, a few hundred rows are multiplied while the weights are read.
-"""
-RESERVED_CANDIDATES, RESERVED_LAZILY = 64, 24
-"""Candidates of a row for which there is memory from the start: if all are read, and if few are."""
-RESERVED_TOKENS = 1024
-"""Up to so many new tokens, memory for all is taken at once; longer texts grow by and by."""
-ROUNDED_ROOM = 256
-"""Room for a compiled pass comes in steps of so many positions: few lengths are compiled."""
-
-
-def share(device: str, rows: int, first: bool) -> int:
-    """How many candidates of each of some rows one pass reads.
-
-    As many as the pass costs by itself, all rows together, so that it is at most twice as dear as it
-    has to be. Most rows are settled by their first candidate or two: a first pass reads no more than
-    a quarter of that for one row. Rows that are still open read two each at least. (A compiled pass
-    is always as wide as the first.)
-    """
-    cost = PASS.get(device, 64)
-    return max(1, cost // max(4, rows)) if first else max(2, cost // rows)
-
-
-@dataclass
-class SASAOutput(GenerateDecoderOnlyOutput):
-    """What `generate()` returns with `return_dict_in_generate`, and the margins.
-
-    Attributes:
-        margins: a tensor (B, S) a step: the margins, by each of S boundaries, of the text with the
-            token that was chosen. Behind a text's end they mean nothing, and are NaN once the row
-            has left the batch.
-        candidates, candidate_margins: tensors (B, K) and (B, K, S) a step, with `output_scores`:
-            the candidates' ids and margins. Where a row has fewer than K candidates, the rest are
-            others that were computed along; their score is -inf.
-        histories: with backtracking, one a row: what was thrown away, and why.
-        candidates_read: int64 (B,), candidates that were read for each row, in all its steps, those
-            included that filled up a pass with rows that had more.
-        passes: forward passes over candidates.
-    """
-
-    margins: tuple[Tensor, ...] | None = None
-    candidates: tuple[Tensor, ...] | None = None
-    candidate_margins: tuple[Tensor, ...] | None = None
-    histories: list[History] | None = None
-    candidates_read: Tensor | None = None
-    passes: int | None = None
-
-
-@dataclass
-class Step:
-    """A step in the making.
-
-    Attributes:
-        rows: int64 (R,), the rows of the batch that are followed.
-        race: which of their candidates wins.
-        beta: the strength of each row, (R, 1), or of all.
-        texts: the embeddings (R, d) of their texts as they are, for each boundary.
-        margins: (R, S), of the texts with the winners so far.
-        among, all_margins, added: where all candidates are recorded, these, their margins (R, K, S),
-            and what was added to their keys (R, K).
-        scores: with `output_scores`, (B, V); before: with a tracer, the candidates' own (R, K).
-    """
-
-    rows: Tensor
-    race: Race
-    beta: Tensor | float
-    texts: list[Tensor]
-    margins: Tensor
-    among: Candidates | None = None
-    all_margins: Tensor | None = None
-    added: Tensor | None = None
-    scores: Tensor | None = None
-    before: Tensor | None = None
-
-
-class Record(NamedTuple):
-    """What is kept of a step for `SASAOutput`: see `Step`, and ids (R, K), logits (B, V)."""
-
-    rows: Tensor
-    margins: Tensor
-    ids: Tensor | None
-    all_margins: Tensor | None
-    scores: Tensor | None
-    logits: Tensor | None
 
 
 class Decoding:
@@ -144,7 +55,7 @@ class Decoding:
 
     def __init__(
         self,
-        decoder: SASADecoder,
+        settings: DecoderSettings,
         model: PreTrainedModel,
         ids: Tensor,
         processors: LogitsProcessorList,
@@ -153,15 +64,15 @@ class Decoding:
         streamer: BaseStreamer | None,
     ) -> None:
         self.model, self.config, self.processors = model, config, processors
-        self.constraints: list[_Constraint] = []
-        self.compiled = decoder.compiled
-        self.steering = decoder.steering.to(model.device)
+        self.constraints: list[Constraint] = []
+        self.compiled = settings.compiled
+        self.steering = settings.steering.to(model.device)
         self.sampling = bool(config.do_sample)
-        own_top_k = decoder.top_k
-        if own_top_k is None and decoder.top_p is None and not self.sampling:
+        own_top_k = settings.top_k
+        if own_top_k is None and settings.top_p is None and not self.sampling:
             own_top_k = TOP_K
-        self.top_k, self.top_p = own_top_k or None, None if decoder.top_p == 1 else decoder.top_p
-        self.tracer = decoder.tracer
+        self.top_k, self.top_p = own_top_k or None, None if settings.top_p == 1 else settings.top_p
+        self.tracer = settings.tracer
         self.recording = bool(config.output_scores) or self.tracer is not None
         self.everything = self.recording or self.steering.bound is None
         self.pad = cast(Any, config)._pad_token_tensor
@@ -169,18 +80,13 @@ class Decoding:
         self.streamer = streamer
 
         eos = token_ids(model, "eos_token_id", config.eos_token_id)
-        self.observer = _observer(decoder, model, ids, config, eos)
+        self.observer = _observer(settings, model, ids, config, eos)
         if self.observer.goes_back:  # in `ids`, what was thrown away leaves padding
             others = [
                 criterion for criterion in criteria if not isinstance(criterion, MaxLengthCriteria)
             ]
             criteria = StoppingCriteriaList(others)
-            wrapped = [
-                _Constraint(p) if isinstance(p, PrefixConstrainedLogitsProcessor) else p
-                for p in processors
-            ]
-            self.constraints = [p for p in wrapped if isinstance(p, _Constraint)]
-            self.processors = LogitsProcessorList(wrapped)
+            self.processors, self.constraints = with_constraints(processors)
         self.criteria = criteria
         self.ends = torch.tensor(
             [*eos, *self.observer.no_text], dtype=torch.long, device=model.device
@@ -199,7 +105,16 @@ class Decoding:
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask
         new = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         new[1:] = (ids[1:] != ids[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
-        self.width, positions = self._room()
+        limits = [self.top_k, self.config.top_k if self.sampling else None]
+        self.width, positions = passes.room(
+            device=self.model.device.type,
+            rows=len(ids),
+            prompt_length=ids.shape[1],
+            max_length=self.config.max_length,
+            limits=[limit for limit in limits if limit],
+            reads_everything=self.everything,
+            compiled=self.compiled,
+        )
         self.look = Lookahead(
             self.model,
             self.steering.specs,
@@ -212,24 +127,6 @@ class Decoding:
         self.look.append(ids[new])
         if not bool(new.all()):
             self.look.select(new.cumsum(0) - 1)
-
-    def _room(self) -> tuple[int, int]:
-        """Candidates of a row in one pass, and positions of cache for text and candidates.
-
-        There are 0 positions where a text may be long, and end early.
-        """
-        longest, device = self.config.max_length, self.model.device.type
-        limits = [k for k in (self.top_k, self.config.top_k if self.sampling else None) if k]
-        most = min([*limits, RESERVED_CANDIDATES])
-        width = most if self.everything else min(most, share(device, len(self.ids), True))
-        if self.compiled:  # where all rows take part in every pass, hard ones must not need many
-            width = max(width, min(most, 4))
-            return width, -(-longest // ROUNDED_ROOM) * ROUNDED_ROOM
-        if longest - self.ids.shape[1] > RESERVED_TOKENS:
-            return width, 0
-        return width, longest + (
-            most if self.everything else min(most, max(RESERVED_LAZILY, 2 * width))
-        )
 
     def going_on(self) -> bool:
         """Whether any row does.
@@ -256,7 +153,7 @@ class Decoding:
         self.logits = self._whole(self.logits, self.look.logits())
         logits = self.observer.logits(self.logits)
         scores: Any = None
-        for rows, ids in self._delivered_texts():
+        for rows, ids in self._texts():
             given = logits if rows is None else logits.clone()  # processors may write into it
             for constraint in self.constraints:
                 constraint.rows = rows
@@ -268,41 +165,17 @@ class Decoding:
             )
         return scores
 
-    def _delivered_texts(self, last: Tensor | None = None) -> list[tuple[Tensor | None, Tensor]]:
-        """The texts as processors and stopping criteria are to see them: prompts and what is
-        delivered of the responses, and nothing that was thrown away.
+    def _texts(self, last: Tensor | None = None) -> Sequence[tuple[Tensor | None, Tensor]]:
+        """The texts for processors and criteria: (rows, ids) as `delivered_texts` groups them; with
+        rows None, ids are those of all rows.
 
         Args:
-            last: int64 (B,), tokens that no observer knows yet.
-
-        Returns:
-            for each length that responses have, which rows are of it, bool (B,), and ids, int64
-            (B, T), to be read of these rows alone; None for all rows at once. The others hold texts
-            of that length, too: the beginning of their own, or another row's.
+            last: int64 (B,), tokens that the observer has not recorded yet.
         """
         histories = self.observer.histories
         if histories is None or not any(row.attempts for row in histories):
             return [(None, self.ids)]
-        responses = [row.tokens for row in histories]
-        if last is not None:
-            responses = [
-                [*tokens, token] for tokens, token in zip(responses, last.tolist(), strict=True)
-            ]
-        going = self.unfinished.tolist()
-        lengths = torch.tensor(list(map(len, responses)), device=self.ids.device)
-        found: list[tuple[Tensor | None, Tensor]] = []
-        for length in sorted(
-            {len(tokens) for tokens, goes in zip(responses, going, strict=True) if goes}
-        ):
-            whose = lengths == length
-            one = int(whose.nonzero()[0])
-            cut = [
-                (tokens if len(tokens) >= length else responses[one])[:length]
-                for tokens in responses
-            ]
-            prompts = torch.where((lengths >= length)[:, None], self.prompts, self.prompts[one])
-            found.append((whose, torch.cat([prompts, self.prompts.new_tensor(cut)], 1)))
-        return found
+        return delivered_texts(self.prompts, histories, self.unfinished, last)
 
     def order(self, scores: Tensor) -> Step:
         """Orders the candidates of the followed rows as they can win, from scores (B, V)."""
@@ -402,7 +275,7 @@ class Decoding:
         """How many candidates of each of some rows the next pass reads."""
         if self.everything:
             return race.ids.shape[1]
-        count = share(self.model.device.type, rows, race.read == 0)
+        count = passes.share(self.model.device.type, rows, race.read == 0)
         return min(count, self.width) if self.compiled else count
 
     def commit(self, step: Step) -> None:
@@ -414,7 +287,7 @@ class Decoding:
         self.look.commit(step.race.number)
         tokens = step.race.winner
         if self.tracer is not None:
-            self.tracer.step(self._drawn(step))
+            self.tracer.step(step.drawn(self.steering, self.unfinished))
         if len(tokens) < len(self.ids):
             tokens = self.ids.new_full((len(self.ids),), self.fill).index_copy(0, step.rows, tokens)
         tokens = tokens * self.unfinished + self.fill * (1 - self.unfinished)
@@ -426,37 +299,20 @@ class Decoding:
                 Record(step.rows, step.margins, ids, step.all_margins, step.scores, logits)
             )
 
-    def _drawn(self, step: Step) -> Draw:
-        """What a tracer gets of a step in which all candidates were read."""
-        among = cast(Candidates, step.among)
-        margins = cast(Tensor, step.all_margins)
-        return Draw(
-            rows=step.rows,
-            going=self.unfinished[step.rows].bool(),
-            tokens=step.race.winner,
-            ids=among.ids,
-            mask=among.mask,
-            scores=cast(Tensor, step.before),
-            margins=margins,
-            values=self.steering.values(margins),
-            shifts=cast(Tensor, step.added),
-            beta=step.beta,
-        )
-
     def stop(self, step: Step) -> None:
         """Finds out which rows have ended, or go back."""
         so_far = (
             tuple(record.scores for record in self.records) if self.config.output_scores else None
         )
         over = torch.zeros_like(self.unfinished, dtype=torch.bool)
-        for rows, ids in self._delivered_texts(self.ids[:, -1]):
+        for rows, ids in self._texts(self.ids[:, -1]):
             found: Any = self.criteria(cast(torch.LongTensor, ids), cast(Any, so_far))
             over = found if rows is None else torch.where(rows, found, over)
         verdict = self.observer.record(
             step.rows, self.ids[:, -1], step.margins, self.unfinished, over
         )
         if self.tracer is not None:
-            self._trace_back(step, verdict)
+            self.tracer.take_back(step.rows, verdict)
         if verdict.restart is not None:
             self.look.restart(verdict.restart)
         if verdict.back is not None:
@@ -466,17 +322,6 @@ class Decoding:
             self.streamer.put(verdict.stream.cpu())
         self.unfinished = self.unfinished & ~verdict.over.to(self.unfinished.device)
 
-    def _trace_back(self, step: Step, verdict: Verdict) -> None:
-        """Reports to the tracer which rows go back."""
-        tracer = cast(Tracer, self.tracer)
-        if verdict.restart is not None:
-            for row in step.rows[verdict.restart].tolist():
-                tracer.back(row)
-        if verdict.back is not None:
-            for row, count in zip(step.rows.tolist(), verdict.back.tolist(), strict=True):
-                if count:
-                    tracer.back(row, count)
-
     def output(self) -> Tensor | SASAOutput:
         """What `generate()` returns."""
         self.look.release()
@@ -485,84 +330,28 @@ class Decoding:
                 self.streamer.put(rest)
             self.streamer.end()
         if self.observer.histories is not None:
-            out = self._delivered(self.observer.histories)
+            boundaries = len(self.steering.terms)
+            out = output_of_histories(self.observer.histories, self.prompts, boundaries, self.fill)
         elif self.config.return_dict_in_generate:
-            out = self._written()
+            out = output_of_records(self.records, self.ids, self.config)
         else:
             return self.ids
         out.candidates_read, out.passes = self.candidates_read, self.look.passes
         return out if self.config.return_dict_in_generate else cast(Tensor, out.sequences)
 
-    def _delivered(self, histories: list[History]) -> SASAOutput:
-        """What is left of the responses behind their prompts, padding behind the shorter ones."""
-        width, boundaries = max(len(row.tokens) for row in histories), len(self.steering.terms)
-        written = self.prompts.new_full((len(histories), width), self.fill)
-        margins = torch.full((len(histories), width, boundaries), torch.nan)
-        for b, row in enumerate(histories):
-            written[b, : len(row.tokens)] = self.prompts.new_tensor(row.tokens)
-            margins[b, : len(row.tokens)] = torch.tensor(row.margins).view(
-                len(row.tokens), boundaries
-            )
-        sequences = cast(torch.LongTensor, torch.cat([self.prompts, written], 1))
-        return SASAOutput(
-            sequences=sequences, margins=margins.to(self.ids.device).unbind(1), histories=histories
-        )
-
-    def _written(self) -> SASAOutput:
-        """The texts, and each step's tensors over the whole batch."""
-        records, batch = self.records, len(self.ids)
-
-        def whole(record: Record, part: Tensor | None, fill: float) -> Tensor:
-            assert part is not None
-            return part.new_full((batch, *part.shape[1:]), fill).index_copy(0, record.rows, part)
-
-        out = SASAOutput(
-            sequences=cast(torch.LongTensor, self.ids),
-            margins=tuple(whole(record, record.margins, torch.nan) for record in records),
-        )
-        if self.config.output_logits:
-            out.logits = cast(Any, tuple(record.logits for record in records))
-        if self.config.output_scores:
-            out.scores = cast(Any, tuple(record.scores for record in records))
-            out.candidates = tuple(whole(record, record.ids, 0) for record in records)
-            out.candidate_margins = tuple(
-                whole(record, record.all_margins, torch.nan) for record in records
-            )
-        return out
-
-
-class _Constraint(LogitsProcessor):
-    """A `prefix_allowed_tokens_fn`, asked about some of the rows.
-
-    Attributes:
-        rows: bool (B,), which ones; None for all.
-    """
-
-    def __init__(self, whole: PrefixConstrainedLogitsProcessor) -> None:
-        self.allowed = whole._prefix_allowed_tokens_fn
-        self.rows: Tensor | None = None
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        asked = range(len(input_ids)) if self.rows is None else self.rows.nonzero()[:, 0].tolist()
-        one = PrefixConstrainedLogitsProcessor(lambda _, ids: self.allowed(row, ids), 1)
-        scores = scores.clone()
-        for row in asked:
-            scores[row] = one(input_ids[row : row + 1], scores[row : row + 1])[0]
-        return scores
-
 
 def _observer(
-    decoder: SASADecoder,
+    settings: DecoderSettings,
     model: PreTrainedModel,
     ids: Tensor,
     config: GenerationConfig,
     eos: list[int],
 ) -> Observer:
-    """What the loop reports to."""
-    if decoder.backtrack is None:
+    """The observer that the loop reports to; it does nothing without backtracking."""
+    if settings.backtrack is None:
         return Observer()
-    boundaries = [boundary.to("cpu") for boundary, _ in decoder.steering.terms]
+    boundaries = [boundary.to("cpu") for boundary, _ in settings.steering.terms]
     window = context_window(model)
     beyond = None if window is None else window - config.max_length
     room = config.max_length - ids.shape[1]
-    return Watch(decoder.backtrack, boundaries, len(ids), room, eos, beyond, decoder.refusal)
+    return Watch(settings.backtrack, boundaries, len(ids), room, eos, beyond, settings.refusal)

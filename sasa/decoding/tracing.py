@@ -13,6 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from sasa.core.backtracking import Verdict
 from sasa.models.embedding import pieces
 
 BEFORE = 8
@@ -182,8 +183,18 @@ class Tracer:
         ):
             step.text = text
 
-    def back(self, row: int, count: int | None = None) -> None:
-        """The last `count` tokens of a row were thrown away; None: all of them."""
+    def take_back(self, rows: Tensor, verdict: Verdict) -> None:
+        """Marks the tokens that a verdict discards, in rows int64 (R,) of the batch."""
+        if verdict.restart is not None:
+            for row in rows[verdict.restart].tolist():
+                self._discard(row)
+        if verdict.back is not None:
+            for row, count in zip(rows.tolist(), verdict.back.tolist(), strict=True):
+                if count:
+                    self._discard(row, count)
+
+    def _discard(self, row: int, count: int | None = None) -> None:
+        """Marks the last `count` tokens of a row as discarded; None marks all of them."""
         kept = self._kept(row)
         for step in kept[-count:] if count else kept:
             step.kept = False

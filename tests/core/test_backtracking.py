@@ -122,7 +122,7 @@ def test_the_same_histories_as_with_every_candidate_read(family, monkeypatch):
         settings = dict(seed=seed, new=NEW, return_dict_in_generate=True)
         lazily = generate(model, PROMPTS, decoder, **settings)
         with monkeypatch.context() as patch:
-            patch.setattr("sasa.decoding.loop.share", lambda *_: 10_000)
+            patch.setattr("sasa.decoding.passes.share", lambda *_: 10_000)
             wholly = generate(model, PROMPTS, decoder, **settings)
         assert lazily.candidates_read.sum() < wholly.candidates_read.sum()
         for one, other in zip(lazily.histories, wholly.histories, strict=True):

@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import sasa
 from sasa import Boundary, SASADecoder, SASALogitsProcessor
-from sasa.decoding import loop
+from sasa.decoding import passes
 from sasa.decoding.lookahead import replay
 
 SPECS = [
@@ -131,7 +131,7 @@ def everything(monkeypatch):
 
     def read(function):
         with monkeypatch.context() as patch:
-            patch.setattr("sasa.decoding.loop.share", lambda *_: 10_000)
+            patch.setattr("sasa.decoding.passes.share", lambda *_: 10_000)
             return function()
 
     return read
@@ -739,7 +739,7 @@ def test_a_model_that_was_cast_does_not_take_over_its_old_memory(graphs):
 def test_more_candidates_than_a_compiled_step_takes(model, graphs, monkeypatch):
     boundary = tiny.boundary(model, pooling="mean")
     for value, reserved in (("raw", 100), ("raw", 30), ("log_sigmoid", 64)):
-        monkeypatch.setattr("sasa.decoding.loop.RESERVED_CANDIDATES", reserved)
+        monkeypatch.setattr("sasa.decoding.passes.RESERVED_CANDIDATES", reserved)
         got, want = (
             generate(model, PROMPTS, SASADecoder(boundary, 2.0, value=value, compiled=c), 3)
             for c in (True, False)
@@ -749,7 +749,7 @@ def test_more_candidates_than_a_compiled_step_takes(model, graphs, monkeypatch):
 
 def test_compiled_passes_of_an_odd_width(model, graphs, monkeypatch):
     """The order of a vocabulary comes in blocks that the width does not divide, and hard steps read many."""
-    monkeypatch.setitem(loop.PASS, "cpu", 4 * 21)  # 21 of each row
+    monkeypatch.setitem(passes.PASS, "cpu", 4 * 21)  # 21 of each row
     boundary = replace(tiny.boundary(model), scale=3.0, bias=-20.0)  # hardly anything is safe
     settings = dict(temperature=20.0, top_k=0, new=6, return_dict_in_generate=True)
     got, want = (
