@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 import sasa
-from sasa.core.boundary import EmbeddingSpec
+from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.data.corpus import parse_rows
 from sasa.evaluation.methods import method
 from sasa.evaluation.metrics import (

@@ -33,9 +33,9 @@ from rich.table import Table
 
 import sasa
 from sasa.core.backtracking import RESET, Backtracking, reset_token_id
-from sasa.core.boundary import EmbeddingSpec
+from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.data.corpus import parse_rows
-from sasa.decoding.generate import completion_text
+from sasa.decoding.prompts import completion_text
 from sasa.decoding.sampling import log_probs, sample
 from sasa.evaluation.metrics import against, estimate
 from sasa.evaluation.rewards import Reward, reward

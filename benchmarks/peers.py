@@ -34,11 +34,11 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import sasa
-from sasa.core.boundary import EmbeddingSpec
+from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.core.values import Steering
 from sasa.data.corpus import parse_rows
+from sasa.decoding.completion import Completion
 from sasa.decoding.cost import TOP_K, Reading, candidates_of, read
-from sasa.decoding.generate import Completion
 from sasa.evaluation.baselines.caa import CAA
 from sasa.evaluation.baselines.debias import SelfDebias
 from sasa.evaluation.baselines.dexperts import DExperts, experts

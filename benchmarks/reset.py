@@ -34,7 +34,7 @@ from rich.table import Table
 import sasa
 from sasa.core.backtracking import RESET, Backtracking, reset_token_id
 from sasa.data.corpus import Pair
-from sasa.decoding.generate import Completion
+from sasa.decoding.completion import Completion
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.metrics import Estimate, estimate
 from sasa.evaluation.scorers import scorer

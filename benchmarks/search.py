@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sasa
-from sasa.core.boundary import ModelInfo
+from sasa.core.model_info import ModelInfo
 from sasa.data.corpus import parse_rows
 from sasa.evaluation import methods as ways
 from sasa.evaluation import runner, scorers

@@ -48,7 +48,7 @@ from transformers import (
 
 import sasa
 import sasa.decoding.lookahead.lookahead
-from sasa.core.boundary import ModelInfo
+from sasa.core.model_info import ModelInfo
 from sasa.core.settings import BETA, PRIOR
 from sasa.core.values import Boundaries
 from sasa.decoding.loop import Decoding

@@ -10,9 +10,9 @@ from . import training as training
 from . import utils as utils
 from .core.backtracking import Backtracking as Backtracking
 from .core.boundary import Boundary as Boundary
-from .core.boundary import EmbeddingSpec as EmbeddingSpec
+from .core.embedding_spec import EmbeddingSpec as EmbeddingSpec
+from .decoding.completion import Completion as Completion
 from .decoding.decoder import SASADecoder as SASADecoder
-from .decoding.generate import Completion as Completion
 from .decoding.generate import generate as generate
 from .decoding.margins import score as score
 from .decoding.margins import trace as trace

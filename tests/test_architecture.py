@@ -89,7 +89,7 @@ for name in ("transformers", "tokenizers", "sklearn", "huggingface_hub", "rich",
 import torch
 from sasa import Backtracking, Boundary, EmbeddingSpec
 from sasa.core.backtracking import Watch
-from sasa.core.boundary import ModelInfo
+from sasa.core.model_info import ModelInfo
 from sasa.core.candidates import Race, noise, select
 from sasa.core.values import Steering
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from sasa import Boundary, EmbeddingSpec
-from sasa.core.boundary import ModelInfo
+from sasa.core.model_info import ModelInfo
 
 VOCABULARY = 260  # 256 bytes and four special tokens
 PAD, BOS, EOS, UNKNOWN = 256, 257, 258, 259

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sasa.core.boundary import Boundary
-    from sasa.decoding.generate import Completion
+    from sasa.decoding.completion import Completion
     from sasa.evaluation.rewards import Reward
     from sasa.serving.ray import Ray
 

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sasa.core.boundary import Boundary
-    from sasa.decoding.generate import Completion
+    from sasa.decoding.completion import Completion
 
 NO_BOUNDARY = "none"
 SHOWN = 5
@@ -239,8 +239,8 @@ def command(
         )
     import sasa
     from sasa.core.backtracking import Backtracking, reset_token_id
-    from sasa.core.boundary import EmbeddingSpec
-    from sasa.decoding.generate import encode_prompts
+    from sasa.core.embedding_spec import EmbeddingSpec
+    from sasa.decoding.prompts import encode_prompts
     from sasa.models.load import best_device
 
     resets = MAX_RESETS if max_resets is None else max_resets

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sasa.core.boundary import Boundary, EmbeddingSpec
+from sasa.core.boundary import Boundary
 from sasa.core.candidates import Candidates
+from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.core.settings import PRIOR, VALUE, check_beta, check_prior, check_value, weighted
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sasa.core.boundary import Text
+from sasa.core.embedding_spec import Text
 from sasa.data.dialogues import SIDES, Message, Reply, replies
 from sasa.data.tables import (
     BAD_ROWS,

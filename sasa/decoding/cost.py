@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import EmbeddingSpec, Text
+from sasa.core.embedding_spec import EmbeddingSpec, Text
 from sasa.core.values import Boundaries, Steering
 from sasa.decoding.lookahead import Lookahead
 from sasa.models.embedding import pad, response_start, tokenize

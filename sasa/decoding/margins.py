@@ -11,7 +11,8 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import Boundary, EmbeddingSpec, Text
+from sasa.core.boundary import Boundary
+from sasa.core.embedding_spec import EmbeddingSpec, Text
 from sasa.models.embedding import embed, embed_prefixes
 from sasa.models.states import context_window
 

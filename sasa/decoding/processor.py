@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from sasa.core.boundary import layers_of
 from sasa.core.candidates import select
+from sasa.core.embedding_spec import layers_of
 from sasa.core.settings import BETA, PRIOR, TOP_K, VALUE, check_truncation
 from sasa.core.values import Boundaries, Steering
 from sasa.decoding.lookahead import BorrowedCache, Lookahead, packs

@@ -100,6 +100,46 @@ def _write_tab(studio: Studio, fitted: gr.State) -> list[gr.Slider]:
                 elem_id="steered", elem_classes=["sasa-html", "sasa-right"], min_height=120
             )
     gr.HTML(markup.LEGEND)
+    controls = _controls()
+    sliders = _weights(list(studio.boundaries))
+    gr.Examples([[text] for text in EXAMPLES], [prompt], label="Prompts")
+
+    def write(
+        prompt: str, beta: float, prior: float, temperature: float, top_k: float, top_p: float, tokens: float, chat: bool,
+        seed: float | None, back: bool, threshold: float, fitted: dict[str, Boundary], *weights: float,
+    ) -> Iterator[tuple[str, str]]:  # fmt: skip
+        known = [*studio.boundaries, *fitted]
+        if None in (prompt, beta, prior, temperature, top_k, top_p, tokens, threshold, *weights):
+            raise gr.Error("a field is empty: fill it, or take its default back by the arrow")
+        try:
+            wish = Wish(
+                dict(zip(known, weights, strict=False)),
+                beta, prior, int(top_k), top_p, temperature, int(tokens), None if seed is None else int(seed) % 2**31, chat,
+                threshold if back else None,
+            )  # fmt: skip
+            for one, other, line in studio.write(prompt, wish, fitted):
+                done = one.completion is not None and other.completion is not None
+                yield (
+                    markup.side(prompt, one, line, cards=done),
+                    markup.side(prompt, other, line, cards=done),
+                )
+        except (ValueError, OverflowError) as error:
+            raise gr.Error(str(error)) from error
+
+    running = gr.on(
+        [go.click, prompt.submit],
+        write,
+        [prompt, *controls, fitted, *sliders],
+        [plain, steered],
+        show_progress="hidden",
+        **ONE_AT_A_TIME,
+    )
+    stop.click(None, None, None, cancels=[running])
+    return sliders
+
+
+def _controls() -> list[gr.components.Component]:
+    """The settings of writing, in the order in which `write` takes them."""
     with gr.Row():
         beta = gr.Slider(
             0,
@@ -142,64 +182,19 @@ def _write_tab(studio: Studio, fitted: gr.State) -> list[gr.Slider]:
             info="P(unsafe) from which it is",
             elem_id="threshold",
         )
-    names = list(studio.boundaries)
+    return [beta, prior, temperature, top_k, top_p, tokens, chat, seed, back, threshold]
+
+
+def _weights(names: list[str]) -> list[gr.Slider]:
+    """A slider for the weight of each boundary, and hidden ones for those that the window may fit."""
     with gr.Row():
-        sliders = [
+        return [
             gr.Slider(
                 0, 2, 0 if i else 1, step=0.1, label=f"weight of {names[i]}" if i < len(names) else "",
                 visible=i < len(names), elem_id=f"weight-{i}", min_width=140,
             )
             for i in range(len(names) + SPARE)
         ]  # fmt: skip
-    gr.Examples([[text] for text in EXAMPLES], [prompt], label="Prompts")
-
-    def write(
-        prompt: str, beta: float, prior: float, temperature: float, top_k: float, top_p: float, tokens: float, chat: bool,
-        seed: float | None, back: bool, threshold: float, fitted: dict[str, Boundary], *weights: float,
-    ) -> Iterator[tuple[str, str]]:  # fmt: skip
-        known = [*studio.boundaries, *fitted]
-        if None in (prompt, beta, prior, temperature, top_k, top_p, tokens, threshold, *weights):
-            raise gr.Error("a field is empty: fill it, or take its default back by the arrow")
-        try:
-            wish = Wish(
-                dict(zip(known, weights, strict=False)),
-                beta, prior, int(top_k), top_p, temperature, int(tokens), None if seed is None else int(seed) % 2**31, chat,
-                threshold if back else None,
-            )  # fmt: skip
-            for one, other, line in studio.write(prompt, wish, fitted):
-                done = one.completion is not None and other.completion is not None
-                yield (
-                    markup.side(prompt, one, line, cards=done),
-                    markup.side(prompt, other, line, cards=done),
-                )
-        except (ValueError, OverflowError) as error:
-            raise gr.Error(str(error)) from error
-
-    settings = [
-        prompt,
-        beta,
-        prior,
-        temperature,
-        top_k,
-        top_p,
-        tokens,
-        chat,
-        seed,
-        back,
-        threshold,
-        fitted,
-        *sliders,
-    ]
-    running = gr.on(
-        [go.click, prompt.submit],
-        write,
-        settings,
-        [plain, steered],
-        show_progress="hidden",
-        **ONE_AT_A_TIME,
-    )
-    stop.click(None, None, None, cancels=[running])
-    return sliders
 
 
 def _inspect_tab(studio: Studio, fitted: gr.State) -> gr.Dropdown:

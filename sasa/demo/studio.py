@@ -17,7 +17,7 @@ from sasa.core.boundary import Boundary
 from sasa.core.settings import BETA, BUNDLED, PRIOR, TOP_K, TOP_P
 from sasa.core.shipped import FILE_NAME, about, bundled
 from sasa.data.tables import open_table
-from sasa.decoding.generate import Completion
+from sasa.decoding.completion import Completion
 from sasa.decoding.tracing import TracedStep
 from sasa.demo.turns import in_turns
 from sasa.fitting import Corpus, Recipe, fit_boundary

@@ -8,7 +8,7 @@ from typing import cast
 
 from sasa.core.backtracking import Backtracking, reset_token_id
 from sasa.core.settings import BETA, PRIOR, THRESHOLD, VALUE, check_beta, check_prior, check_value
-from sasa.decoding.generate import Completion
+from sasa.decoding.completion import Completion
 from sasa.evaluation.baselines.caa import CAA
 from sasa.evaluation.baselines.debias import SelfDebias
 from sasa.evaluation.baselines.dexperts import DExperts

@@ -46,10 +46,12 @@ from rich.progress import (
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import EmbeddingSpec, ModelInfo
+from sasa.core.embedding_spec import EmbeddingSpec
+from sasa.core.model_info import ModelInfo
 from sasa.core.settings import BETA, PRIOR, VALUE
 from sasa.core.values import fingerprint_of
-from sasa.decoding.generate import Completion, encode_prompts
+from sasa.decoding.completion import Completion
+from sasa.decoding.prompts import encode_prompts
 from sasa.decoding.sampling import log_probs
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.scorers import Scorer, scored

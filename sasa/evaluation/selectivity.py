@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sasa.core.boundary import Text
+from sasa.core.embedding_spec import Text
 from sasa.core.values import Steering
 from sasa.data.corpus import Corpus
 from sasa.decoding.cost import Reading, taxes

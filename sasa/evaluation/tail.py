@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import EmbeddingSpec, ModelInfo
-from sasa.decoding.generate import completion_text, encode_prompts
+from sasa.core.embedding_spec import EmbeddingSpec
+from sasa.core.model_info import ModelInfo
+from sasa.decoding.prompts import completion_text, encode_prompts
 from sasa.decoding.sampling import log_probs, sample, seed_of
 from sasa.evaluation import metrics
 from sasa.evaluation.fingerprints import fingerprint

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from sasa.core.settings import PRIOR, VALUE
-from sasa.decoding.generate import encode_prompts
+from sasa.decoding.prompts import encode_prompts
 from sasa.evaluation.metrics import style
 from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.world import World

@@ -22,7 +22,8 @@ from sasa.core.backtracking import Backtracking
 from sasa.core.boundary import Boundary
 from sasa.core.settings import PRIOR, VALUE
 from sasa.core.values import Boundaries, terms
-from sasa.decoding.generate import Completion, generate
+from sasa.decoding.completion import Completion
+from sasa.decoding.generate import generate
 from sasa.evaluation.settings import Settings
 
 

@@ -36,7 +36,9 @@ from sklearn.metrics import (
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import Boundary, EmbeddingSpec, ModelInfo
+from sasa.core.boundary import Boundary
+from sasa.core.embedding_spec import EmbeddingSpec
+from sasa.core.model_info import ModelInfo
 from sasa.core.settings import check_beta
 from sasa.core.shipped import FILE_NAME
 from sasa.data.corpus import Corpus, Example

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import Boundary, EmbeddingSpec, Text
+from sasa.core.boundary import Boundary
+from sasa.core.embedding_spec import EmbeddingSpec, Text
 from sasa.core.settings import BETA, PRIOR, VALUE
 from sasa.core.values import Steering
 from sasa.data.tables import local

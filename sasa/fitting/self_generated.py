@@ -27,8 +27,8 @@ from sklearn.pipeline import FeatureUnion, make_pipeline, make_union
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import Text
 from sasa.core.candidates import select
+from sasa.core.embedding_spec import Text
 from sasa.core.values import reweight
 from sasa.data.corpus import Corpus, Example
 from sasa.decoding.sampling import random_state, seed_of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import EmbeddingSpec, Text, layers_of
+from sasa.core.embedding_spec import EmbeddingSpec, Text, layers_of
 from sasa.data.tables import check_characters
 from sasa.models.inputs import check_model
 from sasa.models.parts import first_layers

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import EmbeddingSpec, ModelInfo
-from sasa.decoding.generate import completion_text, encode_prompts
+from sasa.core.embedding_spec import EmbeddingSpec
+from sasa.core.model_info import ModelInfo
+from sasa.decoding.prompts import completion_text, encode_prompts
 from sasa.decoding.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.scorers import Scorer, checked_scores

@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import EmbeddingSpec, ModelInfo
+from sasa.core.embedding_spec import EmbeddingSpec
+from sasa.core.model_info import ModelInfo
 from sasa.core.settings import BETA, PRIOR, VALUE
 from sasa.core.values import Boundaries, fingerprint_of
-from sasa.decoding.generate import encode_prompts
+from sasa.decoding.prompts import encode_prompts
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.methods import method
 from sasa.evaluation.rewards import named_function

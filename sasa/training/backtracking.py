@@ -21,7 +21,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.core.backtracking import RESET
-from sasa.core.boundary import ModelInfo
+from sasa.core.model_info import ModelInfo
 from sasa.core.settings import check_above_zero, check_at_least
 from sasa.data.corpus import Corpus, Pair
 from sasa.models.load import fit_vocabulary

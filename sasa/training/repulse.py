@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.core.boundary import EmbeddingSpec, ModelInfo
-from sasa.decoding.generate import encode_prompts
+from sasa.core.embedding_spec import EmbeddingSpec
+from sasa.core.model_info import ModelInfo
+from sasa.decoding.prompts import encode_prompts
 from sasa.decoding.sampling import sample
 from sasa.evaluation.rewards import Reward
 from sasa.models.states import check_ready

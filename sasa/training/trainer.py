@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.decoding.generate import completion_text
+from sasa.decoding.prompts import completion_text
 from sasa.decoding.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.evaluation.rewards import Reward
 from sasa.training import objectives

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import sasa
 import sasa.core.boundary as module
 from sasa import Boundary, EmbeddingSpec
-from sasa.core.boundary import ModelInfo
+from sasa.core.model_info import ModelInfo
 
 INFO = ModelInfo("org/Some-Model", "llama", 4, 3, 260)
 

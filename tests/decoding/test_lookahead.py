@@ -94,7 +94,7 @@ def test_an_interrupted_probe_is_asked_again(monkeypatch):
     model = tiny.model("bloom")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "sasa.decoding.lookahead.readers._disagreement",
+            "sasa.decoding.lookahead.packing._disagreement",
             lambda _: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):

@@ -25,8 +25,8 @@ pytest.importorskip("peft", reason="pip install 'sasa-decoding[train]'")
 import reference_redteam as exact
 
 from sasa.cli.common import load_prompts
-from sasa.core.boundary import EmbeddingSpec
-from sasa.decoding.generate import encode_prompts
+from sasa.core.embedding_spec import EmbeddingSpec
+from sasa.decoding.prompts import encode_prompts
 from sasa.decoding.sampling import log_probs
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sasa.cli import app
-from sasa.decoding.generate import Completion
+from sasa.decoding.completion import Completion
 from sasa.evaluation.methods import method
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.world import World

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import chisquare
 
 from sasa import Boundary, EmbeddingSpec
-from sasa.core.boundary import ModelInfo
 from sasa.core.candidates import keyed_noise, select
+from sasa.core.model_info import ModelInfo
 from sasa.core.values import Steering
 from sasa.serving.requests import Wanted
 from sasa.serving.slots import SERIAL, Slots

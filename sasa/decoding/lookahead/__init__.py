@@ -2,6 +2,6 @@
 
 from sasa.decoding.lookahead.cache import BorrowedCache, LookaheadCache
 from sasa.decoding.lookahead.lookahead import Lookahead
-from sasa.decoding.lookahead.readers import packs
+from sasa.decoding.lookahead.packing import packs
 
 __all__ = ["BorrowedCache", "Lookahead", "LookaheadCache", "packs"]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sasa.core.boundary import EmbeddingSpec
+from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.decoding.lookahead.cache import BorrowedCache
+from sasa.decoding.lookahead.packing import packs
 from sasa.decoding.lookahead.pooling import Pools
 from sasa.decoding.lookahead.readers import (
     CompiledReader,
@@ -22,7 +23,6 @@ from sasa.decoding.lookahead.readers import (
     Reader,
     RereadingReader,
     States,
-    packs,
 )
 from sasa.decoding.lookahead.texts import Texts
 from sasa.models.heads import has_plain_head, next_logits, reread_logits

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sasa.core.boundary import EmbeddingSpec, layers_of
+from sasa.core.embedding_spec import EmbeddingSpec, layers_of
 
 
 class Sums(NamedTuple):

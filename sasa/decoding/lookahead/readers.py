@@ -6,7 +6,6 @@ states come out. Nothing here pools states or measures margins.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -24,8 +23,6 @@ from sasa.models.parts import first_layers, last_layers
 from sasa.models.skinny import skinny_linears
 from sasa.models.states import cache_name, hidden_states, numbered, positions
 
-logger = logging.getLogger(__name__)
-
 CHUNK = 512
 """Candidates of a row in one pass, and of a step in the scratch region behind its text."""
 REREAD_TOKENS = 8192
@@ -33,7 +30,6 @@ REREAD_TOKENS = 8192
 COMPILED_ROOM = 64
 """Candidates of a row and step that a compiled reader keeps in its cache; more write over them."""
 
-_packs: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 _spare: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, Any, Replay]] = (
     weakref.WeakKeyDictionary()
 )
@@ -379,59 +375,3 @@ def cached_layers(model: PreTrainedModel) -> int:
     """How many layers of a model have keys and values of their own."""
     config = model.config.get_text_config()
     return int(config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0))
-
-
-def packs(model: PreTrainedModel) -> bool:
-    """Whether a model reads candidates side by side exactly as it reads them one by one.
-
-    It is tried, not looked up: a few tokens are read both ways, once a model, and the states are
-    compared. Where it does not (no key-value cache, attention that takes no 4-D mask, ALiBi from a
-    2-D one), every candidate re-reads its text: the same result, slower, and logged once.
-    """
-    if model not in _packs:
-        why = _disagreement(model)
-        _packs[model] = why is None
-        if why:
-            logger.warning(
-                "%s cannot look ahead at candidates side by side (%s): each one re-reads its text, which is exact but slow",
-                type(model).__name__,
-                why,
-            )
-    return _packs[model]
-
-
-@torch.no_grad()
-def _disagreement(model: PreTrainedModel) -> str | None:
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(
-        model.config.get_text_config().vocab_size, (2, 11), generator=generator
-    ).to(model.device)
-    mask = torch.ones(2, 7, dtype=torch.long, device=model.device)
-    mask[1, :3] = 0  # a left-padded row
-    texts, candidates = Texts(mask), tokens[:, 8:]
-    try:
-        reader = PackedReader(model, (-1,))
-        texts.append(tokens[:, :6])
-        reader.read(texts, 6, candidates)  # the candidates of an earlier step must leave no trace
-        texts.append(tokens[:, 6:7])
-        _, side = reader.read(texts, 1, candidates)
-    except torch.OutOfMemoryError:
-        raise
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-        KeyError,
-    ) as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    _, alone = RereadingReader(model, (-1,)).read(texts, 0, candidates)
-    gap = (side.last - alone.last).norm(dim=-1) / alone.last.norm(dim=-1).clamp(min=1e-12)
-    gap = gap.nan_to_num(torch.inf)
-    if torch.finfo(model.dtype).eps < 1e-6:
-        differs, tolerance = float(gap.max()), 1e-3
-    else:  # in half precision a mixture of experts may send one token elsewhere over a rounding error
-        differs, tolerance = float(gap.median(1).values.max()), 5e-2
-    return None if differs <= tolerance else f"its states differ by {differs:.1%}"

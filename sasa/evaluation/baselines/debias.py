@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from sasa.core.settings import check_beta
-from sasa.decoding.generate import Completion
+from sasa.decoding.completion import Completion
 from sasa.evaluation.baselines.stream import Stream
 from sasa.evaluation.world import Method, World
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from sasa.core.boundary import ModelInfo
+from sasa.core.model_info import ModelInfo
 from sasa.core.settings import check_beta
 from sasa.data.tables import local
-from sasa.decoding.generate import Completion
+from sasa.decoding.completion import Completion
 from sasa.evaluation.baselines.stream import Stream
 from sasa.evaluation.fingerprints import fingerprint_of_files
 from sasa.evaluation.world import Method, World

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sasa.decoding.generate import Completion
+from sasa.decoding.completion import Completion
 from sasa.evaluation.baselines.judges import judge_named
 from sasa.evaluation.metrics import TOXIC
 from sasa.evaluation.settings import JUDGE

@@ -8,8 +8,8 @@ from typing import cast
 
 from jinja2.exceptions import TemplateError
 
-from sasa.core.boundary import EmbeddingSpec
-from sasa.decoding.generate import Completion
+from sasa.core.embedding_spec import EmbeddingSpec
+from sasa.decoding.completion import Completion
 from sasa.evaluation.world import Method, World
 from sasa.models.embedding import tokenize_prompt
 

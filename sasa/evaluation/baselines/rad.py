@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from sasa.core.settings import check_beta
-from sasa.decoding.generate import Completion
+from sasa.decoding.completion import Completion
 from sasa.evaluation.baselines.judges import judge_named
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.world import Method, World

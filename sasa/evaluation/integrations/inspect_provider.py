@@ -29,10 +29,11 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 import sasa
-from sasa.core.boundary import Boundary, EmbeddingSpec
+from sasa.core.boundary import Boundary
+from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.core.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 from sasa.core.values import load_terms
-from sasa.decoding.generate import Completion
+from sasa.decoding.completion import Completion
 from sasa.models.embedding import tokenize_prompt
 from sasa.models.states import context_window
 

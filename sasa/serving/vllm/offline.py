@@ -8,7 +8,9 @@ from typing import Any
 import vllm
 
 from sasa.core.settings import BETA, PRIOR, VALUE
-from sasa.decoding.generate import Completion, Limits, completion_text, encode_prompts
+from sasa.decoding.completion import Completion
+from sasa.decoding.limits import Limits
+from sasa.decoding.prompts import completion_text, encode_prompts
 from sasa.decoding.sampling import seed_of
 from sasa.serving.requests import Wanted
 from sasa.serving.slots import ENDS
