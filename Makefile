@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 
 VLLM := .venv-vllm
 
-.PHONY: help setup demo test lint docs docs-serve fit-bundled bench-speed vllm test-vllm
+.PHONY: help setup demo test test-slow test-all lint docs docs-serve fit-bundled bench-speed vllm test-vllm
 
 help:
 	@echo "make demo   a real model's plain and self-detoxified continuations, side by side"
-	@echo "make test   lint, types and tests"
+	@echo "make test   lint, types and the quick tests, three minutes on two cores"
+	@echo "make test-slow   the tests that it leaves out; make test-all: lint, types and all tests"
 	@echo "make docs   the documentation site, in site/; make docs-serve: at http://127.0.0.1:8000, made anew as you write"
 	@echo "make bench-speed   what a token costs, against plain generate(), with a profile"
 	@echo "make setup  only the environment, in .venv"
@@ -35,8 +36,16 @@ demo: setup
 		"The other driver cut me off, and I rolled down the window and shouted:" \
 		"So I told my roommate exactly what I thought of him: he is a"
 
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 test: setup lint
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(PYTEST) -m "not slow and not model and not browser"
+
+test-slow: setup
+	$(PYTEST) -m "slow or model or browser"
+
+test-all: setup lint
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -53,6 +53,7 @@ def run(script, *arguments, cwd=None):
     return shown.getvalue()
 
 
+@pytest.mark.slow
 def test_speed_of_a_model_without_weights(tiny_folder, tmp_path):
     shown = run(
         *(
@@ -120,6 +121,7 @@ def test_speed_of_several_boundaries(few_prompts, tmp_path):
         run("speed.py", "--random-weights", model, *two)
 
 
+@pytest.mark.slow
 def test_speed_over_the_whole_vocabulary(tiny_folder, tmp_path):
     (tmp_path / "text.txt").write_text("so he said to her that he would not come. " * 4)
     command = (
@@ -167,6 +169,7 @@ def test_speed_over_the_whole_vocabulary(tiny_folder, tmp_path):
         run("speed.py", "--candidates", 0)
 
 
+@pytest.mark.model
 def test_auc(real, shared_data):
     pytest.importorskip("profanity_check")
     options = (
@@ -180,6 +183,7 @@ def test_auc(real, shared_data):
     assert run("auc.py", *options).count("AUC") == 2
 
 
+@pytest.mark.slow
 def test_search(tiny_folder, tmp_path):
     pytest.importorskip("profanity_check")
     corpus = tmp_path / "rtp.jsonl"
@@ -239,6 +243,7 @@ def test_search(tiny_folder, tmp_path):
             assert one.fingerprint != two.fingerprint
 
 
+@pytest.mark.slow
 def test_reset(tiny_folder, tmp_path):
     pytest.importorskip("profanity_check")
     pytest.importorskip("trl")
@@ -327,6 +332,7 @@ def few_prompts(tiny_folder, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(few_prompts):
     """kill -9 in the middle, each time followed by the same command: the same store as without."""
     pytest.importorskip("profanity_check")
@@ -344,6 +350,7 @@ def test_what_the_harness_adds(few_prompts):
     assert "median of 2 ratios" in shown
 
 
+@pytest.mark.slow
 def test_what_a_start_costs():
     shown = run("startup.py", "--rounds", 1)
     assert shown.splitlines()[0].startswith("import torch ")
@@ -351,6 +358,7 @@ def test_what_a_start_costs():
     assert "sasa classifiers" in shown
 
 
+@pytest.mark.slow
 def test_what_a_look_ahead_costs(few_prompts):
     shown = run("lookahead.py", *few_prompts, "--rows", "0:12", "--limit", 2, "--rounds", 1)
     assert "a pass by itself" in shown
@@ -368,6 +376,7 @@ def mine(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_exact_toy(tiny_folder, mine):
     pytest.importorskip("peft")
     (mine / "words.txt").write_text("a\nq\nnot a token\n")
@@ -406,6 +415,7 @@ def test_the_exact_toy(tiny_folder, mine):
     assert (mine / "out" / "table.md").read_text().count("| 2 |") == 2
 
 
+@pytest.mark.slow
 def test_trainings_side_by_side(model, tokenizer, tmp_path):
     peft = pytest.importorskip("peft")
 
@@ -690,6 +700,7 @@ def rtp_rows(path, count=24):
     return path
 
 
+@pytest.mark.slow
 def test_experts_and_peers(tiny_folder, corpus_file, tmp_path):
     """From training experts to the picture."""
     pytest.importorskip("trl")
@@ -866,6 +877,7 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
     assert method(f"rad:{judge}:20")
 
 
+@pytest.mark.slow
 def test_the_gpu_kit(tmp_path):
     """All its parts, on tiny models and a CPU; a part that fails is named and keeps none from running."""
     pytest.importorskip("trl")
@@ -939,6 +951,7 @@ class SASA:
 """What the script calls of AISteer360, which is not installed here: no more than its shape."""
 
 
+@pytest.mark.slow
 def test_beside_aisteer360(tiny_folder, tmp_path):
     rows = rtp_rows(tmp_path / "rtp.jsonl")
     for name, text in STAND_IN.items():

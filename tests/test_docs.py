@@ -43,6 +43,7 @@ def commands(code):
             ]
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("page", EXECUTED, ids=name)
 def test_what_a_page_shows_runs(page, real, tmp_path, monkeypatch):
     """In one folder and one namespace, block after block; a block may say that it is not run, and why."""
@@ -96,6 +97,7 @@ def test_readme_fits_on_a_screen_and_a_half():
     assert len(lines) <= 120
 
 
+@pytest.mark.model
 def test_completions_in_readme_are_those_of_its_command(real):
     """What one prompt becomes, at three strengths; another machine's arithmetic may write something else from there on."""
     text = (ROOT / "README.md").read_text()
@@ -111,6 +113,7 @@ def test_completions_in_readme_are_those_of_its_command(real):
         assert " ".join(made.text.split())[:12] == shown[:12]
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     config = pytest.importorskip("mkdocs.config")
     from mkdocs.commands.build import build

@@ -152,6 +152,7 @@ def task():
     return Task(samples, solver=[system_message("Be kind."), generate()], scorer=includes())
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_inspect(task, tiny_folder, model, tokenizer, line, tmp_path):
     from inspect_ai import eval as evaluate
 
@@ -330,6 +331,7 @@ def test_a_boundary_goes_to_the_hub_and_comes_back(
         assert message in command(*words, status=1).stderr.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_inspect_finds_the_provider_by_itself():
     pytest.importorskip("inspect_ai")
     code = (

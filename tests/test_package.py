@@ -51,6 +51,7 @@ def test_nothing_is_missing(built):
         assert name in names
 
 
+@pytest.mark.model
 def test_the_wheel_alone_runs_readme(built, real, tmp_path):
     """Installed into an empty folder, with only what it depends on beside it."""
     _, wheel = built

@@ -391,6 +391,7 @@ def in_encoding(encoding, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_what_a_terminal_cannot_show_costs_no_results(fitted, tiny_folder):
     command = (
         "generate",
@@ -414,6 +415,7 @@ def test_what_a_terminal_cannot_show_costs_no_results(fitted, tiny_folder):
     assert "\U0001f600" in lines[1].decode()
 
 
+@pytest.mark.slow
 def test_greedy(fitted, tiny_folder):
     command = (
         "generate",

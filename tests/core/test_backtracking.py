@@ -7,7 +7,7 @@ import pytest
 import reference
 import tiny
 import torch
-from helpers import ALL_FAMILIES, PROMPTS, generate
+from helpers import PROMPTS, families, generate
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
@@ -50,7 +50,7 @@ def compare(model, boundary, beta, settings, prompts=PROMPTS):
     return thrown
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", families(quick=["llama", "bloom"]))
 def test_a_text_that_went_back_is_read_as_if_it_had_never_been_longer(family):
     """Rows of other lengths beside it, texts beyond sliding windows of 6, steering before and more of it afterwards."""
     model = tiny.model(family)
@@ -69,9 +69,10 @@ def test_a_text_that_went_back_is_read_as_if_it_had_never_been_longer(family):
     "spec",
     [
         {"pooling": "mean"},
-        {"pooling": "mean", "span": "response"},
-        {"pooling": "ema"},
-        {"layer": 1},
+        *(
+            pytest.param(spec, marks=pytest.mark.slow)
+            for spec in ({"pooling": "mean", "span": "response"}, {"pooling": "ema"}, {"layer": 1})
+        ),
     ],
     ids=str,
 )
@@ -86,11 +87,16 @@ def test_running_sums_go_back_with_the_text(spec):
 @pytest.mark.parametrize(
     "change",
     [
-        {"to_start": True},
         {"max_resets": 1},
-        {"max_tokens": 14},
-        {"boost_tokens": 0},
-        {"safe_below": 0.05},
+        *(
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in (
+                {"to_start": True},
+                {"max_tokens": 14},
+                {"boost_tokens": 0},
+                {"safe_below": 0.05},
+            )
+        ),
     ],
     ids=str,
 )

@@ -6,7 +6,7 @@ import pytest
 import reference
 import tiny
 import torch
-from helpers import PROMPTS, left_padded
+from helpers import PROMPTS, families, left_padded
 
 import sasa
 from sasa import SASADecoder, SASALogitsProcessor
@@ -31,7 +31,7 @@ def boundaries(model):
 @pytest.mark.parametrize(
     ("value", "prior"), [("raw", 0.05), ("log_sigmoid", 0.05), ("log_sigmoid", 0.5)]
 )
-@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+@pytest.mark.parametrize("family", families(["llama", "gemma3", "bloom"], quick=["llama"]))
 def test_several_boundaries_steer_as_the_reference_has_it(family, value, prior):
     """In one forward pass, at layers and poolings of their own."""
     model = tiny.model(family)

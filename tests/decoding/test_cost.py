@@ -6,6 +6,7 @@ import pytest
 import reference
 import tiny
 import torch
+from helpers import families
 
 from sasa.core.values import Steering
 from sasa.decoding.cost import read, taxes
@@ -23,7 +24,7 @@ def boundaries(model):
     ]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+@pytest.mark.parametrize("family", families(["llama", "gemma3", "bloom"], quick=["llama"]))
 def test_taxes_are_those_of_the_reference(family, tokenizer):
     """Batched, each text from its own first place on, for any strength, value and prior from one reading."""
     model = tiny.model(family)

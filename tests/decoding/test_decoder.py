@@ -7,7 +7,7 @@ import pytest
 import reference
 import tiny
 import torch
-from helpers import ALL_FAMILIES, PROMPTS, generate
+from helpers import PROMPTS, families, generate
 from scipy.stats import chi2
 from transformers import (
     LogitsProcessor,
@@ -33,7 +33,7 @@ SPECS = [
 
 @pytest.mark.parametrize("layer", [-1, 1, (1, 2)])
 @pytest.mark.parametrize("seed", [None, 3])
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_it_writes_what_the_reference_writes(family, seed, layer):
     """Texts of 19 tokens, beyond sliding windows of 6; layers above the boundary's read the chosen token alone."""
     model = tiny.model(family)
@@ -48,7 +48,7 @@ def test_it_writes_what_the_reference_writes(family, seed, layer):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+@pytest.mark.parametrize("family", families(["llama", "gemma3", "bloom"], quick=["llama", "bloom"]))
 def test_margins_and_distribution_of_every_step_equal_the_reference(family, spec):
     model = tiny.model(family)
     boundary = tiny.boundary(model, **spec)
@@ -81,7 +81,7 @@ def test_margins_and_distribution_of_every_step_equal_the_reference(family, spec
             text.append(token)
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_beta_zero_is_plain_generate(family):
     model = tiny.model(family)
     decoder = SASADecoder(tiny.boundary(model), beta=0)
@@ -141,7 +141,7 @@ LIMITS = [{"top_k": 40, "top_p": 0.98}, {"top_k": 0, "top_p": 1.0}]
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=["top-k and top-p", "the whole vocabulary"])
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_the_same_tokens_as_with_every_candidate_read(family, limits, everything):
     """Batched and left-padded, truncated by the decoder or by generate(), sampled and greedy; and few of them are read."""
     model = tiny.model(family)
@@ -191,6 +191,7 @@ def test_the_same_tokens_with_several_boundaries(model, everything):
     assert torch.equal(write(), everything(write))
 
 
+@pytest.mark.slow
 def test_the_same_tokens_where_scores_are_equal(model, everything):
     """A processor makes ties; values of safe texts are exactly 0 and leave them."""
 
@@ -352,6 +353,7 @@ def test_more_candidates_than_fit_one_pass(model, monkeypatch):
     assert torch.equal(generate(model, PROMPTS, decoder, seed=1), whole)
 
 
+@pytest.mark.slow
 def test_what_was_read_long_ago_is_read_again(model, monkeypatch):
     """With little scratch room, winners whose keys and values have been written over are appended anew."""
     boundary = replace(tiny.boundary(model), scale=3.0, bias=-20.0)  # hardly anything is safe
@@ -707,7 +709,9 @@ def graphs(monkeypatch):
 
 
 @pytest.mark.parametrize("spec", [{}, {"layer": 1, "pooling": "mean"}], ids=str)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3", "falcon", "olmoe"])
+@pytest.mark.parametrize(
+    "family", families(["llama", "gpt2", "mistral", "gemma3", "falcon", "olmoe"], quick=["llama"])
+)
 def test_a_compiled_step_writes_the_same(family, spec, graphs):
     model = tiny.model(family)
     boundary = tiny.boundary(model, **spec)
@@ -723,6 +727,7 @@ def test_a_compiled_step_writes_the_same(family, spec, graphs):
         assert graphs() == 1, "texts, lengths and numbers of candidates must not be compiled in"
 
 
+@pytest.mark.slow
 def test_a_model_that_was_cast_does_not_take_over_its_old_memory(graphs):
     model = tiny.model("llama")
     for dtype in (torch.float32, torch.float64):
@@ -736,6 +741,7 @@ def test_a_model_that_was_cast_does_not_take_over_its_old_memory(graphs):
         assert torch.equal(got, want)
 
 
+@pytest.mark.slow
 def test_more_candidates_than_a_compiled_step_takes(model, graphs, monkeypatch):
     boundary = tiny.boundary(model, pooling="mean")
     for value, reserved in (("raw", 100), ("raw", 30), ("log_sigmoid", 64)):
@@ -747,6 +753,7 @@ def test_more_candidates_than_a_compiled_step_takes(model, graphs, monkeypatch):
         assert torch.equal(got, want)
 
 
+@pytest.mark.slow
 def test_compiled_passes_of_an_odd_width(model, graphs, monkeypatch):
     """The order of a vocabulary comes in blocks that the width does not divide, and hard steps read many."""
     monkeypatch.setitem(passes.PASS, "cpu", 4 * 21)  # 21 of each row

@@ -23,6 +23,7 @@ def boundary(real):
     return Boundary.load("toxicity", model=real[0])
 
 
+@pytest.mark.model
 def test_the_bundled_boundary_tells_insults_from_praise(real, boundary):
     model, tokenizer = real
     margins = boundary.score(
@@ -32,6 +33,7 @@ def test_the_bundled_boundary_tells_insults_from_praise(real, boundary):
     assert good > 0 > bad
 
 
+@pytest.mark.model
 def test_the_bundled_threat_boundary_knows_threats_from_insults(real, boundary):
     model, tokenizer = real
     threat = Boundary.load("threat", model=model)
@@ -46,6 +48,7 @@ def test_the_bundled_threat_boundary_knows_threats_from_insults(real, boundary):
     assert boundary.score(model, tokenizer, texts[2:]) < 0
 
 
+@pytest.mark.model
 def test_margins_equal_rereading(real, boundary):
     model, tokenizer = real
     encoded = [tokenizer(p)["input_ids"] for p in PROMPTS]
@@ -76,6 +79,7 @@ def test_sampling_equals_the_reference(real, boundary):
     assert got[0].tokens == want
 
 
+@pytest.mark.model
 def test_steering_raises_the_margin(real, boundary):
     model, tokenizer = real
     settings = dict(num_return_sequences=8, max_new_tokens=12, seed=0)
@@ -90,6 +94,7 @@ def test_steering_raises_the_margin(real, boundary):
     assert sum(steered) / len(steered) > sum(plain) / len(plain) + 0.5
 
 
+@pytest.mark.model
 def test_auc_on_reporting_rows(real, boundary, shared_data):
     """RealToxicityPrompts rows 3000-3999 took no part in the fit; a sample of them here, all of them in benchmarks/."""
     from sklearn.metrics import roc_auc_score
@@ -103,6 +108,7 @@ def test_auc_on_reporting_rows(real, boundary, shared_data):
     assert roc_auc_score([e.score >= 0.5 for e in examples], -margins) > 0.8
 
 
+@pytest.mark.model
 def test_the_bundled_boundary_steers_where_none_is_named(real, boundary):
     model, tokenizer = real
     settings = dict(max_new_tokens=6, seed=1)

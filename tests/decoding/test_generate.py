@@ -364,7 +364,7 @@ READING = [
 ]
 
 
-@pytest.mark.parametrize("steered", [True, False])
+@pytest.mark.parametrize("steered", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("reading", READING, ids=lambda settings: next(iter(settings)))
 def test_a_completion_does_not_depend_on_its_neighbours(model, tokenizer, reading, steered):
     """With whatever reads texts: token by token as alone, though neighbours are of other lengths."""

@@ -8,7 +8,7 @@ import pytest
 import reference
 import tiny
 import torch
-from helpers import PROMPTS, left_padded
+from helpers import PROMPTS, families, left_padded
 
 from sasa import SASALogitsProcessor
 from sasa.decoding.lookahead import Lookahead, LookaheadCache, packs
@@ -47,7 +47,7 @@ def run(model, boundary, steps=8, candidates=5):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", families(tiny.FAMILIES))
 def test_margins_equal_rereading_side_by_side(family, spec):
     model = tiny.model(family)
     assert packs(model), "this family must not need the slow path"
@@ -64,7 +64,7 @@ def test_eager_attention(family):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("family", tiny.REREAD_FAMILIES)
+@pytest.mark.parametrize("family", families(tiny.REREAD_FAMILIES))
 def test_models_that_cannot_pack_reread_and_say_so_once(family, spec, caplog):
     model = tiny.model(family)
     boundary = tiny.boundary(model, **spec)

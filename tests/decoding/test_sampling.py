@@ -4,12 +4,12 @@ import pytest
 import reference_repulse as exact
 import tiny
 import torch
+from helpers import families
 from scipy import stats
 
 from sasa.decoding.sampling import log_probs, sample
 
 PROMPTS = [[5, 6, 7, 8, 9], [70, 71]]
-FAMILIES = {**tiny.FAMILIES, **tiny.REREAD_FAMILIES}
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def drawn_one_by_one(model, prompts, count, max_new_tokens, seed, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_samples_are_those_of_reading_each_text_alone(family, temperature):
     model = tiny.model(family)
     with torch.no_grad():  # that some texts end early, and others go on
@@ -97,7 +97,7 @@ def by_hand(model, prompts, completions, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2", "olmoe", "mamba"])
+@pytest.mark.parametrize("family", families(["llama", "gemma3", "qwen2", "olmoe", "mamba"]))
 def test_log_probabilities_and_their_gradients(family, temperature):
     model = tiny.model(family)
     completions = [[1, 2, 3], [], [4, 5, 6, 7], [8]]

@@ -219,6 +219,7 @@ def address(tiny_folder, folders, tmp_path):
         page.kill()
 
 
+@pytest.mark.slow
 def test_the_space_serves_it(tiny_folder, tmp_path):
     pytest.importorskip("gradio")
     with socket.socket() as free:
@@ -245,6 +246,7 @@ def test_the_space_serves_it(tiny_folder, tmp_path):
             app.kill()
 
 
+@pytest.mark.browser
 def test_every_part_of_the_page(address, corpus_file):
     from playwright.sync_api import expect, sync_playwright
 

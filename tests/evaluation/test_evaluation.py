@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from helpers import families
 
 from sasa import Backtracking
 from sasa.core.settings import PRIOR
@@ -598,6 +599,7 @@ def test_the_word_filter_forbids_its_words(world):
     assert not {t for c in written for t in c.tokens} & banned
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_nothing_had_happened(world, tmp_path):
     methods = {name: method(name) for name in ("plain", "sasa:2")}
     whole = Run.create(tmp_path / "whole", SUITE, world, batch_size=2)
@@ -661,7 +663,7 @@ def test_prompts_that_cannot_be_completed_are_counted(world, tmp_path):
     assert [p.id for p in run.prompts] == ["a"]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "bloom", "mamba"])
+@pytest.mark.parametrize("family", families(["llama", "gemma3", "mistral", "bloom", "mamba"]))
 def test_likelihoods_are_the_models_own(family):
     model = tiny.model(family)
     contexts = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
@@ -796,6 +798,7 @@ def test_a_judge_with_too_short_a_window(world, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_reports_of_several_runs(world, tmp_path):
     make_run(tmp_path / "one", world)
     make_run(tmp_path / "two", world, ("plain",))
@@ -937,6 +940,11 @@ def test_a_word_list_and_a_judge_of_the_users_own(command_line, tiny_folder, tmp
     assert min(figures) > 1
     texts = (tmp_path / "run" / "completions" / "words.jsonl").read_text().lower()
     assert "bright" not in texts
+    again = CliRunner().invoke(
+        app, ["bench", "report", str(tmp_path / "run"), "-o", str(tmp_path / "again")]
+    )
+    assert again.exit_code == 0, again.exception
+    assert "words" in (tmp_path / "again" / "report.md").read_text()
     for missing in (tmp_path / "none.txt", tmp_path / "empty.txt"):
         (tmp_path / "empty.txt").write_text("\n")
         result = CliRunner().invoke(app, [*run, "--words", str(missing)])

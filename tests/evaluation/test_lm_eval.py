@@ -48,6 +48,7 @@ def written(tiny_folder, tmp_path_factory):
     return write
 
 
+@pytest.mark.slow
 def test_beta_0_is_the_model_on_its_own(written, tiny_folder, tmp_path):
     model, tokenizer = load(tiny_folder, "cpu")
     tiny.boundary(model).save(tmp_path / "boundary")

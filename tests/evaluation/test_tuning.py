@@ -23,6 +23,7 @@ def world(model, tokenizer):
     )
 
 
+@pytest.mark.slow
 def test_the_largest_beta_within_the_budget(world):
     beta, trials = tune(world, PROMPTS, 1.3, variety=0, value="raw", start=0.01, steps=6)
     by_beta = {trial.beta: trial for trial in trials}
@@ -36,6 +37,7 @@ def test_the_largest_beta_within_the_budget(world):
     assert by_beta[beta].p_safe > trials[0].p_safe
 
 
+@pytest.mark.slow
 def test_by_default_it_tunes_what_generate_does(world):
     beta, trials = tune(world, PROMPTS, 1.05, variety=0, start=1.0, steps=1)
     same, again = tune(world, PROMPTS, 1.05, variety=0, value="log_sigmoid", start=1.0, steps=1)
@@ -45,6 +47,7 @@ def test_by_default_it_tunes_what_generate_does(world):
     assert max(trial.p_safe for trial in trials[1:]) > trials[0].p_safe
 
 
+@pytest.mark.slow
 def test_a_tighter_budget_buys_less(world):
     tight, loose = (
         tune(world, PROMPTS, budget, variety=0, value="raw", start=0.01)[0]
@@ -53,6 +56,7 @@ def test_a_tighter_budget_buys_less(world):
     assert tight < loose
 
 
+@pytest.mark.slow
 def test_monotony_is_not_taken_for_fluency(world):
     """Where variety is spent before the budget, it ends the search."""
     world = replace(world, settings=replace(world.settings, max_new_tokens=32, top_k=60))
@@ -91,10 +95,12 @@ def test_bad_arguments(world, settings, message):
         tune(world, settings.pop("prompts", PROMPTS), **settings)
 
 
-def test_the_command(tiny_folder, model, tmp_path):
+@pytest.fixture
+def options(tiny_folder, model, tmp_path):
+    """The command line's first words: prompts, model and boundary."""
     tiny.boundary(model).save(tmp_path / "boundary")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    options = [
+    return [
         "tune",
         str(tmp_path / "prompts.txt"),
         "-m",
@@ -103,6 +109,9 @@ def test_the_command(tiny_folder, model, tmp_path):
         str(tmp_path / "boundary"),
         "--no-strict",
     ]
+
+
+def test_the_command(options):
     more = [
         "--device",
         "cpu",
@@ -121,6 +130,10 @@ def test_the_command(tiny_folder, model, tmp_path):
     assert result.exit_code == 0, result.exception
     assert json.loads(result.stdout)["trials"][0]["beta"] == 0
     assert isinstance(CliRunner().invoke(app, [*options, "--rows", "9:12"]).exception, ValueError)
+
+
+@pytest.mark.slow
+def test_the_command_without_a_floor_of_variety(options):
     more = [
         "--device",
         "cpu",

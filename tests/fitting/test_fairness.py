@@ -102,6 +102,7 @@ def test_an_audit_without_identity_terms_is_refused_before_the_fit(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command(tiny_folder, model, sentences, tmp_path):
     tiny.boundary(model).save(tmp_path / "boundary")
     options = [

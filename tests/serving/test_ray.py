@@ -33,6 +33,7 @@ from sasa.serving.ray import Ray
 pytest.importorskip("ray.cloudpickle").register_pickle_by_value(
     sys.modules[__name__]
 )  # no worker has this file
+pytestmark = pytest.mark.slow  # each starts processes of its own
 WORDS = ("you fool and liar", "what a good day it is")
 
 

@@ -108,7 +108,18 @@ def test_the_return_measures_the_distance_to_the_best_policy(tables):
 
 @pytest.mark.parametrize(
     ("method", "lora"),
-    [("repulse", 0), ("repulse", 4), ("rloo", 0), ("rloo-transformed", 0), ("p-proposal", 4)],
+    [
+        ("rloo", 0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("repulse", 0),
+                ("repulse", 4),
+                ("rloo-transformed", 0),
+                ("p-proposal", 4),
+            )
+        ),
+    ],
 )
 def test_a_step_follows_the_gradients_of_both_losses(method, lora):
     """From 25,000 samples, against the enumerated losses: of p the return's and the push against sigma, of q KL(sigma || q)."""
@@ -186,6 +197,7 @@ def about(folder):
     return json.loads((folder / "training.json").read_text())
 
 
+@pytest.mark.slow
 def test_bad_outputs_become_improbable(tmp_path):
     """Against reinforcement learning with as many samples: P(bad), enumerated, falls further, at a mean reward as high."""
     with torch.no_grad():
@@ -249,7 +261,7 @@ def test_what_is_saved_is_the_policy_and_the_model_is_given_back(lora, tmp_path,
     assert f"| mean reward | {first:.3f} | {first:.3f} |" in card
 
 
-@pytest.mark.parametrize("lora", [2, 0])
+@pytest.mark.parametrize("lora", [pytest.param(2, marks=pytest.mark.slow), 0])
 def test_the_proposal_is_kept_where_it_is_asked_for(lora, tmp_path):
     base = tmp_path / "base"
     exact.model().save_pretrained(base)
@@ -286,7 +298,14 @@ def weights_of(folder):
     return next(folder.glob("*.safetensors")).read_bytes()
 
 
-@pytest.mark.parametrize(("lora", "method"), [(2, "repulse"), (0, "repulse"), (2, "rloo")])
+@pytest.mark.parametrize(
+    ("lora", "method"),
+    [
+        (0, "repulse"),
+        pytest.param(2, "repulse", marks=pytest.mark.slow),
+        pytest.param(2, "rloo", marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_it_goes_on_to_the_same_bytes(lora, method, tmp_path):
     settings = replace(SMALL, lora=lora, method=method, eval_every=2)
     whole = train(tmp_path / "whole", settings, eval_prompts=["w9 w8"])
@@ -318,6 +337,7 @@ def test_stopped_it_goes_on_to_the_same_bytes(lora, method, tmp_path):
     assert weights_of(half) == done
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_goes_on_to_the_same_bytes(tmp_path):
     settings = replace(SMALL, steps=12, save_steps=1)
     whole, torn = train(tmp_path / "whole", settings), tmp_path / "torn"
@@ -356,6 +376,7 @@ def test_which_layers_are_fast_does_not_depend_on_what_came_before():
     assert fast(used) == fast(fresh) == before
 
 
+@pytest.mark.slow
 def test_without_a_push_it_is_reinforcement_learning(tmp_path):
     """alpha = 0 is RLOO: the same weights, whatever the proposal learns beside it."""
     one = train(tmp_path / "repulse", replace(SMALL, alpha=0.0))
@@ -373,6 +394,7 @@ def on_two_processes(folder, settings):
     assert PartialState().num_processes == 2
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_step(tmp_path):
     """Each takes some of a step's prompts, their gradients are added up: the weights are those of one process."""
     settings = replace(

@@ -291,6 +291,7 @@ def chance_of_reset(model, tokenizer, corpus):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "lora"), [("sft", 4), ("sft", 0), ("dpo", 4), ("dpo", 0)])
 def test_a_trained_model_goes_back_from_what_is_unsafe(method, lora, corpus, fresh, tmp_path):
     model, tokenizer = fresh
@@ -354,6 +355,7 @@ def test_rows_that_fill_up_a_vocabulary_are_drawn_anew():
     assert (table[reset + 1 :] == 0.5).all()
 
 
+@pytest.mark.slow
 def test_an_adapter_gives_what_was_trained(corpus, fresh, tmp_path):
     """Loaded again, the merged weights write what the trained model wrote."""
     model, tokenizer = fresh
@@ -464,6 +466,7 @@ def test_all_weights_are_trained_in_float32(corpus, tmp_path):
     assert (after != before).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_stopped_it_goes_on_from_its_checkpoint(corpus, tmp_path, monkeypatch):
     training = Training(
         corpus, lora=4, epochs=3, learning_rate=1e-2, batch_size=4, max_length=200, save_steps=5
