@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
 from sasa.data.bag_of_words import bag_of_words
-from sasa.data.corpus import Corpus, Example
+from sasa.data.corpus import Corpus
+from sasa.data.examples import Example
 from sasa.decoding.sampling import seed_of
 from sasa.fitting.recipe import Recipe
 

@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa.data.corpus import Example
+from sasa.data.examples import Example
 from sasa.fitting.context import FitContext
 from sasa.fitting.discriminant import GaussianStatistics
 from sasa.fitting.recipe import PARTS, Part, Recipe

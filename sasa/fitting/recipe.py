@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from sasa.core.boundary import EmbeddingSpec, ModelInfo
 from sasa.core.settings import check_beta
-from sasa.data.corpus import Corpus, Example
+from sasa.data.corpus import Corpus
+from sasa.data.examples import Example
 from sasa.fitting.identity import PEOPLE
 
 try:
