@@ -37,7 +37,11 @@ DIASAFETY = {
 
 
 def parse_rows(rows: str) -> tuple[int, int | None]:
-    """The numbers of START:STOP, either of which may be missing. Raises ValueError for another text."""
+    """The numbers of START:STOP, either of which may be missing.
+
+    Raises:
+        ValueError: the text has another form.
+    """
     match = re.fullmatch(r"(\d*):(\d*)", rows.strip())
     start, stop = match.groups() if match else ("", "")
     if not match or (stop and int(stop) <= int(start or 0)):

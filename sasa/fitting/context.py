@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from sklearn.base import ClassifierMixin
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,8 +35,3 @@ class FitContext:
     def kept(self) -> tuple[Part, ...]:
         """The parts whose embeddings are kept: those held out, and all for a classifier."""
         return ("calibration", "test") if self.classifier is None else PARTS
-
-    @property
-    def running(self) -> dict[str, Any]:
-        """Keyword arguments of the functions that embed texts."""
-        return {"batch_size": self.batch_size, "progress": self.progress}

@@ -1,4 +1,4 @@
-"""Whether a boundary mistakes identity for toxicity: bias metrics on texts that name identity terms.
+"""Whether a boundary mistakes identity for toxicity: bias metrics on texts with identity terms.
 
 The metrics are those of Borkan et al. 2019 ("Nuanced metrics for measuring unintended bias"), on
 sentences that differ only in such a term, for example the templates of Dixon et al. 2018 ("Chris is
@@ -24,11 +24,12 @@ Labelled: TypeAlias = "list[tuple[str, int]]"
 """Texts, each with its label, 1 safe and 0 unsafe."""
 
 TERMS = (
-    "african", "african american", "american", "asian", "bisexual", "black", "blind", "buddhist", "canadian", "catholic",
-    "chinese", "christian", "deaf", "elderly", "european", "female", "gay", "heterosexual", "hispanic", "homosexual", "indian",
-    "japanese", "jewish", "latina", "latino", "latinx", "lesbian", "lgbt", "lgbtq", "male", "mexican", "middle aged",
-    "middle eastern", "millenial", "muslim", "nonbinary", "old", "older", "paralyzed", "protestant", "queer", "sikh", "straight",
-    "taoist", "teenage", "trans", "transgender", "white", "young", "younger",
+    "african", "african american", "american", "asian", "bisexual", "black", "blind", "buddhist",
+    "canadian", "catholic", "chinese", "christian", "deaf", "elderly", "european", "female", "gay",
+    "heterosexual", "hispanic", "homosexual", "indian", "japanese", "jewish", "latina", "latino",
+    "latinx", "lesbian", "lgbt", "lgbtq", "male", "mexican", "middle aged", "middle eastern",
+    "millenial", "muslim", "nonbinary", "old", "older", "paralyzed", "protestant", "queer", "sikh",
+    "straight", "taoist", "teenage", "trans", "transgender", "white", "young", "younger",
 )  # fmt: skip
 """Identity terms, spelt as the data sets spell them."""
 LEAST = 8

@@ -1,5 +1,5 @@
-"""Names of groups of people: a fit whose margin depends little on them, and what steering takes from
-harmless sentences that contain them (the identity tax).
+"""Names of groups of people: a fit whose margin depends little on them, and what steering takes
+from harmless sentences that contain them (the identity tax).
 
 Both use sentences that differ only in such a name (`sasa/recipes/people.toml`, or a user's file in
 that form), and as controls the same sentences with names of groups that attract no prejudice. The

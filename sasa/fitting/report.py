@@ -110,7 +110,11 @@ def add_audits(context: FitContext, survey: Survey, boundary: Boundary) -> None:
     """Adds to a boundary's report how it treats identity terms and names of groups of people."""
     model, tokenizer, report = context.model, context.tokenizer, report_of(boundary)
     if survey.audit:
-        report["audit"] = audit(boundary, model, tokenizer, survey.audit, **context.running)
+        report["audit"] = audit(
+            *(boundary, model, tokenizer, survey.audit),
+            batch_size=context.batch_size,
+            progress=context.progress,
+        )
     if context.recipe.identity:
         report["identity_tax"] = identity_tax(
             boundary, model, tokenizer, survey.names_to_audit, progress=context.progress

@@ -56,14 +56,16 @@ def separate(context: FitContext, survey: Survey, workspace: Workspace) -> Separ
         of_own_text, own = own_statistics(
             *(model, tokenizer, recipe, survey.sources, workspace.own_text),
             spread=context.spread,
-            **context.running,
+            batch_size=context.batch_size,
+            progress=context.progress,
         )
         statistics = statistics.blended(of_own_text, recipe.own)
     if recipe.identity:
         nuisance = recipe.identity * name_covariance(
             *(model, tokenizer, survey.names_to_fit, recipe.embedding),
             prefixes=recipe.prefixes,
-            **context.running,
+            batch_size=context.batch_size,
+            progress=context.progress,
         )
     weight, bias, shrinkage = linear_discriminant(statistics, recipe.shrinkage, nuisance)
     return Separation(weight, bias, "bayes", shrinkage, own)
