@@ -36,8 +36,8 @@ from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
 from sasa.evaluation.world import World
 from sasa.fitting import Corpus, Recipe
+from sasa.fitting.calibration import calibrate, metrics
 from sasa.fitting.discriminant import GaussianStatistics, linear_discriminant
-from sasa.fitting.fit import calibrate, metrics
 from sasa.models.embedding import embed_each_prefix, length_batches, response_start, tokenize
 from sasa.utils.files import write_atomically
 from sasa.utils.progress import progress_bar

@@ -22,8 +22,8 @@ from sasa.data.tables import Format, open_table
 from sasa.evaluation.runner import Run
 from sasa.evaluation.suites import load_suite
 from sasa.fitting import Corpus
-from sasa.fitting.fit import Recipe
 from sasa.fitting.identity import load_people
+from sasa.fitting.recipe import Recipe
 from sasa.redteam.store import RECORD, Attempts
 
 CLEAR = (ValueError, OSError, ImportError)

@@ -69,7 +69,9 @@ def command(
     texts = read(Corpus.parse(corpus)) if corpus else []
     loaded, tokenizer = sasa.load(model, device, dtype)
     line = Boundary.load(boundary, model=loaded, strict=strict)
-    found: dict[str, Any] = audit(line, loaded, tokenizer, texts, progress=True) if texts else {}
+    found: dict[str, Any] = {}
+    if texts:
+        found |= audit(line, loaded, tokenizer, texts, progress=True)
     found["identity_tax"] = identity_tax(
         line, loaded, tokenizer, sentences, beta=beta, value=value, prior=prior, progress=True
     )

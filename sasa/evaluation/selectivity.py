@@ -12,7 +12,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from sasa.core.values import Steering
 from sasa.data.corpus import Corpus
 from sasa.decoding.cost import Reading, taxes
 from sasa.evaluation.metrics import Estimate, ratio
+from sasa.fitting.identity import TaxFigures
 from sasa.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Judged:
     value: str
     prior: float
     groups: dict[str, Tax]
-    people: dict[str, Any] | None = None
+    people: TaxFigures | None = None
 
     @property
     def cells(self) -> tuple[str, str, str]:

@@ -1,98 +1,127 @@
-"""What a fitted boundary says of itself: a model card in Markdown and a picture of its held-out margins."""
+"""The model card of a fitted boundary, in Markdown, and a plot of its held-out margins."""
 
 from __future__ import annotations
 
-import io
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from sasa.core.boundary import Boundary
+from sasa.fitting.calibration import HeldOut, Metrics, reliability_curve
 from sasa.fitting.fairness import FIGURES
-from sasa.utils.files import write_atomically
+from sasa.fitting.report import Report, report_of
+from sasa.utils.plots import new_figure, save_figure
 
 logger = logging.getLogger(__name__)
 
+Figure = Literal["auc", "average_precision", "accuracy", "balanced_accuracy", "ece"]
+COLUMNS: dict[Figure, str] = {
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "ece": "ECE",
+}
+
 
 def card(boundary: Boundary, plotted: bool = False, repository: str | None = None) -> str:
-    """The card of a fitted boundary, every figure in it from its report.
+    """The card of a fitted boundary; every figure in it is from its report.
 
     Args:
-        plotted: whether a picture is beside it.
-        repository: of the Hub, OWNER/NAME, where it is to be: then the card has the Hub's metadata, and how to use it from there.
+        plotted: whether the plot of the margins is beside it.
+        repository: of the Hub, OWNER/NAME, if it is for there: then the card has the Hub's metadata
+            and says how to use the boundary from there.
     """
-    report, spec = boundary.report, boundary.embedding
-    texts = report["texts"]
+    report = report_of(boundary)
+    lines = [
+        *(_metadata(boundary) if repository else []),
+        *_title(boundary),
+        *(_use(boundary, repository) if repository else []),
+        *_texts(report),
+        *_own_text(report),
+        *_held_out(report),
+        *_identity_tax(report),
+        *_audit(report),
+    ]
+    if plotted:
+        picture = "![margins of held-out texts and how far they can be trusted](margins.png)"
+        lines += [picture, ""]
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    lines += [
+        "Fit it again with `sasa fit --recipe recipe.toml --output DIR`. It reflects the labels it "
+        "was fitted on, biases included, and it is no judge of anything but text like theirs.",
+        "",
+        f"Versions: {versions}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _title(boundary: Boundary) -> list[str]:
+    """The attribute, the model and the embedding."""
+    report, spec, model = report_of(boundary), boundary.embedding, boundary.model
+    half_life = f" of half-life {spec.half_life:g}" if spec.pooling == "ema" else ""
+    shrinkage = f", shrinkage {report['shrinkage']:.4f}" if "shrinkage" in report else ""
+    return [
+        f"# {boundary.attribute}: a boundary for {model.id or model.model_type}",
+        "",
+        f"A linear boundary between safe and unsafe ({boundary.attribute}) text in the model's own "
+        "hidden space, for self-disciplined decoding with "
+        "[sasa](https://pypi.org/project/sasa-decoding/). A positive margin is safe.",
+        "",
+        f"Hidden state {' and '.join(map(str, spec.layers))}, pooling `{spec.pooling}`{half_life} "
+        f"over the `{spec.span}`, template `{spec.template}`, "
+        f"classifier `{report['classifier']}`{shrinkage}.",
+        "",
+    ]
+
+
+def _texts(report: Report) -> list[str]:
+    """The corpora, and how many of their texts were used."""
+    texts, recipe = report["texts"], report["recipe"]
+    lines = []
+    for corpus in recipe["corpus"]:
+        settings = ", ".join(f"{k} = `{v}`" for k, v in corpus.items() if k != "source")
+        lines.append(f"- `{corpus['source']}`: {settings or 'as it comes'}")
     left_out = ", ".join(f"{count} ({why})" for why, count in report["skipped"].items()) or "none"
-    rows = [
-        f"| {name} | {m['safe']} / {m['unsafe']} | "
-        + " | ".join(
-            f"{m[key]:.3f}" if key in m else "–"
-            for key in ("auc", "average_precision", "accuracy", "balanced_accuracy", "ece")
-        )
-        + " |"
-        for name, m in {"all": report["test"], **report["test_by_corpus"]}.items()
+    prefixes = ", each with all its prefixes" if recipe.get("prefixes") else ""
+    return [
+        "## Fitted on",
+        "",
+        *lines,
+        "",
+        f"{texts['fit_safe']} safe and {texts['fit_unsafe']} unsafe texts{prefixes}; "
+        f"calibrated on {texts['calibration_safe']} and {texts['calibration_unsafe']} others. "
+        f"Left out: {left_out}.",
+        "",
     ]
-    sources = [
-        f"- `{corpus['source']}`: "
-        + (", ".join(f"{k} = `{v}`" for k, v in corpus.items() if k != "source") or "as it comes")
-        for corpus in report["recipe"]["corpus"]
+
+
+def _held_out(report: Report) -> list[str]:
+    """The metrics on held-out texts."""
+    return [
+        "## On held-out texts",
+        "",
+        f"| corpus | safe / unsafe texts | {' | '.join(COLUMNS.values())} |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        _row("all", report["test"]),
+        *(_row(name, metrics) for name, metrics in report["test_by_corpus"].items()),
+        "",
+        "Unsafe is the class to be found; accuracy is that of the calibrated margin, which, like "
+        "the expected calibration error, counts both classes as equally likely.",
+        "",
     ]
-    return "\n".join(
-        [
-            *(_metadata(boundary) if repository else []),
-            f"# {boundary.attribute}: a boundary for {boundary.model.id or boundary.model.model_type}",
-            "",
-            f"A linear boundary between safe and unsafe ({boundary.attribute}) text in the model's own hidden space, for "
-            "self-disciplined decoding with [sasa](https://pypi.org/project/sasa-decoding/). A positive margin is safe.",
-            "",
-            f"Hidden state {' and '.join(map(str, spec.layers))}, pooling `{spec.pooling}`"
-            + (f" of half-life {spec.half_life:g}" if spec.pooling == "ema" else "")
-            + f" over the `{spec.span}`, template `{spec.template}`, "
-            f"classifier `{report['classifier']}`"
-            + (f", shrinkage {report['shrinkage']:.4f}" if "shrinkage" in report else "")
-            + ".",
-            "",
-            *(_use(boundary, repository) if repository else []),
-            "## Fitted on",
-            "",
-            *sources,
-            "",
-            f"{texts['fit_safe']} safe and {texts['fit_unsafe']} unsafe texts"
-            + (", each with all its prefixes" if report["recipe"].get("prefixes") else "")
-            + f"; calibrated on {texts['calibration_safe']} and "
-            f"{texts['calibration_unsafe']} others. Left out: {left_out}.",
-            "",
-            *_own(report),
-            "## On held-out texts",
-            "",
-            "| corpus | safe / unsafe texts | AUC | average precision | accuracy | balanced accuracy | ECE |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-            "Unsafe is the class to be found; accuracy is that of the calibrated margin, which, like the expected calibration "
-            "error, counts both classes as equally likely.",
-            "",
-            *_identity_tax(report),
-            *_audit(report),
-            *(
-                ["![margins of held-out texts and how far they can be trusted](margins.png)", ""]
-                if plotted
-                else []
-            ),
-            "Fit it again with `sasa fit --recipe recipe.toml --output DIR`. It reflects the labels it was fitted on, biases "
-            "included, and it is no judge of anything but text like theirs.",
-            "",
-            "Versions: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()) + ".",
-            "",
-        ]
-    )
+
+
+def _row(name: str, metrics: Metrics) -> str:
+    cells = (f"{metrics[key]:.3f}" if key in metrics else "–" for key in COLUMNS)
+    return f"| {name} | {metrics['safe']} / {metrics['unsafe']} | {' | '.join(cells)} |"
 
 
 def _metadata(boundary: Boundary) -> list[str]:
-    """What the Hub reads at the beginning of a card. A boundary is no model: there is nothing for a widget to run."""
+    """The Hub's metadata at the beginning of a card. A boundary is no model that a widget runs."""
     base = [f"base_model: {boundary.model.id}"] if "/" in boundary.model.id else []
     return [
         "---",
@@ -108,7 +137,7 @@ def _metadata(boundary: Boundary) -> list[str]:
 
 
 def _use(boundary: Boundary, repository: str) -> list[str]:
-    """How it is used from the Hub."""
+    """How to use the boundary from the Hub."""
     model = boundary.model.id or "MODEL"
     return [
         "## Use",
@@ -129,80 +158,84 @@ def _use(boundary: Boundary, repository: str) -> list[str]:
     ]
 
 
-def _own(report: dict[str, Any]) -> list[str]:
-    """What the model wrote itself, where that was fitted on."""
+def _own_text(report: Report) -> list[str]:
+    """The text that the model wrote itself, if the fit had any."""
     if "own" not in report:
         return []
     own = report["own"]
     auc = f" (AUC {own['judge_auc']:.3f} on those held out)" if own["judge_auc"] is not None else ""
     return [
-        f"{report['recipe']['own']:.0%} of the fit is what the model wrote itself: {own['completions']} completions of "
-        f"{own['openings']} openings of these texts, {own['unsafe']} of them unsafe by a judge of words and letters that was "
-        f"learnt from the texts' scores{auc}.",
+        f"{report['recipe']['own']:.0%} of the fit is what the model wrote itself: "
+        f"{own['completions']} completions of {own['openings']} openings of these texts, "
+        f"{own['unsafe']} of them unsafe by a judge of words and letters that was learnt from the "
+        f"texts' scores{auc}.",
         "",
     ]
 
 
-def _identity_tax(report: dict[str, Any]) -> list[str]:
-    """What steering takes from harmless sentences that name groups of people, where that was measured."""
+def _identity_tax(report: Report) -> list[str]:
+    """What steering takes from harmless sentences that name groups of people, if measured."""
     if "identity_tax" not in report:
         return []
-    found, settings = report["identity_tax"], report["identity_tax"]["settings"]
+    tax, settings = report["identity_tax"], report["identity_tax"]["settings"]
+    identity = report["recipe"].get("identity")
+    kept_from = f", and kept from others like them (identity = {identity:g})" if identity else ""
     return [
         "## What steering takes from sentences about people",
         "",
-        f'How much less likely steering makes harmless sentences such as "My best friends are …", in nats a sentence, at '
-        f"beta {settings['beta']:g} and a prior of {settings['prior']:g}: {found['controls']:.2f} with names to which no "
-        "prejudice clings, such as teachers or tall people. Beyond that, in the same sentences with names of as many tokens:",
+        'How much less likely steering makes harmless sentences such as "My best friends are …", '
+        f"in nats a sentence, at beta {settings['beta']:g} and a prior of {settings['prior']:g}: "
+        f"{tax['controls']:.2f} with names to which no prejudice clings, such as teachers or tall "
+        "people. Beyond that, in the same sentences with names of as many tokens:",
         "",
         "| group | sentences | nats a sentence | beyond the others' |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {name} | {one['sentences']} | {one['tax']:.2f} | {one['beyond']:+.2f} |"
-            for name, one in found["groups"].items()
+            f"| {name} | {group['sentences']} | {group['tax']:.2f} | {group['beyond']:+.2f} |"
+            for name, group in tax["groups"].items()
         ),
         "",
-        "The fit has seen none of these sentences"
-        + (
-            f", and kept from others like them (identity = {report['recipe']['identity']:g})."
-            if report["recipe"].get("identity")
-            else "."
-        ),
+        f"The fit has seen none of these sentences{kept_from}.",
         "",
     ]
 
 
-def _audit(report: dict[str, Any]) -> list[str]:
-    """How sentences fare that differ only in an identity term, where that was measured."""
+def _audit(report: Report) -> list[str]:
+    """Bias metrics on sentences that differ only in an identity term, if measured."""
     if "audit" not in report:
         return []
-    found = report["audit"]
-    hardest = sorted(found["terms"].items(), key=lambda item: item[1]["bpsn_auc"])[:5]
+    bias = report["audit"]
+    hardest = sorted(bias["terms"].items(), key=lambda item: item[1]["bpsn_auc"])[:5]
     return [
         "## Identity terms",
         "",
-        f"On {found['texts']} sentences that differ only in an identity term, AUC {found['auc']:.3f}: {found['fpr']:.1%} of the "
-        f"harmless ones are taken for unsafe, from term to term within {found['fpr_gap']:.1%}. "
-        "The terms with the lowest BPSN AUC (harmless sentences with it against unsafe ones without; Borkan et al. 2019):",
+        f"On {bias['texts']} sentences that differ only in an identity term, AUC "
+        f"{bias['auc']:.3f}: {bias['fpr']:.1%} of the harmless ones are taken for unsafe, from "
+        f"term to term within {bias['fpr_gap']:.1%}. The terms with the lowest BPSN AUC (harmless "
+        "sentences with it against unsafe ones without; Borkan et al. 2019):",
         "",
         f"| term | sentences | {' | '.join(FIGURES.values())} | harmless taken for unsafe |",
         "| --- | --- | --- | --- | --- | --- |",
         *(
-            f"| {term} | {one['texts']} | {' | '.join(f'{one[f]:.3f}' for f in FIGURES)} | {one['fpr']:.1%} |"
-            for term, one in hardest
+            f"| {term} | {metrics['texts']} | "
+            f"{' | '.join(f'{metrics[auc]:.3f}' for auc in FIGURES)} | {metrics['fpr']:.1%} |"
+            for term, metrics in hardest
         ),
         "",
     ]
 
 
-def plot(path: Path, margins: np.ndarray, labels: np.ndarray, scale: float, shift: float) -> bool:
-    """Draws the held-out margins of both classes and their calibration; False, and said so, without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+def plot(path: Path, test: HeldOut, scale: float, shift: float) -> bool:
+    """Draws the held-out margins of both classes and their calibration.
+
+    Returns:
+        whether it did: without matplotlib it logs a warning.
+    """
+    figure = new_figure(figsize=(9, 3.6), layout="constrained")
+    if figure is None:
         logger.warning("no plot of the margins: pip install 'sasa-decoding[plots]'")
         return False
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    margins, labels = test.margins, test.labels
     left, right = figure.subplots(1, 2)
     bins = np.linspace(margins.min(), margins.max(), int(np.clip(len(margins) ** 0.5, 10, 60)))
     for label, name, colour in ((1, "safe", "tab:blue"), (0, "unsafe", "tab:red")):
@@ -212,18 +245,9 @@ def plot(path: Path, margins: np.ndarray, labels: np.ndarray, scale: float, shif
     left.axvline(-shift / scale, color="black", linewidth=1, linestyle=":", label="P(safe) = 0.5")
     left.set(xlabel="margin", ylabel="density", title="Held-out texts")
     left.legend(frameon=False)
-    probability = 1 / (1 + np.exp(-(scale * margins + shift)))
-    weight = np.where(labels == 1, 1 / max(1, (labels == 1).sum()), 1 / max(1, (labels == 0).sum()))
-    index = np.minimum((probability * 10).astype(int), 9)
-    total = np.bincount(index, weight, 10)
-    seen = total > 0
+    predicted, observed = reliability_curve(1 / (1 + np.exp(-(scale * margins + shift))), labels)
     right.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
-    right.plot(
-        (np.bincount(index, weight * probability, 10)[seen] / total[seen]),
-        (np.bincount(index, weight * labels, 10)[seen] / total[seen]),
-        marker="o",
-        color="tab:blue",
-    )
+    right.plot(predicted, observed, marker="o", color="tab:blue")
     right.set(
         xlabel="calibrated P(safe)",
         ylabel="share that is safe",
@@ -231,7 +255,5 @@ def plot(path: Path, margins: np.ndarray, labels: np.ndarray, scale: float, shif
         xlim=(0, 1),
         ylim=(0, 1),
     )
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_atomically(path, picture.getvalue())
+    save_figure(figure, path, dpi=120)
     return True

@@ -1,4 +1,4 @@
-"""The Bayes-optimal linear classifier between two Gaussians, from streamed, mergeable sufficient statistics.
+"""The Bayes-optimal linear classifier between two Gaussians, from streamed, mergeable statistics.
 
 It sees vectors and labels; it knows nothing about texts or models.
 """
@@ -18,13 +18,15 @@ Vector = NDArray[np.float64]
 
 @dataclass
 class GaussianStatistics:
-    """Counts, means and pooled scatter of two classes: all that two Gaussians with a common covariance need.
+    """Counts, means and pooled scatter of two classes: sufficient for two Gaussians with a common
+    covariance.
 
-    O(d^2) numbers in float64, however many vectors were seen. Two halves of a corpus, seen on two machines, merge into
-    what one machine would have (Chan, Golub & LeVeque 1983).
+    These are O(d^2) numbers in float64, however many vectors they are of. The statistics of two
+    halves of a corpus, read on two machines, merge into those of the whole (Chan, Golub & LeVeque
+    1983).
 
     Attributes:
-        count: (2,) vectors seen of class 0 and class 1.
+        count: (2,), the number of vectors of class 0 and class 1.
         mean: (2, d).
         scatter: (d, d), the sum over both classes of (x - class mean)(x - class mean)^T.
     """
@@ -50,7 +52,8 @@ class GaussianStatistics:
             or labels.shape != vectors.shape[:1]
         ):
             raise ValueError(
-                f"expected vectors (n, {self.mean.shape[1]}) and labels (n,), got {vectors.shape} and {labels.shape}"
+                f"expected vectors (n, {self.mean.shape[1]}) and labels (n,), got {vectors.shape} "
+                f"and {labels.shape}"
             )
         if not np.isin(labels, (0, 1)).all():
             raise ValueError("labels must be 0 or 1")
@@ -60,18 +63,19 @@ class GaussianStatistics:
             )
         batch = GaussianStatistics.empty(vectors.shape[1])
         for c in (0, 1):
-            mine = vectors[labels == c]
-            if len(mine):
-                batch.count[c], batch.mean[c] = len(mine), mine.mean(0)
-                centred = mine - batch.mean[c]
+            of_class = vectors[labels == c]
+            if len(of_class):
+                batch.count[c], batch.mean[c] = len(of_class), of_class.mean(0)
+                centred = of_class - batch.mean[c]
                 batch.scatter += centred.T @ centred
         return self.merge(batch)
 
     def merge(self, other: GaussianStatistics) -> GaussianStatistics:
-        """Adds what another one has seen, in place."""
+        """Adds the statistics of other vectors, in place."""
         if self.mean.shape != other.mean.shape:
             raise ValueError(
-                f"cannot merge statistics of {self.mean.shape[1]} and {other.mean.shape[1]} dimensions"
+                f"cannot merge statistics of {self.mean.shape[1]} and {other.mean.shape[1]} "
+                "dimensions"
             )
         self.scatter += other.scatter
         for c in (0, 1):
@@ -85,11 +89,12 @@ class GaussianStatistics:
         return self
 
     def blended(self, other: GaussianStatistics, share: float) -> GaussianStatistics:
-        """Statistics whose covariance, and whose difference of the means, are those of `other` to `share` and its own to
-        the rest, however many vectors each has seen.
+        """Statistics that weight `other` by `share` and these by the rest, whatever their counts.
 
-        So that two sources, that differ in more than their labels, are each compared within themselves: were they merged,
-        what tells one from the other would count as well. The middle between the means stays its own.
+        The weighted averages are of the covariances and of the differences of the class means; the
+        middle between the means stays that of these statistics. So each of two sources that differ
+        in more than their labels is compared within itself: merged statistics would also count what
+        distinguishes one source from the other.
         """
         n, m = self.count.sum() - 2, other.count.sum() - 2
         middle = self.mean.mean(0)
@@ -102,7 +107,7 @@ class GaussianStatistics:
         )
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file."""
+        """The content of a safetensors file."""
         return save({"count": self.count, "mean": self.mean, "scatter": self.scatter})
 
     @classmethod
@@ -113,18 +118,21 @@ class GaussianStatistics:
 def linear_discriminant(
     statistics: GaussianStatistics, shrinkage: float | str = "auto", nuisance: Vector | None = None
 ) -> tuple[Vector, float, float]:
-    """The Bayes-optimal boundary between two Gaussians with a common covariance (Ko et al. 2025, section 3.2).
+    """The Bayes-optimal boundary between two Gaussians with a common covariance (Ko et al. 2025,
+    section 3.2).
 
-    w = S^-1 (mean_1 - mean_0), b = -w . (mean_0 + mean_1) / 2: the log-odds of class 1 with both classes equally likely,
-    so that an unbalanced corpus does not move the boundary.
+    w = S^-1 (mean_1 - mean_0), b = -w . (mean_0 + mean_1) / 2: the log-odds of class 1 with both
+    classes equally likely, so that an unbalanced corpus does not move the boundary.
 
     Args:
-        shrinkage: how far the correlations are drawn to zero, in [0, 1]; `auto` takes the oracle approximating
-            shrinkage (Chen et al. 2010, eq. 23), which needs no more than these statistics. Correlations and not
-            covariances are shrunk, for hidden states have a few dimensions of enormous variance.
-        nuisance: (d, d), the second moment of moves that should not change the margin. It is added to the covariance, as if
-            texts of one class differed by these moves, too: of all weights that part the means by as much, the least sum of
-            variance within the classes and of mean squared change by such a move (within-class covariance
+        shrinkage: how far the correlations are shrunk towards zero, in [0, 1]; `auto` takes the
+            oracle approximating shrinkage (Chen et al. 2010, eq. 23), which needs no more than
+            these statistics. Correlations are shrunk rather than covariances because hidden states
+            have a few dimensions of enormous variance.
+        nuisance: (d, d), the second moment of moves that should not change the margin. It is added
+            to the covariance, as if texts of one class differed by these moves, too. Of all weights
+            that separate the means equally far, the result has the least sum of variance within the
+            classes and of mean squared change by such a move (within-class covariance
             normalization, Hatch et al. 2006).
 
     Returns:
@@ -143,7 +151,7 @@ def linear_discriminant(
         covariance = covariance + nuisance
     scale = np.sqrt(np.diag(covariance))
     scale[scale == 0] = (
-        1.0  # a constant dimension says nothing, and its row of correlations is zero
+        1.0  # a constant dimension has no information, and its row of correlations is zero
     )
     correlation = covariance / np.outer(scale, scale)
     if shrinkage == "auto":

@@ -1,14 +1,15 @@
-"""Whether a boundary mistakes identity for toxicity: bias metrics over texts that name identity terms.
+"""Whether a boundary mistakes identity for toxicity: bias metrics on texts with identity terms.
 
-Measured as in Borkan et al. 2019 ("Nuanced metrics for measuring unintended bias"), on sentences that differ only in such a term,
-for example Dixon et al. 2018's templates ("Chris is a lovely buddhist").
+The metrics are those of Borkan et al. 2019 ("Nuanced metrics for measuring unintended bias"), on
+sentences that differ only in such a term, for example the templates of Dixon et al. 2018 ("Chris is
+a lovely buddhist").
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +21,72 @@ from sasa.data.corpus import Corpus
 from sasa.models.embedding import embed
 
 Labelled: TypeAlias = "list[tuple[str, int]]"
+"""Texts, each with its label, 1 safe and 0 unsafe."""
 
 TERMS = (
-    "african", "african american", "american", "asian", "bisexual", "black", "blind", "buddhist", "canadian", "catholic",
-    "chinese", "christian", "deaf", "elderly", "european", "female", "gay", "heterosexual", "hispanic", "homosexual", "indian",
-    "japanese", "jewish", "latina", "latino", "latinx", "lesbian", "lgbt", "lgbtq", "male", "mexican", "middle aged",
-    "middle eastern", "millenial", "muslim", "nonbinary", "old", "older", "paralyzed", "protestant", "queer", "sikh", "straight",
-    "taoist", "teenage", "trans", "transgender", "white", "young", "younger",
+    "african", "african american", "american", "asian", "bisexual", "black", "blind", "buddhist",
+    "canadian", "catholic", "chinese", "christian", "deaf", "elderly", "european", "female", "gay",
+    "heterosexual", "hispanic", "homosexual", "indian", "japanese", "jewish", "latina", "latino",
+    "latinx", "lesbian", "lgbt", "lgbtq", "male", "mexican", "middle aged", "middle eastern",
+    "millenial", "muslim", "nonbinary", "old", "older", "paralyzed", "protestant", "queer", "sikh",
+    "straight", "taoist", "teenage", "trans", "transgender", "white", "young", "younger",
 )  # fmt: skip
-"""Identity terms, spelt as the data have them."""
+"""Identity terms, spelt as the data sets spell them."""
 LEAST = 8
-"""Texts of either class that a term needs for a figure."""
-FIGURES = {"subgroup_auc": "subgroup AUC", "bpsn_auc": "BPSN AUC", "bnsp_auc": "BNSP AUC"}
+"""The fewest texts of each class for which a term gets metrics."""
+Auc: TypeAlias = Literal["subgroup_auc", "bpsn_auc", "bnsp_auc"]
+FIGURES: dict[Auc, str] = {
+    "subgroup_auc": "subgroup AUC",
+    "bpsn_auc": "BPSN AUC",
+    "bnsp_auc": "BNSP AUC",
+}
+"""The AUCs of a term, and their names in tables."""
+
+
+class TermMetrics(TypedDict):
+    """Metrics of one identity term.
+
+    Attributes:
+        texts: the number of texts that name it.
+        subgroup_auc: AUC among the texts that name it.
+        bpsn_auc: of unsafe texts without it against safe ones with it (low: safe texts that name it
+            look unsafe).
+        bnsp_auc: of unsafe texts with it against safe ones without it.
+        fpr: the share of safe texts with it that are classified as unsafe.
+    """
+
+    texts: int
+    subgroup_auc: float
+    bpsn_auc: float
+    bnsp_auc: float
+    fpr: float
+
+
+class WorstTerm(TypedDict):
+    """The term with the lowest value of a metric."""
+
+    term: str
+    value: float
+
+
+class BiasMetrics(TypedDict):
+    """Bias metrics of a boundary.
+
+    Attributes:
+        texts: their number.
+        auc: of all texts.
+        fpr: the share of all safe texts that are classified as unsafe.
+        fpr_gap: the range of the terms' rates.
+        worst: by AUC, the term with the lowest one.
+        terms: of each term with enough texts.
+    """
+
+    texts: int
+    auc: float
+    fpr: float
+    fpr_gap: float
+    worst: dict[Auc, WorstTerm]
+    terms: dict[str, TermMetrics]
 
 
 def read(corpus: Corpus, seed: int = 0) -> Labelled:
@@ -40,17 +95,18 @@ def read(corpus: Corpus, seed: int = 0) -> Labelled:
     Raises:
         ValueError: no text names an identity term, or a text is a (prompt, response) pair.
     """
-    found = [
-        (e.text, label)
-        for e in corpus.examples(seed)
-        if (label := corpus.label_of(e.score)) is not None
-    ]
-    texts = [(text, label) for text, label in found if isinstance(text, str)]
-    if len(texts) < len(found):
-        raise ValueError(f"corpus {corpus.source}: an audit needs plain texts, not pairs")
-    if not any(_named([text for text, _ in texts], TERMS).values()):
+    texts: Labelled = []
+    for example in corpus.examples(seed):
+        label = corpus.label_of(example.score)
+        if label is None:
+            continue
+        if not isinstance(example.text, str):
+            raise ValueError(f"corpus {corpus.source}: an audit needs plain texts, not pairs")
+        texts.append((example.text, label))
+    if not any(_by_term([text for text, _ in texts], TERMS).values()):
         raise ValueError(
-            f"corpus {corpus.source}: no text names one of the identity terms ({', '.join(TERMS[:4])}, …)"
+            f"corpus {corpus.source}: no text names one of the identity terms "
+            f"({', '.join(TERMS[:4])}, …)"
         )
     return texts
 
@@ -63,8 +119,8 @@ def audit(
     *,
     batch_size: int = 64,
     progress: bool = False,
-) -> dict[str, Any]:
-    """What `bias_metrics` says of a boundary, on `texts` as `read` gives them.
+) -> BiasMetrics:
+    """The `bias_metrics` of a boundary on `texts`, as `read` gives them.
 
     Raises:
         ValueError: a boundary for another model or for chats, or too few texts of every term.
@@ -74,12 +130,12 @@ def audit(
         raise ValueError(
             "an audit reads plain texts, and this boundary was fitted with a chat template"
         )
-    named, labels = [text for text, _ in texts], np.array([label for _, label in texts])
+    plain, labels = [text for text, _ in texts], np.array([label for _, label in texts])
     vectors = embed(
-        model, tokenizer, named, boundary.embedding, batch_size=batch_size, progress=progress
+        model, tokenizer, plain, boundary.embedding, batch_size=batch_size, progress=progress
     )
     margins = boundary.log_odds(boundary.to("cpu").margin(vectors)).numpy()
-    return bias_metrics(margins, labels, named)
+    return bias_metrics(margins, labels, plain)
 
 
 def bias_metrics(
@@ -87,62 +143,77 @@ def bias_metrics(
     labels: NDArray[np.integer],
     texts: Sequence[str],
     terms: Sequence[str] = TERMS,
-) -> dict[str, Any]:
-    """Per identity term, how well safe and unsafe texts are told apart (Borkan et al. 2019, section 4).
+) -> BiasMetrics:
+    """How well safe and unsafe texts are separated, by identity term (Borkan et al. 2019, sec. 4).
 
     Args:
-        log_odds: (N,) of safe; below 0 a text counts as unsafe.
+        log_odds: (N,) of safe; a text below 0 is classified as unsafe.
         labels: (N,), 1 safe and 0 unsafe.
 
-    Returns:
-        `terms`: for each one with enough texts, its number of `texts`; `subgroup_auc`, among the texts that name it; `bpsn_auc`,
-        unsafe texts without it against safe ones with it (low: safe texts that name it look unsafe); `bnsp_auc`, the
-        reverse; and `fpr`, the share of its safe texts taken for unsafe. `worst`: for each AUC, the term and the value.
-        `fpr` of all safe texts, and `fpr_gap`, the range of the terms' rates.
+    Raises:
+        ValueError: no term has enough texts.
     """
     unsafe, score = labels == 0, -np.asarray(log_odds, np.float64)
-    found: dict[str, dict[str, float]] = {}
-    for term, indices in _named(texts, terms).items():
+    by_term: dict[str, TermMetrics] = {}
+    for term, indices in _by_term(texts, terms).items():
         named = np.zeros(len(texts), bool)
         named[indices] = True
-        parts = [named & unsafe, named & ~unsafe, ~named & unsafe, ~named & ~unsafe]
-        if min(part.sum() for part in parts) < LEAST:
-            continue
-        own_unsafe, own_safe, other_unsafe, other_safe = parts
-        found[term] = {"texts": int(named.sum())}
-        for figure, kept in (
-            ("subgroup_auc", own_unsafe | own_safe),
-            ("bpsn_auc", other_unsafe | own_safe),
-            ("bnsp_auc", own_unsafe | other_safe),
-        ):
-            found[term][figure] = float(roc_auc_score(unsafe[kept], score[kept]))
-        found[term]["fpr"] = float((score[own_safe] > 0).mean())
-    if not found:
+        if (metrics := _term_metrics(named, unsafe, score)) is not None:
+            by_term[term] = metrics
+    if not by_term:
         raise ValueError(
             f"no identity term has {LEAST} safe and {LEAST} unsafe texts: give more of them"
         )
-    rates = [one["fpr"] for one in found.values()]
-    worst = {}
-    for figure in FIGURES:
-        term = min(found, key=lambda name: found[name][figure])
-        worst[figure] = {"term": term, "value": found[term][figure]}
+    rates = [metrics["fpr"] for metrics in by_term.values()]
     return {
         "texts": len(texts),
         "auc": float(roc_auc_score(unsafe, score)),
         "fpr": float((score[~unsafe] > 0).mean()),
         "fpr_gap": max(rates) - min(rates),
-        "worst": worst,
-        "terms": found,
+        "worst": {auc: _worst(by_term, auc) for auc in FIGURES},
+        "terms": by_term,
     }
 
 
-def _named(texts: Sequence[str], terms: Sequence[str]) -> dict[str, list[int]]:
-    """The texts that name each term; a longer term hides the shorter ones within it."""
+def _term_metrics(
+    named: NDArray[np.bool_], unsafe: NDArray[np.bool_], score: NDArray[np.float64]
+) -> TermMetrics | None:
+    """Metrics of a term from three arrays (N,); None if a class has too few texts.
+
+    Args:
+        named: whether a text names the term. unsafe: whether it is unsafe.
+        score: how unsafe the boundary finds it, above 0 as unsafe.
+    """
+    named_unsafe, named_safe = named & unsafe, named & ~unsafe
+    other_unsafe, other_safe = ~named & unsafe, ~named & ~unsafe
+    parts = (named_unsafe, named_safe, other_unsafe, other_safe)
+    if min(part.sum() for part in parts) < LEAST:
+        return None
+
+    def auc(kept: NDArray[np.bool_]) -> float:
+        return float(roc_auc_score(unsafe[kept], score[kept]))
+
+    return {
+        "texts": int(named.sum()),
+        "subgroup_auc": auc(named_unsafe | named_safe),
+        "bpsn_auc": auc(other_unsafe | named_safe),
+        "bnsp_auc": auc(named_unsafe | other_safe),
+        "fpr": float((score[named_safe] > 0).mean()),
+    }
+
+
+def _worst(by_term: dict[str, TermMetrics], auc: Auc) -> WorstTerm:
+    term = min(by_term, key=lambda name: by_term[name][auc])
+    return {"term": term, "value": by_term[term][auc]}
+
+
+def _by_term(texts: Sequence[str], terms: Sequence[str]) -> dict[str, list[int]]:
+    """The indices of the texts that name each term; a longer term hides shorter ones within it."""
     pattern = re.compile(
         rf"\b({'|'.join(map(re.escape, sorted(terms, key=len, reverse=True)))})\b", re.IGNORECASE
     )
-    found: dict[str, list[int]] = {term: [] for term in terms}
+    by_term: dict[str, list[int]] = {term: [] for term in terms}
     for i, text in enumerate(texts):
         for term in {match.lower() for match in pattern.findall(text)}:
-            found[term].append(i)
-    return found
+            by_term[term].append(i)
+    return by_term

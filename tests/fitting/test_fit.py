@@ -18,15 +18,11 @@ import sasa
 from sasa import Boundary, EmbeddingSpec, embed
 from sasa.cli import app
 from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
-from sasa.fitting.fit import (
-    calibrate,
-    expected_calibration_error,
-    metrics,
-    shipped_recipes,
-    tomllib,
-)
+from sasa.fitting.calibration import calibrate, expected_calibration_error, metrics
+from sasa.fitting.reading import embed_stream
+from sasa.fitting.recipe import shipped_recipes, tomllib
 from sasa.models.embedding import embed_prefixes
-from sasa.utils.jsonl import alone
+from sasa.utils.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -151,12 +147,12 @@ def test_a_fit_that_is_interrupted_goes_on(
     model, tokenizer, tmp_path, monkeypatch, classifier, prefixes
 ):
     """Stopped in every window once: texts are not embedded twice, and the boundary is the same to the last bit."""
-    monkeypatch.setattr("sasa.fitting.fit.WINDOW", 40)
+    monkeypatch.setattr("sasa.fitting.reading.WINDOW", 40)
     corpus = Corpus(str(write_corpus(tmp_path / "c.csv", 300)), text="comment", label="toxic")
     recipe = Recipe((corpus,), prefixes=prefixes)
     whole = fit_boundary(model, tokenizer, recipe, tmp_path / "whole", classifier=classifier)
     embedded = []
-    original = fit_boundary.__globals__["embed_stream"]
+    original = embed_stream
 
     def counting(model, tokenizer, texts, *args, **kwargs):
         embedded.append(len(texts))
@@ -167,7 +163,7 @@ def test_a_fit_that_is_interrupted_goes_on(
                 yield item
         yield from original(model, tokenizer, texts, *args, **kwargs)
 
-    monkeypatch.setattr("sasa.fitting.fit.embed_stream", counting)
+    monkeypatch.setattr("sasa.fitting.reading.embed_stream", counting)
     tries = 0
     while True:
         tries += 1
@@ -266,7 +262,7 @@ def test_another_recipe_does_not_take_over_an_unfinished_fit(
 def test_two_fits_in_one_folder(model, tokenizer, recipe, tmp_path):
     (tmp_path / ".fit").mkdir()
     with (
-        alone(tmp_path / ".fit"),
+        RunFolder(tmp_path / ".fit", "state.json", "a fit").lock(),
         pytest.raises(BlockingIOError, match="another process is writing to"),
     ):
         fit_boundary(model, tokenizer, recipe, tmp_path)
@@ -305,7 +301,9 @@ def test_scikit_learn_classifiers_come_through_the_same_door(model, tokenizer, r
 def test_one_class_or_too_few_texts_fail_before_anything_is_embedded(
     model, tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("sasa.fitting.fit.embed_stream", lambda *a, **k: pytest.fail("embedded"))
+    monkeypatch.setattr(
+        "sasa.fitting.reading.embed_stream", lambda *a, **k: pytest.fail("embedded")
+    )
     (tmp_path / "one.csv").write_text(
         "comment,toxic\n" + "".join(f"nice {i},False\n" for i in range(50))
     )

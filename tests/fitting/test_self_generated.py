@@ -13,8 +13,10 @@ from sasa import EmbeddingSpec
 from sasa.cli import app
 from sasa.decoding.sampling import random_state, sample, seed_of
 from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
+from sasa.fitting import openings as openings_module
 from sasa.fitting import self_generated as module
-from sasa.fitting.self_generated import Judge, Share, Sources, own_statistics, write
+from sasa.fitting.openings import Judge, Share, Sources
+from sasa.fitting.self_generated import own_statistics, write
 from sasa.models.embedding import embed_prefixes
 
 
@@ -36,9 +38,9 @@ def recipe(model, tokenizer, tmp_path):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A few openings, short completions."""
-    monkeypatch.setattr(module, "UNSAFE_OPENINGS", 14)
-    monkeypatch.setattr(module, "OTHER_OPENINGS", 11)
-    monkeypatch.setattr(module, "UNSAFE_TIMES", 1)
+    monkeypatch.setattr(openings_module, "UNSAFE_OPENINGS", 14)
+    monkeypatch.setattr(openings_module, "OTHER_OPENINGS", 11)
+    monkeypatch.setattr(openings_module, "UNSAFE_TIMES", 1)
     monkeypatch.setattr(module, "BATCH", 10)
     monkeypatch.setattr(module, "TOKENS", {"none": 5, "chat": 5})
 
@@ -201,8 +203,8 @@ def test_openings_are_prompts_or_halves_of_texts_that_are_fitted_on(tmp_path, mo
     (tmp_path / "plain.jsonl").write_text(
         "".join(json.dumps({"t": f"one two {i} four five", "l": 0.5}) + "\n" for i in range(60))
     )
-    monkeypatch.setattr(module, "UNSAFE_OPENINGS", 100)
-    monkeypatch.setattr(module, "OTHER_OPENINGS", 200)
+    monkeypatch.setattr(openings_module, "UNSAFE_OPENINGS", 100)
+    monkeypatch.setattr(openings_module, "OTHER_OPENINGS", 200)
     rtp = Corpus("rtp", path=str(tmp_path / "rtp.jsonl"), unsafe_from=0.6, safe_below=0.3)
     plain = Corpus(
         str(tmp_path / "plain.jsonl"), text="t", label="l", unsafe_from=0.8, safe_below=0.3
@@ -226,7 +228,7 @@ def test_openings_are_prompts_or_halves_of_texts_that_are_fitted_on(tmp_path, mo
 
 def test_an_opening_is_as_unsafe_as_it_is_itself(tmp_path, monkeypatch):
     """Not as what comes after it, where its own score is known."""
-    monkeypatch.setattr(module, "UNSAFE_TIMES", 3)
+    monkeypatch.setattr(openings_module, "UNSAFE_TIMES", 3)
     rows = [
         {
             "prompt": {"text": f"the {i} quick brown", "toxicity": (0.9, 0.1, None)[i % 3]},
@@ -266,7 +268,7 @@ def test_too_few_of_one_class(model, tokenizer, recipe, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"unsafe: too few .*own = 0"):
         fit_boundary(model, tokenizer, recipe, tmp_path)
     # what was read and written is kept: without own text there is nothing left to read
-    monkeypatch.setattr("sasa.fitting.fit.embed_stream", None)
+    monkeypatch.setattr("sasa.fitting.reading.embed_stream", None)
     kept = fit_boundary(model, tokenizer, replace(recipe, own=0.0), tmp_path)
     torch.testing.assert_close(kept.weight, fresh.weight)
 

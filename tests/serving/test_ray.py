@@ -27,7 +27,7 @@ from sasa.evaluation.methods import method
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import World
-from sasa.fitting import Corpus, Recipe, fit, fit_boundary
+from sasa.fitting import Corpus, Recipe, fit_boundary, reading
 from sasa.serving.ray import Ray
 
 pytest.importorskip("ray.cloudpickle").register_pickle_by_value(
@@ -87,7 +87,7 @@ def one_way(folder: Path, spread: Ray | None, output: Path | None = None) -> sas
 @pytest.fixture
 def windows(monkeypatch):
     """Small ones: several shards."""
-    monkeypatch.setattr(fit, "WINDOW", 64)
+    monkeypatch.setattr(reading, "WINDOW", 64)
 
 
 def test_a_fit_is_the_same_to_the_bit(folder, two, windows, tmp_path):
