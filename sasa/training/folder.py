@@ -20,7 +20,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.models.load import ADAPTER
-from sasa.utils.files import differences, read_json, write_atomically
+from sasa.utils.files import read_json, write_atomically
+from sasa.utils.run_folder import RunFolder
 
 ABOUT = "training.json"
 CHECKPOINTS = "checkpoints"
@@ -55,24 +56,21 @@ def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:
     return name
 
 
-def begin(folder: Path, about: dict[str, Any]) -> bool:
-    """Writes down what a training depends on, `about`, with parts `training` and `model`; whether it is already done.
+def training_folder(path: str | os.PathLike[str]) -> RunFolder:
+    """The run folder of a training; what it depends on are the parts `training` and `model` of training.json."""
+    return RunFolder(
+        Path(path),
+        ABOUT,
+        "training",
+        "sasa train",
+        sections=("training", "model"),
+        settings_differ="{path} holds a training with other settings: {differences}",
+    )
 
-    Raises:
-        ValueError: the folder holds a training with other settings, which are named, or something else.
-    """
-    file = folder / ABOUT
-    if file.is_file():
-        there = read_json(file)
-        if differ := [
-            d for part in ("training", "model") for d in differences(there[part], about[part])
-        ]:
-            raise ValueError(f"{folder} holds a training with other settings: {'; '.join(differ)}")
-        return "log" in there
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no training: give another folder")
-    write_atomically(file, json.dumps(about, indent=1) + "\n")
-    return False
+
+def is_done(about: dict[str, Any]) -> bool:
+    """Whether the training that training.json, `about`, belongs to is done."""
+    return "log" in about
 
 
 def save_adapter(
@@ -88,16 +86,13 @@ def save_adapter(
 
 
 def finish(
-    folder: Path,
+    folder: RunFolder,
     about: dict[str, Any],
     log: Sequence[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     packages: Sequence[str],
 ) -> None:
     """Saves the tokenizer and, last of all, the log: with it a training is done."""
-    tokenizer.save_pretrained(folder)
-    about = about | {
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "log": list(log),
-    }
-    write_atomically(folder / ABOUT, json.dumps(about, indent=1) + "\n")
+    tokenizer.save_pretrained(folder.path)
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    folder.write(about | {"versions": versions, "log": list(log)})

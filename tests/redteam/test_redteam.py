@@ -532,7 +532,7 @@ def test_an_endpoint_answers_or_says_why_not(service):
 
 
 def test_what_cannot_be_attacked(done, tmp_path):
-    with pytest.raises(ValueError, match="one judge alone, vowels"):
+    with pytest.raises(ValueError, match="one scorer alone, vowels"):
         attack(tmp_path / "a", judges=JUDGES[:1])
     assert attack(tmp_path / "one", judges=JUDGES[:1], single_judge=True).judges == ["vowels"]
     with pytest.raises(ValueError, match="names of their own"):
@@ -681,7 +681,7 @@ def test_the_report_hides_texts_unless_it_is_told_to_show_them(made, tmp_path):
 def test_reports_side_by_side(made, done, tmp_path):
     with pytest.raises(ValueError, match="folder of its own"):
         write_report([made.folder, done.folder])
-    with pytest.raises(ValueError, match="judged by others"):
+    with pytest.raises(ValueError, match="scored by others"):
         write_report([made.folder, done.folder], tmp_path / "both")
     other = attack(tmp_path / "zero", replace(SMALL, method="zero-shot"))
     found = write_report([done.folder, other.folder], tmp_path / "both")

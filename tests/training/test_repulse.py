@@ -17,7 +17,7 @@ import sasa
 from sasa.evaluation.rewards import function_reward
 from sasa.models.skinny import skinny_linears
 from sasa.training import Repulse, objectives, train_repulse
-from sasa.training.models import POLICY, PRIOR, PROPOSAL, Models
+from sasa.training.models import POLICY, PROPOSAL, REFERENCE, Models
 from sasa.training.trainer import Trainer
 
 accelerate = pytest.importorskip("accelerate", reason="pip install 'sasa-decoding[train]'")
@@ -135,7 +135,7 @@ def test_a_step_follows_the_gradients_of_both_losses(method, lora):
         ]
 
     log_p, weights = enumerated(POLICY)
-    log_p0 = enumerated(PRIOR)[0].detach()
+    log_p0 = enumerated(REFERENCE)[0].detach()
     sigma = exact.sigma(log_p, settings.beta).detach()
     loss = -exact.mean_return(log_p, log_p0, settings.beta_kl)
     if method == "rloo-transformed":
