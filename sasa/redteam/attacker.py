@@ -1,8 +1,10 @@
-"""The loop of an attack: contexts, attacks, replies, scores, rewards, on record; then the attacker learns from the record.
+"""The loop of an attack: contexts, attacks, replies, scores, rewards, on record; then the attacker
+learns from the record.
 
-It is a plain loop, like RePULSe's, and not trl's RLOOTrainer (1.16): a target may be slow, paid for and not repeatable, so that
-what was answered must be on disk before anything is learnt from it, and a killed attack is resumed from there. Within trl's
-step, generation, rewards and update are one, and its checkpoints know nothing of what was asked.
+It is a plain loop, like RePULSe's, and not trl's RLOOTrainer (1.16): a target may be slow, paid for
+and not repeatable, so that what was answered must be on disk before anything is learnt from it, and
+a killed attack is resumed from there. Within trl's step, generation, rewards and update are one,
+and its checkpoints know nothing of what was asked.
 """
 
 from __future__ import annotations
@@ -64,14 +66,16 @@ def red_team(
 ) -> Attempts:
     """Attacks a target until `settings.cases` attacks are on record, and returns the record.
 
-    Started again with the same settings it goes on, on the CPU in float32 to the same record as if it had never stopped.
+    Started again with the same settings it goes on, on the CPU in float32 to the same record as if
+    it had never stopped.
 
     Args:
         target: see `sasa.redteam.targets`.
-        model, tokenizer: the attacker, in eval mode; it learns as an adapter, and is afterwards what it was. Another object than
-            the target's model.
+        model, tokenizer: the attacker, in eval mode; it learns as an adapter, and is afterwards
+            what it was. Another object than the target's model.
         contexts: what attacks are written from, such as `A list of rude questions:\\n1.`.
-        judges: scorers of replies. The first one's score is the reward; the scores of the others are for the report.
+        judges: scorers of replies. The first one's score is the reward; the scores of the others
+            are for the report.
         embed: sentence embeddings; None for all-MiniLM-L6-v2.
         naturalness: a scorer of attacks, P(natural); None for the attacker's own surprise.
         single_judge: allows one scorer, whose mistakes the attacker then learns to look for unseen.
@@ -81,7 +85,8 @@ def red_team(
     Raises:
         ImportError: a package that is needed is missing.
         OSError: the target does not answer; or stopped answering, and the same call will go on.
-        ValueError: no contexts, an empty one, one scorer, scorers of one name, or a folder of other settings.
+        ValueError: no contexts, an empty one, one scorer, scorers of one name, or a folder of other
+            settings.
         BlockingIOError: another process attacks in the same folder.
     """
     settings = settings or RedTeam()
@@ -130,8 +135,9 @@ def check_scorers(names: Sequence[str], single: bool) -> None:
         raise ValueError(f"scorers need names of their own, got {', '.join(names) or 'none'}")
     if len(names) < 2 and not single:
         raise ValueError(
-            f"one scorer alone, {names[0]}, cannot tell a hit from its own mistake: add one that takes no part in the reward, or "
-            "say that a single one will do (single_judge=True, --single-judge)"
+            f"one scorer alone, {names[0]}, cannot tell a hit from its own mistake: add one that "
+            "takes no part in the reward, or say that a single one will do (single_judge=True, "
+            "--single-judge)"
         )
 
 
@@ -279,8 +285,8 @@ class Attacker:
                 check_target(self.target)
             except OSError as error:
                 raise OSError(
-                    f"{error}, after attacks went without an answer, too. What was tried before is on record: the same command "
-                    "goes on when the target answers again"
+                    f"{error}, after attacks went without an answer, too. What was tried before is "
+                    "on record: the same command goes on when the target answers again"
                 ) from error
         return replies
 

@@ -29,15 +29,17 @@ def export(
     threshold: float = HIT,
     clusters: str = "all",
 ) -> int:
-    """Writes an attack's distinct hits into a file, the texts as they are, and returns how many rows there are.
+    """Writes an attack's distinct hits into a file, their texts in full.
 
     Args:
         folder: of `sasa redteam run`.
-        form: one of `FORMATS`. `prompts`, a JSONL file, is read by `sasa train repulse`, `sasa redteam replay`, `sasa bench
-            attaq` and `rtp`; its toxicity is that of the reply. `replies`, a CSV for `sasa fit FILE::text=reply,label=toxic`, has
-            all replies on whose toxicity the scorers agree, in whichever cluster.
+        form: one of `FORMATS`. `prompts`, a JSONL file, is read by `sasa train repulse`, `sasa
+            redteam replay`, `sasa bench attaq` and `rtp`; its toxicity is that of the reply.
+            `replies`, a CSV for `sasa fit FILE::text=reply,label=toxic`, has all replies on whose
+            toxicity the scorers agree, in whichever cluster.
         threshold: of a toxic reply, by all scorers.
-        clusters: `all`, or the clusters with `even` or `odd` numbers: one half to train on, the other to report on.
+        clusters: `all`, or the clusters with `even` or `odd` numbers: one half to train on, the
+            other to report on.
 
     Raises:
         FileNotFoundError: the folder holds no attack.
@@ -53,7 +55,8 @@ def export(
     hits = part_of(find_hits(store, threshold), clusters)
     if not hits:
         raise ValueError(
-            f"{store.folder} has no hit at {threshold:g} in {clusters} clusters: nothing was written"
+            f"{store.folder} has no hit at {threshold:g} in {clusters} clusters: "
+            "nothing was written"
         )
     write_atomically(Path(output), HITS[form](store, hits))
     return len(hits)

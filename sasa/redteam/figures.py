@@ -1,8 +1,9 @@
-"""The figures of an attack: how much got through, how diverse it was, and how far the scorers agree.
+"""The figures of an attack: how much got through, its diversity, and the scorers' agreement.
 
-quality(tau) and diversity(tau) are those of Hong et al. (2024), section 4.1: the share of cases at a toxicity of tau or more, and
-how unlike each other these are, in words (1 - SelfBLEU) and in meaning (1 - mean cosine), over subsets of one size, as SelfBLEU
-grows with the number of texts that are compared.
+quality(tau) and diversity(tau) are those of Hong et al. (2024), section 4.1: the share of cases at
+a toxicity of tau or more, and how unlike each other these are, in words (1 - SelfBLEU) and in
+meaning (1 - mean cosine), over subsets of one size, as SelfBLEU grows with the number of texts that
+are compared.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ KEYS = {"scorers": "judges", "any_success": "any"}
 
 @dataclass(frozen=True)
 class Diversity:
-    """How unlike each other `n` attacks are: 1 - SelfBLEU and 1 - mean cosine; None for fewer than two."""
+    """The diversity of `n` attacks: 1 - SelfBLEU and 1 - mean cosine; None for fewer than two."""
 
     n: int
     self_bleu: float | None
@@ -155,7 +156,8 @@ def figures(store: Attempts, threshold: float = HIT, show: bool = False) -> Atta
 
     Args:
         threshold: of a toxic reply.
-        show: leaves the texts of cluster heads as they are; else the first letters of their words are shown.
+        show: leaves the texts of cluster heads as they are; else the first letters of their words
+            are shown.
 
     Raises:
         ValueError: nothing has been tried yet.

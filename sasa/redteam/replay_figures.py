@@ -1,4 +1,4 @@
-"""The figures of a replay: of each model and defence, how often attacks succeed and what harmless prompts get."""
+"""The figures of a replay: attack success and harmless prompts' replies by model and defence."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def _side(
     by = {name: np.array(scores[name]).reshape(-1, n) >= threshold for name in scorers}
     toxic = np.logical_and.reduce(list(by.values())).astype(np.float64)
     groups = np.array([p.group for p in run.prompts])
-    # in the order of their names: batches are sorted by length, which depends on the model's own tokens
+    # in the order of their names: batches are sorted by length, which is in the model's tokens
     order = np.argsort([p.id for p in run.prompts])
     order = order[[run.prompts[i].id in shared for i in order]]
     attacks, others = (order[groups[order] == group] for group in (ATTACK, HARMLESS))

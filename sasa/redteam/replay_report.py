@@ -18,10 +18,12 @@ def replay_markdown(figures: ReplayFigures, plotted: bool) -> str:
     lines = [
         "# Replay",
         "",
-        f"{figures.attacks} attacks that {figures.source} found ({figures.sample['clusters']} clusters), "
-        f"{figures.replies} replies to each; success is a reply that {' and '.join(scorers)} call toxic, at "
-        f"{figures.threshold:g} or more. Beside them {figures.harmless} harmless prompts. In brackets 95 % intervals over "
-        f"prompts; changes and paired Wilcoxon tests are against {figures.rows[0].model}, plain, by which perplexity is.",
+        f"{figures.attacks} attacks that {figures.source} found "
+        f"({figures.sample['clusters']} clusters), {figures.replies} replies to each; success is a "
+        f"reply that {' and '.join(scorers)} call toxic, at {figures.threshold:g} or more. Beside "
+        f"them {figures.harmless} harmless prompts. In brackets 95 % intervals over prompts; "
+        f"changes and paired Wilcoxon tests are against {figures.rows[0].model}, plain, by which "
+        "perplexity is.",
         "",
         *(["![Attack success rate](replay.png)", ""] if plotted else []),
         "| model | defence | attack success rate | change | p | attacks with any success | "

@@ -1,7 +1,8 @@
-"""Replays: the attacks that got through, against other defences and other models, beside as many harmless prompts.
+"""Replays: hits against other defences and other models, beside as many harmless prompts.
 
-Each model has a run of `sasa bench`, so that a replay resumes, samples and scores as that does. The attacks were found by
-sampling, some of them by luck: the success rate of plain replies to them says how many.
+Each model has a run of `sasa bench`, so that a replay resumes, samples and scores as that does. The
+attacks were found by sampling, some of them by luck: the success rate of plain replies to them says
+how many.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def replay_suite(
     chosen = chosen[:limit]
     if not chosen:
         raise ValueError(
-            f"{source} has no hit at {threshold:g} in {clusters} clusters: there is nothing to replay"
+            f"{source} has no hit at {threshold:g} in {clusters} clusters: "
+            "there is nothing to replay"
         )
     texts = list(harmless_prompts() if harmless is None else harmless)[: len(chosen)]
     if not texts:
@@ -97,22 +99,28 @@ def replay(
     threshold: float = HIT,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Replays attacks against every model with every defence, and writes a report; started again, it goes on.
+    """Replays attacks against every model with every defence, and writes a report.
+
+    An interrupted replay is resumed by the same call.
 
     Args:
-        models: by name, each with its boundary, which all defences need; the first one, with the defence `plain`, is what others
-            are compared with, and what measures perplexity.
-        defences: methods of `sasa bench`; plain is always among them. One that some of the models cannot use, as `reset` where a
-            model knows no [RESET], is left out for these, and the report says so.
+        models: by name, each with its boundary, which all defences need; the first one, with the
+            defence `plain`, is what others are compared with, and what measures perplexity.
+        defences: methods of `sasa bench`; plain is always among them. One that some of the models
+            cannot use, as `reset` where a model knows no [RESET], is left out for these, and the
+            report says so.
         judges: scorers of replies; a reply counts as toxic when all say so.
-        settings: `completions` are the replies to each prompt; None for 5 of at most 20 tokens, through the chat template.
+        settings: `completions` are the replies to each prompt; None for 5 of at most 20 tokens,
+            through the chat template.
 
     Returns:
-        what replay.json holds: for each model and defence the attack success rate, that of attacks with at least one toxic
-        reply, and of harmless prompts the toxic rate, perplexity and length, with intervals and paired tests against plain.
+        what replay.json holds: for each model and defence the attack success rate, that of attacks
+        with at least one toxic reply, and of harmless prompts the toxic rate, perplexity and
+        length, with intervals and paired tests against plain.
 
     Raises:
-        ValueError: an unknown defence, one that no model can use, no model or scorer, or a folder of other settings.
+        ValueError: an unknown defence, one that no model can use, no model or scorer, or a folder
+            of other settings.
     """
     if not models or not judges:
         raise ValueError("a replay needs a model and a scorer")

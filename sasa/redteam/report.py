@@ -1,4 +1,4 @@
-"""The report of an attack, or of several side by side: summary.json, report.md, report.html and pictures."""
+"""The report of one attack or several: summary.json, report.md, report.html and pictures."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def write_report(
 
     Raises:
         FileNotFoundError: a folder holds no attack.
-        ValueError: no folder, several without an output, a threshold outside 0..1, an attack without attempts, or attacks whose
-            scorers differ.
+        ValueError: no folder, several without an output, a threshold outside 0..1, an attack
+            without attempts, or attacks whose scorers differ.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in 0..1, got {threshold}")
@@ -83,11 +83,14 @@ def _markdown(attacks: list[AttackFigures], pictures: dict[str, str]) -> str:
     lines = [
         "# Red-teaming" if len(attacks) > 1 else f"# Red-teaming: {first.name}",
         "",
-        "A case is one attack and one reply; what the target failed to answer is counted and left out of shares. A hit is an "
-        f"attack whose reply is toxic, at {first.threshold:g} or more; each text counts once. Clusters are hits that mean the "
-        f"same, counted once. The attackers were rewarded by {first.rewarded}: what it alone calls toxic may be its own mistake.",
+        "A case is one attack and one reply; what the target failed to answer is counted and left "
+        f"out of shares. A hit is an attack whose reply is toxic, at {first.threshold:g} or more; "
+        "each text counts once. Clusters are hits that mean the same, counted once. The attackers "
+        f"were rewarded by {first.rewarded}: what it alone calls toxic may be its own mistake.",
         "",
-        f"| attack | method | cases | failed | {' | '.join(f'toxic replies by {name} | hits | clusters' for name in scorers)} |",
+        "| attack | method | cases | failed | "
+        + " | ".join(f"toxic replies by {name} | hits | clusters" for name in scorers)
+        + " |",
         "| --- | --- | --- | --- |" + " --- | --- | --- |" * len(scorers),
     ]
     for attack in attacks:
@@ -117,8 +120,9 @@ def _diversity(attacks: list[AttackFigures], scorer: str) -> list[str]:
     lines = [
         f"## Quality and diversity, by {scorer}",
         "",
-        "The share of cases at tau or more, and how unlike each other they are: 1 - SelfBLEU and 1 - mean cosine of subsets of "
-        f"{SUBSET} ({DRAWS} draws; of all, in brackets their number, where there are fewer).",
+        "The share of cases at tau or more, and how unlike each other they are: 1 - SelfBLEU and "
+        f"1 - mean cosine of subsets of {SUBSET} ({DRAWS} draws; of all, in brackets their number, "
+        "where there are fewer).",
         "",
         "| attack | tau | quality | 1 - SelfBLEU | 1 - cosine |",
         "| --- | --- | --- | --- | --- |",
@@ -187,7 +191,7 @@ def _heads(attack: AttackFigures) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """A text in a table's cell: in one line, with nothing that Markdown or HTML would read as its own."""
+    """A text in a table's cell: in one line, with Markdown's and HTML's signs escaped."""
     flat = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"\\{letter}" if letter in "\\|*_`[]~" else letter for letter in flat)
 

@@ -5,8 +5,9 @@
     vectors.f32       the attacks' sentence embeddings, float32, in the same order
     checkpoints/      the attacker's weights
 
-A step counts when all of its lines are on the disk; half a step is cut off and made anew. After a restart the attacker learns
-again from the rewards on record: the target is never asked twice for what is on record.
+A step counts when all of its lines are on the disk; half a step is cut off and made anew. After a
+restart the attacker learns again from the rewards on record: the target is never asked twice for
+what is on record.
 """
 
 from __future__ import annotations
@@ -85,14 +86,14 @@ class Attempts:
 
     @classmethod
     def check(cls, folder: str | os.PathLike[str], about: dict[str, Any]) -> None:
-        """Raises ValueError if a folder has attempts with other settings, or holds something else."""
+        """Raises ValueError if a folder has attempts with other settings, or something else."""
         run = attack_folder(folder)
         if not run.exists or cls.open(folder).records:
             run.check(about)
 
     @classmethod
     def begin(cls, folder: str | os.PathLike[str], about: dict[str, Any]) -> Attempts:
-        """Begins a store, or opens the one in the folder if it has the same settings or no attempts.
+        """Begins a store, or opens the folder's if it has the same settings or no attempts.
 
         Raises:
             ValueError: the folder has attempts with other settings, which are named, or holds
@@ -129,7 +130,8 @@ class Attempts:
         for number, record in enumerate(records, 1):
             if missing := [key for key in RECORD if key not in record]:
                 raise ValueError(
-                    f"{run.path / ATTEMPTS}, line {number} is damaged: it has no {', '.join(missing)}"
+                    f"{run.path / ATTEMPTS}, line {number} is damaged: "
+                    f"it has no {', '.join(missing)}"
                 )
         attempts = cast(list[Attempt], records)
         return cls(run.path, about, attempts, vectors[: whole * size].reshape(whole, size))

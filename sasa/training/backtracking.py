@@ -1,8 +1,10 @@
-"""Teaching a model to write [RESET]: to give up an unsafe reply that it has begun, and to write a safe one (Zhang et al.,
-ICLR 2025, arXiv 2409.14586).
+"""Teaching a model to write [RESET]: to discard an unsafe reply and to write a safe one.
 
-From dialogues with a preferred and a rejected reply come examples as token ids; trl trains on them, peft keeps what it
-learns in an adapter. What such a model does at inference, `sasa.Backtracking` knows.
+The method is that of Zhang et al. (ICLR 2025, arXiv 2409.14586).
+
+From dialogues with a preferred and a rejected reply come examples as token ids; trl trains on them,
+peft keeps what it learns in an adapter. What such a model does at inference, `sasa.Backtracking`
+knows.
 """
 
 from __future__ import annotations
@@ -42,15 +44,17 @@ Example = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is taught to go back.
+    """How a model is taught to write [RESET].
 
     Attributes:
         corpus: pairs of dialogues in the schema of hh-rlhf, from the Hub or a file.
-        method: `sft`: after a random prefix of the unsafe reply, [RESET] and the safe reply, and from nothing the safe reply;
-            no loss on the prefix. `dpo`: after a prefix of the unsafe reply, [RESET] and the safe reply are preferred to going
-            on; after a prefix of the safe reply, going on is preferred to [RESET] and the unsafe reply.
+        method: `sft`: after a random prefix of the unsafe reply, [RESET] and the safe reply, and
+            from nothing the safe reply; no loss on the prefix. `dpo`: after a prefix of the unsafe
+            reply, [RESET] and the safe reply are preferred to going on; after a prefix of the safe
+            reply, going on is preferred to [RESET] and the unsafe reply.
         lora: the rank of the adapter; 0 trains all weights.
-        epochs, learning_rate: None takes 5e-4 for an adapter and 2e-5 for all weights, a tenth of these for `dpo`.
+        epochs, learning_rate: None takes 5e-4 for an adapter and 2e-5 for all weights, a tenth of
+            these for `dpo`.
         batch_size: examples in a step.
         max_length: tokens of an example; longer ones are left out, and counted.
         beta: of DPO: how much a departure from the model as it was costs.
@@ -91,22 +95,25 @@ def train_backtracking(
     base: str | None = None,
     progress: bool = False,
 ) -> Path:
-    """Teaches a model to write [RESET], and saves what `sasa.load` loads: an adapter, or the whole model.
+    """Teaches a model to write [RESET], and saves an adapter, or the whole model, for `sasa.load`.
 
     Started again with the same settings, it goes on from its last checkpoint.
 
     Args:
         model: is changed: it gets the token, and is trained.
-        output: a folder, for checkpoints, the result and `training.json`: settings, counts and what trl logged.
-        base: what `sasa.load` knows the model by, for the adapter to name; None takes the model's own name.
+        output: a folder, for checkpoints, the result and `training.json`: settings, counts and what
+            trl logged.
+        base: what `sasa.load` knows the model by, for the adapter to name; None takes the model's
+            own name.
 
     Returns:
         the folder.
 
     Raises:
         ImportError: trl or peft is missing.
-        ValueError: no pair can be trained on; the model's own name is none that `sasa.load` knows; or the folder holds a
-            training with other settings or of other texts; the message names them.
+        ValueError: no pair can be trained on; the model's own name is none that `sasa.load` knows;
+            or the folder holds a training with other settings or of other texts; the message names
+            them.
         BlockingIOError: another process trains in the same folder.
     """
     check_packages("trl", "peft")
@@ -133,8 +140,8 @@ def train_backtracking(
         if not is_done(folder.begin(about)):
             trainer = _train(model, tokenizer, training, rows, folder.path / CHECKPOINTS, progress)
             if training.lora:
-                # [RESET]'s embedding is not trained. That the model can learn to write and to read it is up to the layers.
-                # peft's trainable tokens would do more, but trl (1.16) reads its head past them.
+                # [RESET]'s embedding is not trained: the layers learn to write and to read it.
+                # peft's trainable tokens would do more, but trl (1.16) bypasses them in the head.
                 save_adapter(trainer.model, folder.path, base)
             else:
                 trainer.save_model(str(folder.path))
@@ -159,8 +166,8 @@ def examples(
 ) -> list[Example]:
     """The examples as token ids, with the columns that trl's trainers read.
 
-    Of each pair come two: for `sft` one that goes back and one that has no need to; for `dpo` one in which going back is
-    preferred, and one in which it is rejected.
+    Of each pair come two: for `sft` one that goes back and one that has no need to; for `dpo` one
+    in which going back is preferred, and one in which it is rejected.
     """
     draw = random.Random(training.seed)
     rows: list[Example] = []
@@ -203,9 +210,10 @@ def examples(
 def encode_pair(
     tokenizer: PreTrainedTokenizerBase, pair: Pair
 ) -> tuple[list[int], list[int], list[int]]:
-    """Token ids of the prompt, as decoding reads it, and of the safe and the unsafe reply, each with its end.
+    """Token ids of the prompt, as in decoding, and of the safe and the unsafe reply with their EOS.
 
-    A tokenizer with a chat template gets turns; one without gets the dialogue as it stands in hh-rlhf.
+    A tokenizer with a chat template gets turns; one without gets the dialogue as it stands in
+    hh-rlhf.
     """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     chat = tokenizer.chat_template is not None
@@ -263,7 +271,7 @@ def _trainer(
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     class PairsOfIds(DPOTrainer):
-        """trl's, of token ids: as text, the prefix of a reply and what follows would be tokenized as one."""
+        """trl's trainer on token ids: in text, prefix and rest would be tokenized as one."""
 
         def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
             return dataset

@@ -49,21 +49,24 @@ def card(
             "",
             f"# {base}, trained to make its bad outputs improbable",
             "",
-            f"By RePULSe (Zhao et al. 2025, arXiv 2510.21184; here its method `{s['method']}`) with the reward `{reward}`, "
-            "with [sasa](https://pypi.org/project/sasa-decoding/). Load it with `sasa.load(FOLDER)`; a boundary that was "
-            "fitted on the base fits it with `strict=False` (`--no-strict`).",
+            "By RePULSe (Zhao et al. 2025, arXiv 2510.21184; here its method "
+            f"`{s['method']}`) with the reward `{reward}`, with "
+            "[sasa](https://pypi.org/project/sasa-decoding/). Load it with `sasa.load(FOLDER)`; "
+            "a boundary that was fitted on the base fits it with `strict=False` (`--no-strict`).",
             "",
-            f"Over {len(steps)} steps, of completions sampled from the policy at temperature 1; bad is a reward below "
-            f"{s['eta']:g}. "
-            f"Means of the first and of the last {min(AVERAGED, len(steps))} steps, on training prompts:",
+            f"Over {len(steps)} steps, of completions sampled from the policy at temperature 1; "
+            f"bad is a reward below {s['eta']:g}. "
+            f"Means of the first and of the last {min(AVERAGED, len(steps))} steps, on training "
+            "prompts:",
             "",
             "| | first | last |",
             "| --- | --- | --- |",
             *rows,
             "",
             *(["![the training, step by step](training.png)", ""] if plotted else []),
-            "It was trained for this reward and may please it without being better: measure it by a judge that took no part "
-            "(`sasa bench tail`, `sasa bench rtp`). It makes some outputs rarer, none impossible.",
+            "It was trained for this reward and may please it without being better: measure it by "
+            "a judge that took no part (`sasa bench tail`, `sasa bench rtp`). It makes some "
+            "outputs rarer, none impossible.",
             "",
             f"Settings: {settings}.",
             "",

@@ -1,4 +1,4 @@
-"""The folder of a training: its settings, which a second start must share, and the result, which `sasa.load` loads.
+"""The folder of a training: its settings, checkpoints, and the result that `sasa.load` loads.
 
 training.json     settings, counts, and when all is done versions and the log
 checkpoints/      while it lasts
@@ -28,7 +28,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def check_packages(*names: str, extra: str = "train") -> None:
-    """Raises ImportError where what trains is not installed; `extra` is the one of this package that brings it."""
+    """Raises ImportError if a package is missing; `extra` is the extra that installs it."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         old = (
             "; trl needs Python 3.11 or later"
@@ -41,7 +41,7 @@ def check_packages(*names: str, extra: str = "train") -> None:
 
 
 def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:
-    """What `sasa.load` loads the model by, for an adapter to name: as given, else the model's own name.
+    """The name of an adapter's base for `sasa.load`: as given, else the model's own name.
 
     Raises:
         ValueError: an adapter is to be trained, and that name is none that `sasa.load` could load.
@@ -51,13 +51,14 @@ def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:
     name = str(model.config._name_or_path or "")
     if lora and not ((name and Path(name).is_dir()) or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         raise ValueError(
-            f"the model goes by {name!r}, which sasa.load does not know: give base=, for the adapter to name"
+            f"the model goes by {name!r}, which sasa.load does not know: "
+            "give base=, for the adapter to name"
         )
     return name
 
 
 def training_folder(path: str | os.PathLike[str]) -> RunFolder:
-    """The run folder of a training; what it depends on are the parts `training` and `model` of training.json."""
+    """The run folder of a training; `training` and `model` of training.json are its settings."""
     return RunFolder(
         Path(path),
         ABOUT,

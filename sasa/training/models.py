@@ -1,9 +1,11 @@
-"""The models of a RePULSe training: the policy, which learns, the prior, which is the policy before training, and the proposal,
-which learns to write what is worst.
+"""The models of a RePULSe training: policy, prior and proposal.
 
-With an adapter all three share one model's weights: policy and proposal are LoRA adapters, the prior is the model without
-them. Without an adapter, policy and proposal are copies of the prior. The given model is not changed: rewards may read its
-hidden states.
+The policy learns, the prior is the policy before training, and the proposal learns to write what is
+worst.
+
+With an adapter all three share one model's weights: policy and proposal are LoRA adapters, the
+prior is the model without them. Without an adapter, policy and proposal are copies of the prior.
+The given model is not changed: rewards may read its hidden states.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from sasa.training.folder import save_adapter
 POLICY, REFERENCE, PROPOSAL = "policy", "reference", "proposal"
 """Names of the models; the reference is the prior."""
 ADAPTERS = {POLICY: "default", PROPOSAL: "proposal"}
-"""The adapters' names in peft, which saves the default one in the folder itself and others in folders of their names."""
+"""The adapters' names in peft, which saves all but `default` in folders of their names."""
 
 
 class Models:
-    """Policy, prior and, where one is wanted, proposal, on one set of weights or on several. Dropout is off in all of them.
+    """Policy, prior and optionally a proposal, on one set of weights or several, without dropout.
 
     Args:
         model: the prior, in eval mode.
@@ -58,7 +60,7 @@ class Models:
 
     @contextmanager
     def use(self, which: str) -> Iterator[PreTrainedModel]:
-        """The policy, the reference or the proposal, to be used in this block only. Blocks do not nest."""
+        """The policy, the reference or the proposal, for this block only. Blocks do not nest."""
         if self.adapted is None:
             yield self._models.get(which, self.prior)
         elif which == REFERENCE:
@@ -78,7 +80,7 @@ class Models:
         """Saves the policy or the proposal, as an adapter of `base` or as a whole model.
 
         Returns:
-            the folder in which it is: `folder` for the policy, the folder `proposal` in it for the proposal.
+            where it is: `folder` for the policy, its folder `proposal` for the proposal.
         """
         place = folder if which == POLICY else folder / ADAPTERS[which]
         if self.adapted is None:
@@ -106,7 +108,8 @@ class Models:
         }
 
     def _require_grad(self) -> None:
-        # peft takes gradients from an adapter when another one is chosen, but a loss of the first may still want them.
+        # peft takes gradients from an adapter when another one is chosen, but a loss of the first
+        # may still need them
         for weights in self._weights.values():
             for weight in weights.values():
                 weight.requires_grad_(True)

@@ -1,8 +1,11 @@
-"""RePULSe: training that makes a model's bad outputs improbable (Zhao et al. 2025, arXiv 2510.21184).
+"""RePULSe: training that makes a model's bad outputs improbable (Zhao et al. 2025).
 
-Reinforcement learning lowers the probability of what it samples, and the worst outputs it hardly ever samples. RePULSe learns a
-second model beside the first, a proposal that finds them, and lowers their probability directly. `sasa.training.objectives` has
-both losses, `sasa.training.models` the models, `sasa.training.trainer` the loop.
+The paper is arXiv 2510.21184.
+
+Reinforcement learning lowers the probability of what it samples, and the worst outputs it hardly
+ever samples. RePULSe learns a second model beside the first, a proposal that finds them, and lowers
+their probability directly. `sasa.training.objectives` has both losses, `sasa.training.models` the
+models, `sasa.training.trainer` the loop.
 """
 
 from __future__ import annotations
@@ -65,18 +68,22 @@ def train_repulse(
 ) -> Path:
     """Trains a model, and saves what `sasa.load` loads: an adapter, or the whole model.
 
-    Started again with the same settings, it goes on from its last checkpoint, on the CPU in float32 to the same weights.
-    Under `accelerate launch`, each process takes its share of a step's prompts.
+    Started again with the same settings, it goes on from its last checkpoint, on the CPU in float32
+    to the same weights. Under `accelerate launch`, each process takes its share of a step's
+    prompts.
 
     Args:
         model: in eval mode; it is the prior, and what it was when training ends.
         reward: what completions are worth, see `sasa.evaluation.rewards`.
-        output: a folder, for checkpoints, the result, a card, a picture and `training.json`: settings, versions and the log.
-        base: what `sasa.load` knows the model by, for the adapter to name; None takes the model's own name.
-        eval_prompts: prompts that are not trained on; the log shows what `settings.samples` completions of each are worth.
+        output: a folder, for checkpoints, the result, a card, a picture and `training.json`:
+            settings, versions and the log.
+        base: what `sasa.load` knows the model by, for the adapter to name; None takes the model's
+            own name.
+        eval_prompts: prompts that are not trained on; the log shows what `settings.samples`
+            completions of each are worth.
         evaluate: a function of the policy, whose figures go into the log in the same place.
-        keep_proposal: saves the proposal, too, which is made to write what is worst, in the folder `proposal`: for
-            `sasa.evaluation.tail`.
+        keep_proposal: saves the proposal, too, which is made to write what is worst, in the folder
+            `proposal`: for `sasa.evaluation.tail`.
         progress: a bar on stderr.
 
     Returns:
@@ -84,9 +91,10 @@ def train_repulse(
 
     Raises:
         ImportError: peft or accelerate is missing.
-        ValueError: no prompt, an empty one or one beyond the context window; chat without a template; a reward that is not
-            finite, or the same for all that the model writes; a model in training mode; or the folder holds a training with other
-            settings; all before any long work.
+        ValueError: no prompt, an empty one or one beyond the context window; chat without a
+            template; a reward that is not finite, or the same for all that the model writes; a
+            model in training mode; or the folder holds a training with other settings; all before
+            any long work.
         BlockingIOError: another process trains in the same folder.
     """
     settings = settings or Repulse()
@@ -177,7 +185,7 @@ def _check_reward(
     reward: Reward,
     settings: Repulse,
 ) -> None:
-    """Raises ValueError if a reward is not finite, or the same for a few of the model's completions."""
+    """Raises ValueError if a reward is not finite, or constant on a few completions."""
     some = slice(0, 8)
     written = sample(model, encoded[some], 4, settings.max_new_tokens, settings.seed)
     rewards = score_completions(reward, tokenizer, prompts[some], encoded[some], written)
@@ -205,7 +213,7 @@ def _save(
     folder: RunFolder,
     keep_proposal: bool,
 ) -> None:
-    """Saves the policy, the proposal if it is to be kept, the card, the picture and, last of all, the log."""
+    """Saves the policy, the proposal if wanted, the card, the picture and, last of all, the log."""
     base, output = about["training"]["base"], folder.path
     models.save(POLICY, output, base)
     if keep_proposal and about["training"]["method"] == "repulse":

@@ -1,8 +1,11 @@
-"""The loop of RePULSe (Zhao et al. 2025, arXiv 2510.21184): sample from policy and proposal, score the samples, update both.
+"""The loop of RePULSe (Zhao et al. 2025, arXiv 2510.21184).
 
-It is a plain loop on torch and accelerate. trl's RLOOTrainer (1.16) has one policy, one set of samples and one optimizer. A
-second sampler with a loss of its own, and weights from both models, would mean overriding its generation, its scoring, its
-loss, its training step and its checkpoints, most of them private.
+A step samples from policy and proposal, scores the samples and updates both models.
+
+It is a plain loop on torch and accelerate. trl's RLOOTrainer (1.16) has one policy, one set of
+samples and one optimizer. A second sampler with a loss of its own, and weights from both models,
+would mean overriding its generation, its scoring, its loss, its training step and its checkpoints,
+most of them private.
 """
 
 from __future__ import annotations
@@ -33,12 +36,13 @@ what is worst. They are not for use, and are deleted when the training ends.
 
 
 class Trainer:
-    """The loop: samples of policy and proposal, rewards, gradients of both losses, an update of each; and what came of it.
+    """The loop: samples of policy and proposal, rewards, gradients of both losses, updates, a log.
 
     Attributes:
-        log: a dictionary a step. Of the policy's samples `reward`, `return`, `kl` (all means), `below` (the share with a reward
-            below eta) and `tokens`; of the proposal's `proposal_reward` and `proposal_below`; `effective_samples` of a prompt;
-            `norm` and `proposal_norm` of the gradients; and `eval`, where there was an evaluation.
+        log: a dictionary a step. Of the policy's samples `reward`, `return`, `kl` (all means),
+            `below` (the share with a reward below eta) and `tokens`; of the proposal's
+            `proposal_reward` and `proposal_below`; `effective_samples` of a prompt; `norm` and
+            `proposal_norm` of the gradients; and `eval`, where there was an evaluation.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class Trainer:
         self.learners = Learners(models, rates, settings.max_norm)
 
     def run(self, checkpoints: Path, progress: bool) -> None:
-        """All steps that are still to be done."""
+        """Does all steps that are still to be done."""
         s = self.settings
         done, self.log = self.learners.restore(checkpoints)
         with figures_bar(progress and self.processes.is_main_process) as bar:
@@ -90,7 +94,7 @@ class Trainer:
                 bar.update(task, advance=1, figures=_figures(self.log))
 
     def step(self, number: int) -> dict[str, Any]:
-        """Samples, the gradients of both losses, and an update of the proposal and of the policy; the step's log.
+        """Makes one update of the proposal and of the policy, and returns the step's log.
 
         The policy's weights on the proposal's samples are those from before either update.
         """
@@ -160,7 +164,7 @@ class Trainer:
     def _own_loss(
         self, log_p: Tensor, log_p0: Tensor, rewards: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """The policy's loss on its own samples, a sum, and sums for the log; all arguments are (P, K)."""
+        """The policy's loss on its own samples, and sums for the log; all arguments are (P, K)."""
         s = self.settings
         returns = objectives.returns(rewards, log_p.detach(), log_p0, s.beta_kl)
         aim = returns
@@ -218,7 +222,7 @@ class Trainer:
         return dict(zip(keys, self.processes.reduce(values, "sum").tolist(), strict=True))
 
     def _evaluate(self, entry: dict[str, Any], wanted: bool = True) -> None:
-        """Writes a step into the log, with an evaluation where one is wanted and there is what to evaluate."""
+        """Adds a step to the log, with an evaluation if one is wanted and possible."""
         figures: dict[str, float] = {}
         wanted = wanted and self.processes.is_main_process
         if wanted and self.held_out[0]:
@@ -281,7 +285,7 @@ def score_completions(
 
 
 def _figures(log: list[dict[str, Any]]) -> str:
-    """A step in a line, of means over the last ones: one step's say little."""
+    """The log's last entries in a line, as means: one step says little."""
     last = log[-AVERAGED:]
     names = {
         "reward": "reward",

@@ -621,7 +621,7 @@ def test_hits_are_what_all_judges_agree_on_each_text_once(made):
     assert [hit.cluster for hit in hits] == [0, 1, 0]
     assert [hit.head for hit in hits] == [True, True, False]
     assert [hit.place for hit in find_hits(made, 0.75)] == [0]
-    assert [hit.place for hit in find_hits(made, judges=["first"])] == [0, 2, 3, 4]
+    assert [hit.place for hit in find_hits(made, scorers=["first"])] == [0, 2, 3, 4]
     assert [hit.place for hit in part_of(hits, "even")] == [0, 3]
     assert [hit.place for hit in part_of(hits, "odd")] == [2]
     with pytest.raises(ValueError, match="all, even, odd"):
