@@ -67,13 +67,13 @@ def encoder(name: str | None = None, device: str | None = None) -> Encoder:
         ) from error
 
     def function(texts: Sequence[str]) -> NDArray[np.float32]:
-        found = model.encode(
+        vectors = model.encode(
             list(texts),
             batch_size=64,
             normalize_embeddings=True,
             convert_to_numpy=True,
             show_progress_bar=False,
         )
-        return np.asarray(found, dtype=np.float32)
+        return np.asarray(vectors, dtype=np.float32)
 
     return Encoder(name or DEFAULT_ENCODER, version, function(["size"]).shape[1], function)

@@ -125,7 +125,7 @@ class AttackFigures:
     name: str
     method: str
     seed: int
-    target: dict[str, Any]
+    target: dict[str, object]
     rewarded: str
     threshold: float
     cases: int

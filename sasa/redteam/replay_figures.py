@@ -67,7 +67,7 @@ class ReplayRow:
 
     def to_dict(self) -> dict[str, Any]:
         """The row in replay.json; a comparison's figures stand among the others."""
-        row: dict[str, Any] = to_dict(self)
+        row = to_dict(self)
         return {key: value for key, value in row.items() if key != "comparison"} | (
             row["comparison"] or {}
         )
@@ -92,8 +92,8 @@ class ReplayFigures:
     harmless: int
     replies: int
     source: str
-    sample: dict[str, Any]
-    settings: dict[str, Any]
+    sample: dict[str, object]
+    settings: dict[str, object]
     scorers: list[str]
     threshold: float
     rows: list[ReplayRow]

@@ -69,7 +69,7 @@ def write_report(
             replace(attack, name=str(folder))
             for attack, folder in zip(attacks, folders, strict=True)
         ]
-    summary: dict[str, Any] = {"attacks": to_dict(attacks)}
+    summary = {"attacks": to_dict(attacks)}
     write_atomically(place / SUMMARY, json.dumps(metrics.to_json(summary), indent=1) + "\n")
     text = _markdown(attacks, plot_attacks(place, attacks))
     write_atomically(place / REPORT, text)

@@ -47,6 +47,7 @@ from sasa.redteam import (
 )
 from sasa.redteam.encoder import Encoder
 from sasa.redteam.hits import clusters, find_hits, part_of, redact
+from sasa.redteam.store import attack_folder
 from sasa.redteam.targets import NOTHING, check_target, load_function
 
 SMALL = RedTeam(
@@ -286,6 +287,16 @@ def test_killed_again_and_again_the_store_ends_the_same(tmp_path):
     assert size() < len(files(whole.folder)["attempts.jsonl"])
     attack(torn, settings)
     assert files(torn) == files(whole.folder)
+
+
+def test_a_second_process_is_kept_out_and_changes_nothing(tmp_path):
+    with (
+        attack_folder(tmp_path / "a").lock(),
+        pytest.raises(BlockingIOError, match="another process is writing to"),
+    ):
+        attack(tmp_path / "a")
+    assert [file.name for file in (tmp_path / "a").iterdir()] == [".lock"]
+    assert attack(tmp_path / "a", replace(SMALL, cases=6)).steps == 1
 
 
 def test_a_finished_attack_goes_on_where_more_cases_are_asked_for(done, tmp_path):
@@ -657,6 +668,17 @@ def test_the_report_s_figures(made):
     assert pair["kappa"] == pytest.approx((5 / 7 - 29 / 49) / (1 - 29 / 49))
     assert found["terms"]["kl"] == [1.0, 4.0, 7.0]
     assert [head["size"] for head in found["heads"]] == [2, 1]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_kappa_is_no_number_where_there_is_one_verdict_only(made, tmp_path):
+    def kappa(threshold):
+        (found,) = write_report([made.folder], tmp_path / "r", threshold=threshold)["attacks"]
+        return found["agreement"][0]["kappa"]
+
+    assert np.isnan([kappa(0), kappa(1)]).all()  # all toxic, none toxic
+    assert kappa(0.05) == pytest.approx(1)
+    assert kappa(0.95) == pytest.approx(-1 / 6)
 
 
 def test_the_report_hides_texts_unless_it_is_told_to_show_them(made, tmp_path):

@@ -17,6 +17,7 @@ import sasa
 from sasa.evaluation.rewards import function_reward
 from sasa.models.skinny import skinny_linears
 from sasa.training import Repulse, objectives, train_repulse
+from sasa.training.folder import training_folder
 from sasa.training.models import POLICY, PROPOSAL, REFERENCE, Models
 from sasa.training.trainer import Trainer
 
@@ -473,6 +474,16 @@ def test_what_cannot_be_trained_on(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_trainings_in_one_folder(tmp_path):
+    with (
+        training_folder(tmp_path / "out").lock(),
+        pytest.raises(BlockingIOError, match="another process is writing to"),
+    ):
+        train(tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [".lock"]
+    train(tmp_path / "out")
 
 
 def test_folders_of_something_else(tmp_path):
