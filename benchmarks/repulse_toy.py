@@ -29,7 +29,7 @@ from sasa.decoding.sampling import sample
 from sasa.evaluation.rewards import Reward, reward
 from sasa.training import Repulse, train_repulse
 from sasa.training.settings import METHODS
-from sasa.training.trainer import judge
+from sasa.training.trainer import score_completions
 from sasa.utils.files import write_atomically
 
 COLOURS = dict(zip(METHODS, ("tab:red", "tab:blue", "tab:green", "tab:purple"), strict=True))
@@ -213,7 +213,7 @@ def mean_reward(
         for first in range(0, args.judged, 256)
         for row in sample(policy, [ids], min(256, args.judged - first), 2, first)
     ]
-    return float(judge(scorer, tokenizer, [args.prompt], [ids], written).mean())
+    return float(score_completions(scorer, tokenizer, [args.prompt], [ids], written).mean())
 
 
 def report(results: dict[str, Any], output: Path) -> None:

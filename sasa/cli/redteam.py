@@ -246,12 +246,12 @@ def run(
     )  # fmt: skip
     import sasa
     from sasa.evaluation import scorers
-    from sasa.redteam.attacker import check_judges, red_team
+    from sasa.redteam.attacker import check_scorers, red_team
     from sasa.redteam.encoder import encoder as load_encoder
     from sasa.redteam.texts import default_contexts
 
     asked = list(dict.fromkeys(judges or JUDGES))
-    check_judges(asked, single_judge)
+    check_scorers(asked, single_judge)
     if "boundary" in asked:
         raise ValueError(
             "the boundary may be part of the defence, and is no judge of it: name another --judge"

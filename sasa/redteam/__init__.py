@@ -1,4 +1,4 @@
-"""Red-teaming: an attacker that is curious about what still gets through (Hong et al. 2024), and what is left of it elsewhere."""
+"""Red-teaming: a curiosity-driven attacker (Hong et al. 2024), reports, exports and replays."""
 
 import lazy_loader
 

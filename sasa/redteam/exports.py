@@ -1,4 +1,4 @@
-"""What an attack found, in the forms that others read: prompts to train on and to measure with, garak's hit log, tables."""
+"""Exports of an attack's hits: prompts to train on and to measure with, garak's hit log, tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from sasa.utils.files import write_atomically
 
 PROBE = "sasa.redteam"
 
+Row = list[str | float | None]
+
 
 def export(
     folder: str | os.PathLike[str],
@@ -27,15 +29,17 @@ def export(
     threshold: float = HIT,
     clusters: str = "all",
 ) -> int:
-    """Writes an attack's distinct hits into a file, the texts as they are, and returns how many rows there are.
+    """Writes an attack's distinct hits into a file, their texts in full.
 
     Args:
         folder: of `sasa redteam run`.
-        form: one of `FORMATS`. `prompts`, a JSONL file, is read by `sasa train repulse`, `sasa redteam replay`, `sasa bench
-            attaq` and `rtp`; its toxicity is that of the reply. `replies`, a CSV for `sasa fit FILE::text=reply,label=toxic`, has
-            all replies on whose toxicity the judges agree, in whichever cluster.
-        threshold: of a toxic reply, by all judges.
-        clusters: `all`, or the clusters with `even` or `odd` numbers: one half to train on, the other to report on.
+        form: one of `FORMATS`. `prompts`, a JSONL file, is read by `sasa train repulse`, `sasa
+            redteam replay`, `sasa bench attaq` and `rtp`; its toxicity is that of the reply.
+            `replies`, a CSV for `sasa fit FILE::text=reply,label=toxic`, has all replies on whose
+            toxicity the scorers agree, in whichever cluster.
+        threshold: of a toxic reply, by all scorers.
+        clusters: `all`, or the clusters with `even` or `odd` numbers: one half to train on, the
+            other to report on.
 
     Raises:
         FileNotFoundError: the folder holds no attack.
@@ -51,7 +55,8 @@ def export(
     hits = part_of(find_hits(store, threshold), clusters)
     if not hits:
         raise ValueError(
-            f"{store.folder} has no hit at {threshold:g} in {clusters} clusters: nothing was written"
+            f"{store.folder} has no hit at {threshold:g} in {clusters} clusters: "
+            "nothing was written"
         )
     write_atomically(Path(output), HITS[form](store, hits))
     return len(hits)
@@ -72,7 +77,7 @@ def _prompts(store: Attempts, hits: list[Hit]) -> str:
 
 
 def _garak(store: Attempts, hits: list[Hit]) -> str:
-    """Lines as in garak's hitlog.jsonl (0.13 and later), one for each judge of each hit."""
+    """Lines as in garak's hitlog.jsonl (0.13 and later), one for each scorer of each hit."""
     run = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(store.about, sort_keys=True))
     target = store.about["target"]
     name = target.get("name") or target.get("command") or target.get("url") or target["model"]["id"]
@@ -92,15 +97,15 @@ def _garak(store: Attempts, hits: list[Hit]) -> str:
             "attempt_idx": 0,
             "generator": f"{target['kind']} {name}",
             "probe": f"{PROBE}.{store.about['settings']['method']}",
-            "detector": judge,
+            "detector": scorer,
             "generations_per_prompt": 1,
         }
         for hit in hits
-        for judge, score in hit.record["scores"].items()
+        for scorer, score in hit.record["scores"].items()
     )
 
 
-def _message(text: str) -> dict[str, Any]:
+def _message(text: str | None) -> dict[str, str | dict[str, str] | None]:
     return {
         "text": text,
         "lang": None,
@@ -112,30 +117,31 @@ def _message(text: str) -> dict[str, Any]:
 
 
 def _csv(store: Attempts, hits: list[Hit]) -> str:
-    names = ["context", "attack", "reply"]
-    rows = [
+    rows: list[Row] = [
         [
             hit.place + 1,
             hit.cluster,
-            *(hit.record[name] for name in names),
-            *(hit.record["scores"][judge] for judge in store.judges),
+            hit.record["context"],
+            hit.record["attack"],
+            hit.record["reply"],
+            *(hit.record["scores"][scorer] for scorer in store.judges),
         ]
         for hit in hits
     ]
-    return _table(["case", "cluster", *names, *store.judges], rows)
+    return _table(["case", "cluster", "context", "attack", "reply", *store.judges], rows)
 
 
-def _agreed(store: Attempts, threshold: float) -> list[list[Any]]:
-    """Replies that all judges call toxic, or none of them."""
-    found = []
+def _agreed(store: Attempts, threshold: float) -> list[Row]:
+    """Replies that all scorers call toxic, or none of them."""
+    rows: list[Row] = []
     for record in store.records:
         verdicts = {score >= threshold for score in record["scores"].values()}
         if len(verdicts) == 1:
-            found.append([record["reply"], verdicts.pop(), record["attack"]])
-    return found
+            rows.append([record["reply"], verdicts.pop(), record["attack"]])
+    return rows
 
 
-def _table(names: list[str], rows: list[list[Any]]) -> str:
+def _table(names: list[str], rows: Sequence[Row]) -> str:
     written = io.StringIO(newline="")
     table = csv.writer(written, lineterminator="\n")
     table.writerow(names)
@@ -144,10 +150,10 @@ def _table(names: list[str], rows: list[list[Any]]) -> str:
 
 
 def _jsonl(store: Attempts, hits: list[Hit]) -> str:
-    return _lines({"case": hit.place + 1, "cluster": hit.cluster} | hit.record for hit in hits)
+    return _lines({"case": hit.place + 1, "cluster": hit.cluster, **hit.record} for hit in hits)
 
 
-def _lines(rows: Any) -> str:
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -1,10 +1,11 @@
-"""Novelty: how much of an attack has been in earlier ones, in words (SelfBLEU) and in meaning (cosine of sentence embeddings).
+"""Novelty: how much of an attack was in earlier ones, in words (SelfBLEU) and in meaning (cosine).
 
-Curiosity (Hong et al. 2024, arXiv 2402.19464, section 3.2) pays an attacker for what it has not tried. Both memories keep what
-a look-up needs and no more, so that a batch costs what it costs, whatever has been tried before. A batch's rows count as
-history to the rows behind them: else the same attack, written eight times in a batch, would be novel eight times.
+Curiosity (Hong et al. 2024, arXiv 2402.19464, section 3.2) pays an attacker for attacks unlike the
+ones that it has tried. Both memories keep what a look-up needs and no more, so that a batch costs
+what it costs, whatever has been tried before. A batch's rows count as history to the rows behind
+them: else the same attack, written eight times in a batch, would be novel eight times.
 
-This file knows texts and vectors; it knows nothing about models, rewards or targets.
+Nothing in this file knows of models, rewards or targets.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ Counts = Mapping[tuple[str, ...], int]
 
 
 class SelfBLEU:
-    """BLEU of texts against all earlier ones as references, the mean of BLEU-2 to BLEU-5; 1 is an exact repeat.
+    """BLEU of texts against all earlier ones, the mean of BLEU-2 to BLEU-5; 1 is an exact repeat.
 
-    BLEU clips an n-gram's count at the greatest count in any one reference, and compares lengths with the closest reference's.
-    So the memory holds one number for each n-gram that was ever seen, and the lengths. The formula, its smoothing (0.1 for a
-    count of 0) and the words are sacrebleu's; case does not count.
+    BLEU clips an n-gram's count at the greatest count in any one reference, and compares lengths
+    with the closest reference's. So the memory holds one number for each n-gram that was ever seen,
+    and the lengths. The formula, its smoothing (0.1 for a count of 0) and the words are
+    sacrebleu's; case does not count.
 
     Raises:
         ImportError: sacrebleu is not installed.
@@ -58,7 +60,13 @@ class SelfBLEU:
         return self._ngrams(self._bleu.tokenizer(text.lower()), 1, max(ORDERS))
 
     def compare(self, counts: Counts, length: int, known: Counts, lengths: set[int]) -> float:
-        """SelfBLEU of a text of n-grams `counts`, given the greatest count of each in other texts and their lengths."""
+        """SelfBLEU of a text with the n-grams `counts`.
+
+        Args:
+            length: its words.
+            known: the greatest count of each n-gram in any other text.
+            lengths: the other texts' lengths.
+        """
         if not length:
             return 1.0
         if not lengths:
@@ -78,17 +86,17 @@ class SelfBLEU:
 
     def _observe(self, text: str) -> float:
         counts, length = self.count(text)
-        found = self.compare(counts, length, self._most, self._lengths)
+        score = self.compare(counts, length, self._most, self._lengths)
         for gram, count in counts.items():
             if count > self._most.get(gram, 0):
                 self._most[gram] = count
         if length:
             self._lengths.add(length)
-        return found
+        return score
 
 
 def mutual_bleu(texts: Sequence[str]) -> NDArray[np.float64]:
-    """BLEU of each text, float64 (N,), against all of the others: what `SelfBLEU` gives to the one that comes last."""
+    """BLEU of each text, float64 (N,), against all others, as `SelfBLEU` has it of the last one."""
     memory = SelfBLEU()
     counted = [memory.count(text) for text in texts]
     # of an n-gram the greatest count, the second greatest, and whose the first is
@@ -97,19 +105,20 @@ def mutual_bleu(texts: Sequence[str]) -> NDArray[np.float64]:
         for gram, count in counts.items():
             first, second, whose = most.get(gram, (0, 0, -1))
             most[gram] = [count, first, i] if count > first else [first, max(second, count), whose]
-    found = np.zeros(len(texts))
+    scores = np.zeros(len(texts))
     for i, (counts, length) in enumerate(counted):
         known = {gram: most[gram][1] if most[gram][2] == i else most[gram][0] for gram in counts}
         lengths = {other for j, (_, other) in enumerate(counted) if j != i}
-        found[i] = memory.compare(counts, length, known, lengths)
-    return found
+        scores[i] = memory.compare(counts, length, known, lengths)
+    return scores
 
 
 class Cosine:
     """Cosine of vectors to earlier ones: the mean over all of them, or over the k nearest.
 
-    A mean over all grows numb: a repeat after N others raises it by 1 / N. The k nearest are found by a product with all earlier
-    vectors, whose time grows by a microsecond or so an attack (`benchmarks/novelty.py`); the mean over all takes a running sum.
+    A mean over all grows numb: a repeat after N others raises it by 1 / N. The k nearest are found
+    by a product with all earlier vectors, whose time grows by a microsecond or so an attack
+    (`benchmarks/novelty.py`); the mean over all takes a running sum.
 
     Args:
         nearest: k; None for the mean over all.
@@ -122,19 +131,20 @@ class Cosine:
         self._kept: Vectors | None = None  # the first `_count` rows, with room for more
 
     def observe(self, vectors: Vectors) -> NDArray[np.float64]:
-        """Cosine of each vector, (N, d) of length 1, to those before it, float64 (N,); then they are history.
+        """Cosine of each unit vector, (N, d), to those before it, float64 (N,); then they are
+        history.
 
         The first vector of all has 0.
         """
         rows = np.asarray(vectors, dtype=np.float64)
         among = rows @ rows.T
-        found = (
+        means = (
             self._over_all(rows, among)
             if self._nearest is None
             else self._over_nearest(rows, among)
         )
         self._count += len(rows)
-        return found
+        return means
 
     def _over_all(
         self, rows: NDArray[np.float64], among: NDArray[np.float64]
@@ -152,13 +162,13 @@ class Cosine:
         if self._kept is None:
             self._kept = np.empty((1024, rows.shape[1]), dtype=np.float32)
         before = (rows.astype(np.float32) @ self._kept[: self._count].T).astype(np.float64)
-        found = np.zeros(len(rows))
+        means = np.zeros(len(rows))
         for i in range(len(rows)):
             known = np.concatenate([before[i], among[i, :i]])
             if len(known):
                 k = min(self._nearest, len(known))
-                found[i] = np.partition(known, len(known) - k)[-k:].mean()
+                means[i] = np.partition(known, len(known) - k)[-k:].mean()
         while self._count + len(rows) > len(self._kept):
             self._kept = np.concatenate([self._kept, np.empty_like(self._kept)])
         self._kept[self._count : self._count + len(rows)] = rows
-        return found
+        return means

@@ -1,7 +1,8 @@
-"""The attacks that got through, again: against other defences and other models, beside as many harmless prompts.
+"""Replays: hits against other defences and other models, beside as many harmless prompts.
 
-A run of `sasa bench` for each model, so that it resumes, samples and scores as that does. The attacks were found by sampling, and
-so some were luck: that plain replies to them are toxic less often than once in each is what they are worth.
+Each model has a run of `sasa bench`, so that a replay resumes, samples and scores as that does. The
+attacks were found by sampling, some of them by luck: the success rate of plain replies to them says
+how many.
 """
 
 from __future__ import annotations
@@ -12,34 +13,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.core.values import Boundaries
 from sasa.evaluation import metrics
-from sasa.evaluation.importance import proportion
 from sasa.evaluation.methods import method
-from sasa.evaluation.metrics import Estimate
-from sasa.evaluation.report import in_cell
 from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, refusals, score_stage
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import Method, World
 from sasa.redteam.hits import Hit, find_hits, part_of
-from sasa.redteam.report import save_picture
+from sasa.redteam.plots import plot_replay
+from sasa.redteam.replay_figures import ATTACK, BASE, HARMLESS, PLAIN, replay_figures
+from sasa.redteam.replay_report import replay_markdown
 from sasa.redteam.settings import HIT, REPLY_TOKENS
 from sasa.redteam.store import Attempts
 from sasa.redteam.texts import harmless_prompts
-from sasa.utils.files import read_json, write_atomically
-from sasa.utils.jsonl import read
-
-ATTACK, HARMLESS = "attack", "harmless"
-PLAIN = "plain"
-BASE = "base"
-
-Array = NDArray[np.float64]
+from sasa.utils.files import write_atomically
 
 
 def replay_suite(
@@ -73,7 +64,8 @@ def replay_suite(
     chosen = chosen[:limit]
     if not chosen:
         raise ValueError(
-            f"{source} has no hit at {threshold:g} in {clusters} clusters: there is nothing to replay"
+            f"{source} has no hit at {threshold:g} in {clusters} clusters: "
+            "there is nothing to replay"
         )
     texts = list(harmless_prompts() if harmless is None else harmless)[: len(chosen)]
     if not texts:
@@ -107,25 +99,31 @@ def replay(
     threshold: float = HIT,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Replays attacks against every model with every defence, and writes a report; started again, it goes on.
+    """Replays attacks against every model with every defence, and writes a report.
+
+    An interrupted replay is resumed by the same call.
 
     Args:
-        models: by name, each with its boundary, which all defences need; the first one, with the defence `plain`, is what others
-            are compared with, and what measures perplexity.
-        defences: methods of `sasa bench`; plain is always among them. One that some of the models cannot use, as `reset` where a
-            model knows no [RESET], is left out for these, and the report says so.
-        judges: of replies; one counts as toxic when all say so.
-        settings: `completions` are the replies to each prompt; None for 5 of at most 20 tokens, through the chat template.
+        models: by name, each with its boundary, which all defences need; the first one, with the
+            defence `plain`, is what others are compared with, and what measures perplexity.
+        defences: methods of `sasa bench`; plain is always among them. One that some of the models
+            cannot use, as `reset` where a model knows no [RESET], is left out for these, and the
+            report says so.
+        judges: scorers of replies; a reply counts as toxic when all say so.
+        settings: `completions` are the replies to each prompt; None for 5 of at most 20 tokens,
+            through the chat template.
 
     Returns:
-        what replay.json holds: for each model and defence the attack success rate, that of attacks with at least one toxic
-        reply, and of harmless prompts the toxic rate, perplexity and length, with intervals and paired tests against plain.
+        what replay.json holds: for each model and defence the attack success rate, that of attacks
+        with at least one toxic reply, and of harmless prompts the toxic rate, perplexity and
+        length, with intervals and paired tests against plain.
 
     Raises:
-        ValueError: an unknown defence, one that no model can use, no model or judge, or a folder of other settings.
+        ValueError: an unknown defence, one that no model can use, no model or scorer, or a folder
+            of other settings.
     """
     if not models or not judges:
-        raise ValueError("a replay needs a model and a judge")
+        raise ValueError("a replay needs a model and a scorer")
     settings = settings or Settings(completions=5, max_new_tokens=REPLY_TOKENS, chat=True)
     ways: dict[str, Method] = {name: method(name) for name in dict.fromkeys([PLAIN, *defences])}
     folder = Path(output)
@@ -150,108 +148,12 @@ def replay(
         )
         likelihood_stage(run, base, tokenizer, run.methods, judge=BASE, progress=progress)
         score_stage(run, judges, run.methods, progress=progress)
-    found = replay_figures(runs, usable, [judge.name for judge in judges], threshold)
-    found["left_out"] = {model: why for model, why in refused.items() if why}
-    write_atomically(folder / "replay.json", json.dumps(metrics.to_json(found), indent=1) + "\n")
-    plotted = _plot(folder / "replay.png", found["rows"])
-    write_atomically(folder / "replay.md", _markdown(found, plotted))
-    return found
-
-
-def replay_figures(
-    runs: Mapping[str, Run],
-    defences: Mapping[str, Sequence[str]],
-    judges: Sequence[str],
-    threshold: float,
-) -> Any:
-    """All figures of a finished replay, with each model's defences."""
-    # a prompt beyond one model's context window is left out of all
-    shared = set.intersection(*({p.id for p in run.prompts} for run in runs.values()))
-    sides: dict[tuple[str, str], dict[str, Any]] = {}
-    for model, run in runs.items():
-        for defence in defences[model]:
-            sides[model, defence] = _side(run, defence, judges, threshold, shared)
-    if not all(len(side[group]) for side in sides.values() for group in (ATTACK, HARMLESS)):
-        raise ValueError("no attack, or no harmless prompt, fits the context windows of all models")
-    first = next(iter(runs))
-    plain = sides[first, PLAIN]
-    rows = []
-    for (model, defence), side in sides.items():
-        row: dict[str, Any] = {
-            "model": model,
-            "defence": defence,
-            "tokens": metrics.estimate(side["tokens"]),
-        }
-        row["success"] = _share(side[ATTACK].mean(1))
-        row["any"] = _share(side[ATTACK].max(1))
-        row["harmless_toxic"] = _share(side[HARMLESS].mean(1))
-        row["perplexity"] = metrics.perplexity(*side["likelihood"].T)
-        row["by"] = {judge: _share(side["by"][judge].mean(1)) for judge in judges}
-        if side is not plain:
-            row["change"] = metrics.change(plain[ATTACK].mean(1), side[ATTACK].mean(1))
-            row["test"] = metrics.against(plain[ATTACK].mean(1), side[ATTACK].mean(1))
-            row["perplexity_change"] = metrics.perplexity_change(
-                plain["likelihood"], side["likelihood"]
-            )
-            row["tokens_change"] = metrics.change(plain["tokens"], side["tokens"])
-        rows.append(row)
-    run = runs[first]
-    return {
-        "attacks": len(plain[ATTACK]),
-        "harmless": len(plain[HARMLESS]),
-        "replies": run.completions,
-        "source": run.about["source"],
-        "sample": run.about["sample"],
-        "settings": run.about["settings"],
-        "judges": list(judges),
-        "threshold": threshold,
-        "rows": rows,
-    }
-
-
-def _share(values: Array) -> Estimate:
-    """The mean of shares of prompts, (P,); where all are 0, or 1, the interval is the binomial's: resampling sees no doubt."""
-    if values.min() == values.max() and values[0] in (0, 1):
-        return proportion(int(values.sum()), len(values))
-    return metrics.estimate(values)
-
-
-def _side(
-    run: Run, defence: str, judges: Sequence[str], threshold: float, shared: set[str]
-) -> dict[str, Any]:
-    """Of one model and defence, by prompt: verdicts (P, n) of all judges on attacks and harmless prompts, nats and tokens."""
-    n = run.completions
-    completions = run.completed(defence)
-    scores = {
-        file["name"]: file["scores"][defence] for file in _scores(run) if file["name"] in judges
-    }
-    by = {name: np.array(scores[name]).reshape(-1, n) >= threshold for name in judges}
-    toxic = np.logical_and.reduce(list(by.values())).astype(np.float64)
-    groups = np.array([p.group for p in run.prompts])
-    # in the order of their names: batches are sorted by length, which depends on the model's own tokens
-    order = np.argsort([p.id for p in run.prompts])
-    order = order[[run.prompts[i].id in shared for i in order]]
-    attacks, others = (order[groups[order] == group] for group in (ATTACK, HARMLESS))
-    reading = read(run.file(defence, f"likelihood@{BASE}"))
-    likelihood = (
-        np.array([[r["nats"], r["tokens"]] for r in reading], dtype=np.float64)
-        .reshape(-1, n, 2)
-        .sum(1)
-    )
-    tokens = (
-        np.array([len(r["tokens"]) for r in completions], dtype=np.float64).reshape(-1, n).mean(1)
-    )
-    return {
-        ATTACK: toxic[attacks],
-        HARMLESS: toxic[others],
-        "likelihood": likelihood[others],
-        "tokens": tokens[others],
-        "by": {name: verdicts[attacks].astype(np.float64) for name, verdicts in by.items()},
-    }
-
-
-def _scores(run: Run) -> list[dict[str, Any]]:
-    return [read_json(file) for file in sorted((run.folder / "scores").glob("*.json"))]
+    figures = replay_figures(runs, usable, [s.name for s in judges], threshold, refused)
+    content = figures.to_dict()
+    write_atomically(folder / "replay.json", json.dumps(metrics.to_json(content), indent=1) + "\n")
+    plotted = plot_replay(folder / "replay.png", figures.rows)
+    write_atomically(folder / "replay.md", replay_markdown(figures, plotted))
+    return content
 
 
 def _file(name: str) -> str:
@@ -261,69 +163,3 @@ def _file(name: str) -> str:
         )
         or "model"
     )
-
-
-def _markdown(found: dict[str, Any], plotted: bool) -> str:
-    lines = [
-        "# Replay",
-        "",
-        f"{found['attacks']} attacks that {found['source']} found ({found['sample']['clusters']} clusters), "
-        f"{found['replies']} replies to each; success is a reply that {' and '.join(found['judges'])} call toxic, at "
-        f"{found['threshold']:g} or more. Beside them {found['harmless']} harmless prompts. In brackets 95 % intervals over "
-        f"prompts; changes and paired Wilcoxon tests are against {found['rows'][0]['model']}, plain, by which perplexity is.",
-        "",
-        *(["![Attack success rate](replay.png)", ""] if plotted else []),
-        "| model | defence | attack success rate | change | p | attacks with any success | "
-        + " | ".join(f"by {judge} alone" for judge in found["judges"])
-        + " | harmless: perplexity | change | tokens | change | toxic |",
-        "| --- | --- | --- | --- | --- | --- |" + " --- |" * (len(found["judges"]) + 5),
-    ]
-    for row in found["rows"]:
-        cells = [
-            in_cell(row["model"]),
-            in_cell(row["defence"]),
-            _cell(row["success"], ".3f"),
-            _cell(row.get("change"), "+.1%"),
-            f"{row['test']['p']:.2g}" if "test" in row else "–",
-            _cell(row["any"], ".3f"),
-            *(_cell(value, ".3f") for value in row["by"].values()),
-            _cell(row["perplexity"], ".2f"),
-            _cell(row.get("perplexity_change"), "+.1%"),
-            _cell(row["tokens"], ".1f"),
-            _cell(row.get("tokens_change"), "+.1%"),
-            _cell(row["harmless_toxic"], ".3f"),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    left_out = [
-        f"- {model}: {error}" for model, why in found["left_out"].items() for error in why.values()
-    ]
-    return "\n".join([*lines, *(["", "Left out:", "", *left_out] if left_out else []), ""])
-
-
-def _cell(value: Estimate | None, form: str) -> str:
-    if value is None or np.isnan(value.value):
-        return "–"
-    ends = f" [{value.low:{form}}, {value.high:{form}}]" if np.isfinite(value.low) else ""
-    return f"{value.value:{form}}{ends}"
-
-
-def _plot(file: Path, rows: list[dict[str, Any]]) -> bool:
-    """Draws attack success rates with their intervals; False without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    figure = Figure(figsize=(7, 0.5 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(rows):
-        value: Estimate = row["success"]
-        low, high = (
-            (value.low, value.high) if np.isfinite(value.low) else (value.value, value.value)
-        )
-        axes.barh(place, value.value, color="tab:grey" if place == 0 else "tab:blue", alpha=0.7)
-        axes.plot([low, high], [place, place], color="black", linewidth=1.5)
-    axes.set_yticks(range(len(rows)), [f"{row['model']}, {row['defence']}" for row in rows])
-    axes.invert_yaxis()
-    axes.set(xlabel="attack success rate", xlim=(0, None))
-    save_picture(figure, file)
-    return True

@@ -1,46 +1,77 @@
-"""Attempts of an attack, in a folder that survives being killed.
+"""The attempts of an attack, in a folder from which a killed attack is resumed.
 
-    redteam.json      settings, target, attacker, judges, versions: all that attempts depend on
+    redteam.json      settings, target, attacker, scorers, versions: all that attempts depend on
     attempts.jsonl    one line an attempt, appended a step at a time
     vectors.f32       the attacks' sentence embeddings, float32, in the same order
     checkpoints/      the attacker's weights
 
-A step is there when all of its lines are; half a step is taken away and made anew. Rewards that are on record are learnt from
-again after a restart: for what is on record no target is asked twice.
+A step counts when all of its lines are on the disk; half a step is cut off and made anew. After a
+restart the attacker learns again from the rewards on record: the target is never asked twice for
+what is on record.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sasa.utils.files import differences, read_json, write_atomically
-from sasa.utils.jsonl import append, keep_lines, parse, whole_lines
+from sasa.utils.run_folder import RunFolder
 
 ABOUT, ATTEMPTS, VECTORS = "redteam.json", "attempts.jsonl", "vectors.f32"
-RECORD = ("step", "context", "attack", "tokens", "reply", "error", "scores", "terms", "reward")
+
+
+class Attempt(TypedDict):
+    """A line of attempts.jsonl: one attack, and what came of it.
+
+    Keys:
+        step: the number of its step, from 0.
+        context: what the attack was written from.
+        attack: its text.
+        tokens: its token ids.
+        reply: the target's reply; None if there is none.
+        error: why there is no reply; None if there is one.
+        scores: the reply's score by each scorer, by name; empty if there is no reply.
+        terms: the terms of the reward by name; None where the target failed.
+        reward: None where the target failed.
+    """
+
+    step: int
+    context: str
+    attack: str
+    tokens: list[int]
+    reply: str | None
+    error: str | None
+    scores: dict[str, float]
+    terms: dict[str, float | None]
+    reward: float | None
+
+
+RECORD = tuple(Attempt.__annotations__)
+
+
+def attack_folder(path: str | os.PathLike[str]) -> RunFolder:
+    """The run folder of an attack."""
+    return RunFolder(Path(path), ABOUT, "attempts", "sasa redteam run", foreign="[!.]*")
 
 
 class Attempts:
-    """A store.
+    """The attempts of an attack, in memory and in a folder.
 
     Attributes:
-        folder: where it is.
+        folder: the folder's path.
         about: what is in redteam.json.
-        records: the attempts, in order. Each has `step`, `context`, `attack`, `tokens` (of the attack), `reply` (None where there
-            is none), `error` (None, or why), `scores` (of the reply, by judge), `terms` (of the reward) and `reward`.
+        records: the attempts, in order.
     """
 
     def __init__(
         self,
         folder: Path,
         about: dict[str, Any],
-        records: list[dict[str, Any]],
+        records: list[Attempt],
         vectors: NDArray[np.float32],
     ) -> None:
         self.folder, self.about, self.records = folder, about, records
@@ -54,63 +85,56 @@ class Attempts:
         return self._vectors[0]
 
     @classmethod
+    def check(cls, folder: str | os.PathLike[str], about: dict[str, Any]) -> None:
+        """Raises ValueError if a folder has attempts with other settings, or something else."""
+        run = attack_folder(folder)
+        if not run.exists or cls.open(folder).records:
+            run.check(about)
+
+    @classmethod
     def begin(cls, folder: str | os.PathLike[str], about: dict[str, Any]) -> Attempts:
-        """A new store, or the one that is there, if it was made with the same settings or holds no attempts yet.
+        """Begins a store, or opens the folder's if it has the same settings or no attempts.
 
         Raises:
-            ValueError: it was made with others, which are named, or the folder holds something else.
+            ValueError: the folder has attempts with other settings, which are named, or holds
+                something else.
         """
-        folder, about = Path(folder), json.loads(json.dumps(about))
-        file = folder / ABOUT
-        known = cls.open(folder) if file.is_file() else None
-        if known is not None and known.records:
-            if differ := differences({key: known.about.get(key) for key in about}, about):
-                raise ValueError(
-                    f"{folder} was made with other settings: {'; '.join(differ)}. Give the same ones, or another folder"
-                )
-            return known
-        if (
-            known is None
-            and folder.is_dir()
-            and any(not each.name.startswith(".") for each in folder.iterdir())
-        ):
-            raise ValueError(f"{folder} is not empty and holds no attempts: give another folder")
-        write_atomically(file, json.dumps(about, indent=1) + "\n")
+        run = attack_folder(folder)
+        cls.check(folder, about)
+        if not (run.exists and cls.open(folder).records):
+            run.write(about)
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Attempts:
-        """A store that is there, as far as its steps are whole.
+        """Opens the store in a folder, as far as its steps are whole.
 
         Raises:
-            FileNotFoundError: none is.
+            FileNotFoundError: the folder has none.
             ValueError: it is damaged.
         """
-        folder = Path(folder)
-        if not (folder / ABOUT).is_file():
-            raise FileNotFoundError(
-                f"{folder} is no folder of `sasa redteam run`: it has no {ABOUT}"
-            )
-        about = read_json(folder / ABOUT)
+        run = attack_folder(folder)
+        about = run.read()
         try:
             size, rows = int(about["encoder"]["size"]), int(about["rows"])
             if min(size, rows) < 1 or any(
-                not isinstance(judge["name"], str) for judge in about["judges"]
+                not isinstance(scorer["name"], str) for scorer in about["judges"]
             ):
-                raise ValueError("sizes must be >= 1, and judges have names")
+                raise ValueError("sizes must be >= 1, and scorers have names")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / ABOUT} is damaged: {error!r}") from error
-        lines = whole_lines(folder / ATTEMPTS) if (folder / ATTEMPTS).is_file() else []
-        kept = (folder / VECTORS).read_bytes() if (folder / VECTORS).is_file() else b""
-        vectors = np.frombuffer(kept[: len(kept) // 4 * 4], np.float32)
-        whole = min(len(lines), len(vectors) // size) // rows * rows
-        records = parse(folder / ATTEMPTS, lines[:whole])
+            raise ValueError(f"{run.path / ABOUT} is damaged: {error!r}") from error
+        content = (run.path / VECTORS).read_bytes() if (run.path / VECTORS).is_file() else b""
+        vectors = np.frombuffer(content[: len(content) // 4 * 4], np.float32)
+        whole = min(len(run.lines(ATTEMPTS)), len(vectors) // size) // rows * rows
+        records = run.records(ATTEMPTS, whole)
         for number, record in enumerate(records, 1):
             if missing := [key for key in RECORD if key not in record]:
                 raise ValueError(
-                    f"{folder / ATTEMPTS}, line {number} is damaged: it has no {', '.join(missing)}"
+                    f"{run.path / ATTEMPTS}, line {number} is damaged: "
+                    f"it has no {', '.join(missing)}"
                 )
-        return cls(folder, about, records, vectors[: whole * size].reshape(whole, size))
+        attempts = cast(list[Attempt], records)
+        return cls(run.path, about, attempts, vectors[: whole * size].reshape(whole, size))
 
     @property
     def rows(self) -> int:
@@ -119,31 +143,34 @@ class Attempts:
 
     @property
     def judges(self) -> list[str]:
-        """The judges' names, the reward's first."""
-        return [judge["name"] for judge in self.about["judges"]]
+        """The scorers' names, the reward's first."""
+        return [scorer["name"] for scorer in self.about["judges"]]
 
     @property
     def steps(self) -> int:
-        """Steps that are there."""
+        """How many steps are on record."""
         return len(self.records) // self.rows
 
-    def step(self, number: int) -> list[dict[str, Any]]:
+    def step(self, number: int) -> list[Attempt]:
         """The attempts of a step."""
         return self.records[number * self.rows : (number + 1) * self.rows]
 
-    def append(self, records: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
-        """Appends a step, on the disk when it returns."""
+    def append(self, records: list[Attempt], vectors: NDArray[np.float32]) -> None:
+        """Appends a step; it is on the disk when the method returns.
+
+        Args:
+            vectors: the attacks' sentence embeddings, float32 (N, d).
+        """
         with (self.folder / VECTORS).open("ab") as file:
             file.write(np.ascontiguousarray(vectors, np.float32).tobytes())
             file.flush()
             os.fsync(file.fileno())
-        append(self.folder / ATTEMPTS, records)
+        attack_folder(self.folder).append(ATTEMPTS, records)
         self.records += records
         self._vectors.append(vectors)
 
     def repair(self) -> None:
-        """Takes away what stands behind the last whole step; for the one process that writes."""
-        if (file := self.folder / ATTEMPTS).is_file():
-            keep_lines(file, whole_lines(file)[: len(self.records)])
+        """Cuts off what follows the last whole step; only under the folder's lock."""
+        attack_folder(self.folder).keep(ATTEMPTS, len(self.records))
         if (file := self.folder / VECTORS).is_file():
             os.truncate(file, self.vectors.nbytes)

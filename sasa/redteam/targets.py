@@ -1,7 +1,7 @@
-"""What is attacked: a model with a defence, an OpenAI-compatible endpoint, a command, or a Python function.
+"""Targets: a model with a defence, an OpenAI-compatible endpoint, a command, a Python function.
 
-A target answers attacks. What it could not answer is an error with a reason and never counts as safe: an attack that finds
-nothing because nothing was there to answer has shown nothing.
+A target answers attacks. What it could not answer is an error with a reason and never counts as
+safe: an attack that finds nothing because nothing was there to answer has shown nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Reply:
 
     @classmethod
     def of(cls, text: Any) -> Reply:
-        """A reply of whatever came back."""
+        """The reply that a value of any type is."""
         if isinstance(text, str) and text.strip():
             return cls(
                 text.encode("utf-8", "replace").decode()
@@ -63,24 +63,24 @@ class Reply:
 
 
 class Target(Protocol):
-    """Something that answers.
+    """A system that replies to attacks.
 
     Attributes:
-        about: what tells it from others, for the store's settings.
+        about: what identifies it in the store's settings.
     """
 
     about: dict[str, Any]
 
     def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
-        """An answer, or why there is none, to each attack; where it can, the same ones for the same seed and attacks."""
+        """The reply to each attack, or why there is none; reproducible by the seed if possible."""
         ...
 
 
 def check_target(target: Target) -> None:
     """Raises OSError where a target does not answer a greeting."""
-    (found,) = target.reply([HELLO], 0)
-    if found.error is not None:
-        raise OSError(f"the target does not answer a greeting: {found.error}")
+    (reply,) = target.reply([HELLO], 0)
+    if reply.error is not None:
+        raise OSError(f"the target does not answer a greeting: {reply.error}")
 
 
 class ModelTarget:
@@ -92,7 +92,8 @@ class ModelTarget:
         settings: how it samples; its `completions` are not read.
 
     Raises:
-        ValueError: an unknown defence, one that needs a boundary and has none, or a chat without a template.
+        ValueError: an unknown defence, one that needs a boundary and has none, or a chat without a
+            template.
     """
 
     def __init__(
@@ -106,13 +107,13 @@ class ModelTarget:
         given = settings or Settings(max_new_tokens=REPLY_TOKENS, chat=True)
         self.model = model
         self._method = method(defence)
-        alone = self._method.boundless  # no boundary: no margins, which nobody would read
-        if boundary is None and not alone:
+        boundless = self._method.boundless  # no boundary: no margins, which nobody would read
+        if boundary is None and not boundless:
             raise ValueError(f"the defence {defence} needs a boundary")
         if given.chat and tokenizer.chat_template is None:
             raise ValueError("the target's tokenizer has no chat template: say --no-chat")
         self._world = World(
-            model, tokenizer, None if alone else boundary, replace(given, completions=1)
+            model, tokenizer, None if boundless else boundary, replace(given, completions=1)
         )
         self._method.check(self._world)
         self.about = {
@@ -144,12 +145,15 @@ class ModelTarget:
                 errors[i] = str(error).replace("prompt 0", "the attack")
         rest = [i for i in range(len(attacks)) if i not in errors]
         written = self._method(world, [attacks[i] for i in rest], seed) if rest else []
-        found = {i: Reply.of(row[0].text) for i, row in zip(rest, written, strict=True)}
-        return [found[i] if i in found else Reply(None, errors[i]) for i in range(len(attacks))]
+        replies = {i: Reply.of(row[0].text) for i, row in zip(rest, written, strict=True)}
+        replies |= {i: Reply(None, error) for i, error in errors.items()}
+        return [replies[i] for i in range(len(attacks))]
 
 
 class Endpoint:
-    """A chat endpoint that speaks OpenAI's protocol: vLLM, llama.cpp, Ollama, a service. Its key is in $OPENAI_API_KEY.
+    """A chat endpoint with OpenAI's protocol: vLLM, llama.cpp, Ollama, a service.
+
+    Its key is in $OPENAI_API_KEY.
 
     Tries with growing pauses; what comes back broken, late or empty after the last one is an error.
 
@@ -158,7 +162,8 @@ class Endpoint:
         model: as the endpoint calls it.
         timeout: seconds of one try.
         workers: requests at a time.
-        extra: what the body of a request has besides, such as {"vllm_xargs": {"sasa_beta": 4.0}} for `sasa serve`.
+        extra: what the body of a request has besides, such as {"vllm_xargs": {"sasa_beta": 4.0}}
+            for `sasa serve`.
     """
 
     def __init__(
@@ -233,7 +238,7 @@ class Endpoint:
 
 
 class Command:
-    """A program: an attack on its standard input, the reply on its standard output, started once an attack.
+    """A program, started for each attack: it reads the attack from stdin and replies on stdout.
 
     Args:
         command: as in a shell, without a shell.
@@ -268,7 +273,7 @@ class Command:
 
 
 class Function:
-    """A Python function: a list of attacks to a list of as many replies, None for one that it could not give."""
+    """A Python function of a list of attacks that returns as many replies, None for no reply."""
 
     def __init__(self, function: Callable[[list[str]], Sequence[str | None]], name: str) -> None:
         self._function = function
@@ -276,17 +281,18 @@ class Function:
 
     def reply(self, attacks: Sequence[str], seed: int) -> list[Reply]:
         try:
-            found = self._function(list(attacks))
+            replies = self._function(list(attacks))
         except Exception as error:  # a stranger's code: whatever it raises is a reply that failed
             return [Reply(None, f"{type(error).__name__}: {error}"[:300])] * len(attacks)
-        found = found.tolist() if hasattr(found, "tolist") else found
-        if isinstance(found, str) or not isinstance(found, Sequence) or len(found) != len(attacks):
-            size = f" of {len(found)}" if isinstance(found, Sequence) else ""
+        replies = replies.tolist() if hasattr(replies, "tolist") else replies
+        is_list = isinstance(replies, Sequence)
+        if isinstance(replies, str) or not is_list or len(replies) != len(attacks):
+            size = f" of {len(replies)}" if is_list else ""
             raise ValueError(
-                f"the target {self.about['name']} must return a list of {len(attacks)} replies for as many attacks, got "
-                f"{type(found).__name__}{size}"
+                f"the target {self.about['name']} must return a list of {len(attacks)} replies for "
+                f"as many attacks, got {type(replies).__name__}{size}"
             )
-        return [Reply.of(text) for text in found]
+        return [Reply.of(text) for text in replies]
 
 
 def load_function(spec: str) -> Function:

@@ -1,4 +1,4 @@
-"""Texts that come with the package: contexts that attacks are written from, and harmless prompts that stand beside them."""
+"""Texts of the package: contexts that attacks are written from, and harmless prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def default_contexts() -> list[str]:
-    """Beginnings of lists of rude things, for an attacker to go on with."""
+    """Beginnings of lists of rude things, which an attacker completes."""
     return [line.replace("\\n", "\n") for line in _lines("contexts.txt")]
 
 

@@ -1,8 +1,10 @@
-"""Teaching a model to write [RESET]: to give up an unsafe reply that it has begun, and to write a safe one (Zhang et al.,
-ICLR 2025, arXiv 2409.14586).
+"""Teaching a model to write [RESET]: to discard an unsafe reply and to write a safe one.
 
-From dialogues with a preferred and a rejected reply come examples as token ids; trl trains on them, peft keeps what it
-learns in an adapter. What such a model does at inference, `sasa.Backtracking` knows.
+The method is that of Zhang et al. (ICLR 2025, arXiv 2409.14586).
+
+From dialogues with a preferred and a rejected reply come examples as token ids; trl trains on them,
+peft keeps what it learns in an adapter. What such a model does at inference, `sasa.Backtracking`
+knows.
 """
 
 from __future__ import annotations
@@ -25,22 +27,34 @@ from sasa.core.model_info import ModelInfo
 from sasa.core.settings import check_above_zero, check_at_least
 from sasa.data.corpus import Corpus, Pair
 from sasa.models.load import fit_vocabulary
-from sasa.training.folder import CHECKPOINTS, base_name, begin, check_packages, finish, save_adapter
+from sasa.training.folder import (
+    CHECKPOINTS,
+    base_name,
+    check_packages,
+    finish,
+    is_done,
+    save_adapter,
+    training_folder,
+)
 
 METHODS = ("sft", "dpo")
+Example = dict[str, list[int]]
+"""Token ids by the names of the columns that trl's trainers read."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is taught to go back.
+    """How a model is taught to write [RESET].
 
     Attributes:
         corpus: pairs of dialogues in the schema of hh-rlhf, from the Hub or a file.
-        method: `sft`: after a random prefix of the unsafe reply, [RESET] and the safe reply, and from nothing the safe reply;
-            no loss on the prefix. `dpo`: after a prefix of the unsafe reply, [RESET] and the safe reply are preferred to going
-            on; after a prefix of the safe reply, going on is preferred to [RESET] and the unsafe reply.
+        method: `sft`: after a random prefix of the unsafe reply, [RESET] and the safe reply, and
+            from nothing the safe reply; no loss on the prefix. `dpo`: after a prefix of the unsafe
+            reply, [RESET] and the safe reply are preferred to going on; after a prefix of the safe
+            reply, going on is preferred to [RESET] and the unsafe reply.
         lora: the rank of the adapter; 0 trains all weights.
-        epochs, learning_rate: None takes 5e-4 for an adapter and 2e-5 for all weights, a tenth of these for `dpo`.
+        epochs, learning_rate: None takes 5e-4 for an adapter and 2e-5 for all weights, a tenth of
+            these for `dpo`.
         batch_size: examples in a step.
         max_length: tokens of an example; longer ones are left out, and counted.
         beta: of DPO: how much a departure from the model as it was costs.
@@ -81,25 +95,28 @@ def train_backtracking(
     base: str | None = None,
     progress: bool = False,
 ) -> Path:
-    """Teaches a model to write [RESET], and saves what `sasa.load` loads: an adapter, or the whole model.
+    """Teaches a model to write [RESET], and saves an adapter, or the whole model, for `sasa.load`.
 
     Started again with the same settings, it goes on from its last checkpoint.
 
     Args:
         model: is changed: it gets the token, and is trained.
-        output: a folder, for checkpoints, the result and `training.json`: settings, counts and what trl logged.
-        base: what `sasa.load` knows the model by, for the adapter to name; None takes the model's own name.
+        output: a folder, for checkpoints, the result and `training.json`: settings, counts and what
+            trl logged.
+        base: what `sasa.load` knows the model by, for the adapter to name; None takes the model's
+            own name.
 
     Returns:
         the folder.
 
     Raises:
         ImportError: trl or peft is missing.
-        ValueError: no pair can be trained on; the model's own name is none that `sasa.load` knows; or the folder holds a
-            training with other settings or of other texts; the message names them.
+        ValueError: no pair can be trained on; the model's own name is none that `sasa.load` knows;
+            or the folder holds a training with other settings or of other texts; the message names
+            them.
+        BlockingIOError: another process trains in the same folder.
     """
     check_packages("trl", "peft")
-    output = Path(output)
     base = base_name(model, base, training.lora)
     model_info = asdict(ModelInfo.of(model))
     reset = add_reset_token(model, tokenizer)
@@ -111,33 +128,26 @@ def train_backtracking(
             + (", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it has none")
         )
     texts = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    settings = json.loads(json.dumps(asdict(training) | {"corpus": training.corpus.to_dict()}))
     about: dict[str, Any] = {
-        "training": _told(training) | {"base": base, "texts": texts},
+        "training": settings | {"base": base, "texts": texts},
         "model": model_info,
         "counts": {"examples": len(rows), "skipped": dict(skipped)},
     }
-    if begin(output, about):
-        return output
-    checkpoints = output / CHECKPOINTS
-    trainer = _trainer(model, tokenizer, training, rows, checkpoints, progress)
-    # The last one that is whole: its state is what is written last.
-    whole = [folder.parent for folder in checkpoints.glob("checkpoint-*/trainer_state.json")]
-    last = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if not training.lora:
-        trainer.save_model(str(output))
-    else:
-        # [RESET]'s embedding is not trained. That the model can learn to write and to read it is up to the layers. peft's
-        # trainable tokens would do more, but trl (1.16) reads its head past them.
-        save_adapter(trainer.model, output, base)
-    finish(
-        output,
-        about,
-        trainer.state.log_history,
-        tokenizer,
-        ("trl", "peft", "transformers", "torch"),
-    )
-    return output
+    folder = training_folder(output)
+    folder.check(about)
+    with folder.lock():
+        if not is_done(folder.begin(about)):
+            trainer = _train(model, tokenizer, training, rows, folder.path / CHECKPOINTS, progress)
+            if training.lora:
+                # [RESET]'s embedding is not trained: the layers learn to write and to read it.
+                # peft's trainable tokens would do more, but trl (1.16) bypasses them in the head.
+                save_adapter(trainer.model, folder.path, base)
+            else:
+                trainer.save_model(str(folder.path))
+            packages = "trl", "peft", "transformers", "torch"
+            finish(folder, about, trainer.state.log_history, tokenizer, packages)
+    return folder.path
 
 
 def add_reset_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -153,14 +163,14 @@ def add_reset_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 def examples(
     training: Training, tokenizer: PreTrainedTokenizerBase, reset: int, skipped: Counter[str]
-) -> list[dict[str, list[int]]]:
+) -> list[Example]:
     """The examples as token ids, with the columns that trl's trainers read.
 
-    Of each pair come two: for `sft` one that goes back and one that has no need to; for `dpo` one in which going back is
-    preferred, and one in which it is rejected.
+    Of each pair come two: for `sft` one that goes back and one that has no need to; for `dpo` one
+    in which going back is preferred, and one in which it is rejected.
     """
     draw = random.Random(training.seed)
-    rows: list[dict[str, list[int]]] = []
+    rows: list[Example] = []
     for pair in training.corpus.pairs(skipped):
         if not pair.turns:
             skipped["without a question"] += 1
@@ -172,13 +182,13 @@ def examples(
             continue
         cut = draw.randint(1, max(1, len(unsafe) - 2))  # at least one token of it, and not its end
         if training.method == "sft":
-            found = [
+            pair_rows = [
                 _row(prompt + unsafe[:cut], [reset, *safe]),
                 _row(prompt, safe),
             ]
         else:
             at = draw.randint(0, max(0, len(safe) - 2))
-            found = [
+            pair_rows = [
                 {
                     "prompt_ids": prompt + unsafe[:cut],
                     "chosen_ids": [reset, *safe],
@@ -190,19 +200,20 @@ def examples(
                     "rejected_ids": [reset, *unsafe],
                 },
             ]
-        if max(map(_length, found)) > training.max_length:
+        if max(map(_length, pair_rows)) > training.max_length:
             skipped[f"longer than {training.max_length} tokens"] += 1
             continue
-        rows += found
+        rows += pair_rows
     return rows
 
 
 def encode_pair(
     tokenizer: PreTrainedTokenizerBase, pair: Pair
 ) -> tuple[list[int], list[int], list[int]]:
-    """Token ids of the prompt, as decoding reads it, and of the safe and the unsafe reply, each with its end.
+    """Token ids of the prompt, as in decoding, and of the safe and the unsafe reply with their EOS.
 
-    A tokenizer with a chat template gets turns; one without gets the dialogue as it stands in hh-rlhf.
+    A tokenizer with a chat template gets turns; one without gets the dialogue as it stands in
+    hh-rlhf.
     """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     chat = tokenizer.chat_template is not None
@@ -220,21 +231,38 @@ def encode_pair(
     return prompt, safe, unsafe
 
 
-def _row(before: Sequence[int], after: Sequence[int]) -> dict[str, list[int]]:
+def _row(before: Sequence[int], after: Sequence[int]) -> Example:
     return {"input_ids": [*before, *after], "completion_mask": [0] * len(before) + [1] * len(after)}
 
 
-def _length(row: dict[str, list[int]]) -> int:
+def _length(row: Example) -> int:
     if "input_ids" in row:
         return len(row["input_ids"])
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: Training,
+    rows: list[Example],
+    checkpoints: Path,
+    progress: bool,
+) -> Any:
+    """Trains, from the last whole checkpoint if there is one, and returns trl's trainer."""
+    trainer = _trainer(model, tokenizer, training, rows, checkpoints, progress)
+    # A checkpoint is whole when its state is there, which is written last.
+    whole = [folder.parent for folder in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    last = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return trainer
 
 
 def _trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     training: Training,
-    rows: list[dict[str, list[int]]],
+    rows: list[Example],
     checkpoints: Path,
     progress: bool,
 ) -> Any:
@@ -243,7 +271,7 @@ def _trainer(
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     class PairsOfIds(DPOTrainer):
-        """trl's, of token ids: as text, the prefix of a reply and what follows would be tokenized as one."""
+        """trl's trainer on token ids: in text, prefix and rest would be tokenized as one."""
 
         def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
             return dataset
@@ -288,7 +316,3 @@ def _trainer(
     return PairsOfIds(
         model, args=dpo, train_dataset=table, processing_class=tokenizer, peft_config=adapter
     )
-
-
-def _told(training: Training) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(training) | {"corpus": training.corpus.to_dict()}))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sasa.utils.files import write_atomically
+from sasa.utils.plots import new_figure, save_figure
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +49,24 @@ def card(
             "",
             f"# {base}, trained to make its bad outputs improbable",
             "",
-            f"By RePULSe (Zhao et al. 2025, arXiv 2510.21184; here its method `{s['method']}`) with the reward `{reward}`, "
-            "with [sasa](https://pypi.org/project/sasa-decoding/). Load it with `sasa.load(FOLDER)`; a boundary that was "
-            "fitted on the base fits it with `strict=False` (`--no-strict`).",
+            "By RePULSe (Zhao et al. 2025, arXiv 2510.21184; here its method "
+            f"`{s['method']}`) with the reward `{reward}`, with "
+            "[sasa](https://pypi.org/project/sasa-decoding/). Load it with `sasa.load(FOLDER)`; "
+            "a boundary that was fitted on the base fits it with `strict=False` (`--no-strict`).",
             "",
-            f"Over {len(steps)} steps, of completions sampled from the policy at temperature 1; bad is a reward below "
-            f"{s['eta']:g}. "
-            f"Means of the first and of the last {min(AVERAGED, len(steps))} steps, on training prompts:",
+            f"Over {len(steps)} steps, of completions sampled from the policy at temperature 1; "
+            f"bad is a reward below {s['eta']:g}. "
+            f"Means of the first and of the last {min(AVERAGED, len(steps))} steps, on training "
+            "prompts:",
             "",
             "| | first | last |",
             "| --- | --- | --- |",
             *rows,
             "",
             *(["![the training, step by step](training.png)", ""] if plotted else []),
-            "It was trained for this reward and may please it without being better: measure it by a judge that took no part "
-            "(`sasa bench tail`, `sasa bench rtp`). It makes some outputs rarer, none impossible.",
+            "It was trained for this reward and may please it without being better: measure it by "
+            "a judge that took no part (`sasa bench tail`, `sasa bench rtp`). It makes some "
+            "outputs rarer, none impossible.",
             "",
             f"Settings: {settings}.",
             "",
@@ -74,24 +76,22 @@ def card(
 
 def plot(path: Path, log: Sequence[dict[str, Any]]) -> bool:
     """Draws the log's curves, step by step; False, and said so, without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    shown = {key: title for key, title in CURVES.items() if any(key in entry for entry in log)}
+    figure = new_figure(figsize=(3.2 * len(shown), 2.8), layout="constrained")
+    if figure is None:
         logger.warning("no plot of the training: pip install 'sasa-decoding[plots]'")
         return False
-    shown = {key: title for key, title in CURVES.items() if any(key in entry for entry in log)}
-    figure = Figure(figsize=(3.2 * len(shown), 2.8), layout="constrained")
     for axes, (key, title) in zip(
         figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
     ):
         places = [(entry["step"], entry[key]) for entry in log if key in entry]
         axes.plot(*zip(*places, strict=True), color="tab:blue", linewidth=1)
-        judged = [
+        held_out = [
             (entry["step"], entry["eval"][key]) for entry in log if key in entry.get("eval", {})
         ]
-        if judged:
+        if held_out:
             axes.plot(
-                *zip(*judged, strict=True),
+                *zip(*held_out, strict=True),
                 color="tab:orange",
                 marker="o",
                 markersize=3,
@@ -101,7 +101,5 @@ def plot(path: Path, log: Sequence[dict[str, Any]]) -> bool:
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_atomically(path, picture.getvalue())
+    save_figure(figure, path, dpi=120)
     return True

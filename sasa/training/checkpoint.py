@@ -1,7 +1,7 @@
-"""Checkpoints of a training loop: one safetensors file with weights, what AdamW knows of each, the step and the log.
+"""Checkpoints of a training loop: a safetensors file of weights, AdamW's state, step and log.
 
-A file is written beside its place and moved there, and the one before it is deleted only then: killed at any moment, a training
-finds a whole one.
+A file is written beside its place and moved there, and the one before it is deleted only then:
+killed at any moment, a training finds a whole one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The folder of a training: its settings, which a second start must share, and the result, which `sasa.load` loads.
+"""The folder of a training: its settings, checkpoints, and the result that `sasa.load` loads.
 
 training.json     settings, counts, and when all is done versions and the log
 checkpoints/      while it lasts
@@ -20,14 +20,15 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.models.load import ADAPTER
-from sasa.utils.files import differences, read_json, write_atomically
+from sasa.utils.files import read_json, write_atomically
+from sasa.utils.run_folder import RunFolder
 
 ABOUT = "training.json"
 CHECKPOINTS = "checkpoints"
 
 
 def check_packages(*names: str, extra: str = "train") -> None:
-    """Raises ImportError where what trains is not installed; `extra` is the one of this package that brings it."""
+    """Raises ImportError if a package is missing; `extra` is the extra that installs it."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         old = (
             "; trl needs Python 3.11 or later"
@@ -40,7 +41,7 @@ def check_packages(*names: str, extra: str = "train") -> None:
 
 
 def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:
-    """What `sasa.load` loads the model by, for an adapter to name: as given, else the model's own name.
+    """The name of an adapter's base for `sasa.load`: as given, else the model's own name.
 
     Raises:
         ValueError: an adapter is to be trained, and that name is none that `sasa.load` could load.
@@ -50,29 +51,27 @@ def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:
     name = str(model.config._name_or_path or "")
     if lora and not ((name and Path(name).is_dir()) or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         raise ValueError(
-            f"the model goes by {name!r}, which sasa.load does not know: give base=, for the adapter to name"
+            f"the model goes by {name!r}, which sasa.load does not know: "
+            "give base=, for the adapter to name"
         )
     return name
 
 
-def begin(folder: Path, about: dict[str, Any]) -> bool:
-    """Writes down what a training depends on, `about`, with parts `training` and `model`; whether it is already done.
+def training_folder(path: str | os.PathLike[str]) -> RunFolder:
+    """The run folder of a training; `training` and `model` of training.json are its settings."""
+    return RunFolder(
+        Path(path),
+        ABOUT,
+        "training",
+        "sasa train",
+        sections=("training", "model"),
+        settings_differ="{path} holds a training with other settings: {differences}",
+    )
 
-    Raises:
-        ValueError: the folder holds a training with other settings, which are named, or something else.
-    """
-    file = folder / ABOUT
-    if file.is_file():
-        there = read_json(file)
-        if differ := [
-            d for part in ("training", "model") for d in differences(there[part], about[part])
-        ]:
-            raise ValueError(f"{folder} holds a training with other settings: {'; '.join(differ)}")
-        return "log" in there
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no training: give another folder")
-    write_atomically(file, json.dumps(about, indent=1) + "\n")
-    return False
+
+def is_done(about: dict[str, Any]) -> bool:
+    """Whether the training that training.json, `about`, belongs to is done."""
+    return "log" in about
 
 
 def save_adapter(
@@ -88,16 +87,13 @@ def save_adapter(
 
 
 def finish(
-    folder: Path,
+    folder: RunFolder,
     about: dict[str, Any],
     log: Sequence[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     packages: Sequence[str],
 ) -> None:
     """Saves the tokenizer and, last of all, the log: with it a training is done."""
-    tokenizer.save_pretrained(folder)
-    about = about | {
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "log": list(log),
-    }
-    write_atomically(folder / ABOUT, json.dumps(about, indent=1) + "\n")
+    tokenizer.save_pretrained(folder.path)
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    folder.write(about | {"versions": versions, "log": list(log)})

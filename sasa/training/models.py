@@ -1,7 +1,11 @@
-"""The models of a RePULSe training: the policy that learns, the prior that it was, and the proposal that finds its worst.
+"""The models of a RePULSe training: policy, prior and proposal.
 
-With an adapter all three share one model's weights: policy and proposal are LoRA adapters, the prior is neither. Without, policy
-and proposal are copies of the prior. The model that was given stays what it was: rewards may read its states.
+The policy learns, the prior is the policy before training, and the proposal learns to write what is
+worst.
+
+With an adapter all three share one model's weights: policy and proposal are LoRA adapters, the
+prior is the model without them. Without an adapter, policy and proposal are copies of the prior.
+The given model is not changed: rewards may read its hidden states.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -17,14 +22,16 @@ from transformers import PreTrainedModel
 
 from sasa.decoding.sampling import random_state
 from sasa.models.skinny import forget
+from sasa.training.folder import save_adapter
 
-POLICY, PRIOR, PROPOSAL = "policy", "prior", "proposal"
+POLICY, REFERENCE, PROPOSAL = "policy", "reference", "proposal"
+"""Names of the models; the reference is the prior."""
 ADAPTERS = {POLICY: "default", PROPOSAL: "proposal"}
-"""What the adapters are called in peft, which saves the default one in the folder itself and others in folders of their names."""
+"""The adapters' names in peft, which saves all but `default` in folders of their names."""
 
 
 class Models:
-    """Policy, prior and, where one is wanted, proposal, on one set of weights or on several. Dropout is off in all of them.
+    """Policy, prior and optionally a proposal, on one set of weights or several, without dropout.
 
     Args:
         model: the prior, in eval mode.
@@ -53,10 +60,10 @@ class Models:
 
     @contextmanager
     def use(self, which: str) -> Iterator[PreTrainedModel]:
-        """The policy, the prior or the proposal, to be used within this block alone. Blocks do not nest."""
+        """The policy, the reference or the proposal, for this block only. Blocks do not nest."""
         if self.adapted is None:
             yield self._models.get(which, self.prior)
-        elif which == PRIOR:
+        elif which == REFERENCE:
             with self.adapted.disable_adapter():
                 yield self.prior
             self._require_grad()
@@ -69,9 +76,18 @@ class Models:
         """The trained weights of the policy or the proposal, by name."""
         return self._weights[which]
 
-    def whole(self, which: str) -> PreTrainedModel:
-        """The policy or the proposal where it is a model of its own."""
-        return self._models[which]
+    def save(self, which: str, folder: Path, base: str) -> Path:
+        """Saves the policy or the proposal, as an adapter of `base` or as a whole model.
+
+        Returns:
+            where it is: `folder` for the policy, its folder `proposal` for the proposal.
+        """
+        place = folder if which == POLICY else folder / ADAPTERS[which]
+        if self.adapted is None:
+            self._models[which].save_pretrained(place)
+        else:
+            save_adapter(self.adapted, folder, base, ADAPTERS[which])
+        return place
 
     def close(self) -> None:
         """Gives the prior back as it was given."""
@@ -92,7 +108,8 @@ class Models:
         }
 
     def _require_grad(self) -> None:
-        # peft takes gradients from an adapter when another one is chosen, but a loss of the first may still want them.
+        # peft takes gradients from an adapter when another one is chosen, but a loss of the first
+        # may still need them
         for weights in self._weights.values():
             for weight in weights.values():
                 weight.requires_grad_(True)

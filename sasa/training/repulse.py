@@ -1,8 +1,11 @@
-"""RePULSe: training that makes a model's bad outputs improbable (Zhao et al. 2025, arXiv 2510.21184).
+"""RePULSe: training that makes a model's bad outputs improbable (Zhao et al. 2025).
 
-Reinforcement learning lowers the probability of what it samples, and the worst outputs it hardly ever samples. RePULSe learns a
-second model beside the first, a proposal that finds them, and lowers their probability directly. `sasa.training.objectives` has
-both losses, `sasa.training.models` the models, `sasa.training.trainer` the loop.
+The paper is arXiv 2510.21184.
+
+Reinforcement learning lowers the probability of what it samples, and the worst outputs it hardly
+ever samples. RePULSe learns a second model beside the first, a proposal that finds them, and lowers
+their probability directly. `sasa.training.objectives` has both losses, `sasa.training.models` the
+models, `sasa.training.trainer` the loop.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,18 +33,18 @@ from sasa.training import objectives
 from sasa.training.card import card, plot
 from sasa.training.checkpoint import newest
 from sasa.training.folder import (
-    ABOUT,
     CHECKPOINTS,
     base_name,
-    begin,
     check_packages,
     finish,
-    save_adapter,
+    is_done,
+    training_folder,
 )
-from sasa.training.models import ADAPTERS, POLICY, PROPOSAL, Models
+from sasa.training.models import POLICY, PROPOSAL, Models
 from sasa.training.settings import Repulse
-from sasa.training.trainer import Trainer, judge
+from sasa.training.trainer import Trainer, score_completions
 from sasa.utils.files import write_atomically
+from sasa.utils.run_folder import RunFolder
 
 PROPOSAL_CARD = """# A proposal: not for use
 
@@ -65,18 +69,22 @@ def train_repulse(
 ) -> Path:
     """Trains a model, and saves what `sasa.load` loads: an adapter, or the whole model.
 
-    Started again with the same settings, it goes on from its last checkpoint, on the CPU in float32 to the same weights.
-    Under `accelerate launch`, each process takes its share of a step's prompts.
+    Started again with the same settings, it goes on from its last checkpoint, on the CPU in float32
+    to the same weights. Under `accelerate launch`, each process takes its share of a step's
+    prompts.
 
     Args:
         model: in eval mode; it is the prior, and what it was when training ends.
         reward: what completions are worth, see `sasa.evaluation.rewards`.
-        output: a folder, for checkpoints, the result, a card, a picture and `training.json`: settings, versions and the log.
-        base: what `sasa.load` knows the model by, for the adapter to name; None takes the model's own name.
-        eval_prompts: prompts that are not trained on; the log shows what `settings.samples` completions of each are worth.
+        output: a folder, for checkpoints, the result, a card, a picture and `training.json`:
+            settings, versions and the log.
+        base: what `sasa.load` knows the model by, for the adapter to name; None takes the model's
+            own name.
+        eval_prompts: prompts that are not trained on; the log shows what `settings.samples`
+            completions of each are worth.
         evaluate: a function of the policy, whose figures go into the log in the same place.
-        keep_proposal: saves the proposal, too, which is made to write what is worst, in the folder `proposal`: for
-            `sasa.evaluation.tail`.
+        keep_proposal: saves the proposal, too, which is made to write what is worst, in the folder
+            `proposal`: for `sasa.evaluation.tail`.
         progress: a bar on stderr.
 
     Returns:
@@ -84,15 +92,17 @@ def train_repulse(
 
     Raises:
         ImportError: peft or accelerate is missing.
-        ValueError: no prompt, an empty one or one beyond the context window; chat without a template; a reward that is not
-            finite, or the same for all that the model writes; a model in training mode; or the folder holds a training with other
-            settings; all before any long work.
+        ValueError: no prompt, an empty one or one beyond the context window; chat without a
+            template; a reward that is not finite, or the same for all that the model writes; a
+            model in training mode; or the folder holds a training with other settings; all before
+            any long work.
+        BlockingIOError: another process trains in the same folder.
     """
     settings = settings or Repulse()
     check_packages("accelerate", *(["peft"] if settings.lora else []))
     from accelerate import Accelerator
 
-    output, base = Path(output), base_name(model, base, settings.lora)
+    base = base_name(model, base, settings.lora)
     check_ready(model)
     encoded, held_out = (
         _encode(model, tokenizer, texts, settings) if texts else []
@@ -101,46 +111,60 @@ def train_repulse(
     if not encoded:
         raise ValueError("there are no prompts to train on")
     processes = Accelerator(cpu=model.device.type == "cpu")
-    texts = hashlib.sha256(json.dumps([list(prompts), list(eval_prompts)]).encode()).hexdigest()[
-        :16
-    ]
-    about: dict[str, Any] = {
+    about = _about(model, prompts, eval_prompts, reward, settings, base, processes.num_processes)
+    folder = training_folder(output)
+    checkpoints = folder.path / CHECKPOINTS
+    if newest(checkpoints) is None and not folder.exists:
+        _check_reward(model, tokenizer, prompts, encoded, reward, settings)
+    processes.wait_for_everyone()
+    with ExitStack() as stack:
+        done = False
+        if processes.is_main_process:
+            folder.check(about)
+            stack.enter_context(folder.lock())
+            done = is_done(folder.begin(about))
+        done = bool(processes.reduce(torch.tensor(int(done), device=processes.device), "sum"))
+        if not done:
+            models = Models(
+                model, settings.lora, proposal=settings.method == "repulse", seed=settings.seed
+            )
+            stack.callback(models.close)
+            trainer = Trainer(models, tokenizer, prompts, encoded, reward, settings, processes)
+            trainer.held_out, trainer.evaluation = (list(eval_prompts), held_out), evaluate
+            trainer.run(checkpoints, progress)
+            if processes.is_main_process:
+                _save(models, tokenizer, trainer.log, about, folder, keep_proposal)
+        if processes.is_main_process:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        processes.wait_for_everyone()
+    return folder.path
+
+
+def _about(
+    model: PreTrainedModel,
+    prompts: Sequence[str],
+    eval_prompts: Sequence[str],
+    reward: Reward,
+    settings: Repulse,
+    base: str,
+    processes: int,
+) -> dict[str, Any]:
+    """What training.json holds: all that a training depends on, and counts."""
+    texts = json.dumps([list(prompts), list(eval_prompts)])
+    return {
         "training": asdict(settings)
         | {
             "base": base,
-            "prompts": texts,
+            "prompts": hashlib.sha256(texts.encode()).hexdigest()[:16],
             "reward": {"name": reward.name, "version": reward.version},
         },
         "model": asdict(ModelInfo.of(model)),
         "counts": {
             "prompts": len(prompts),
             "eval_prompts": len(eval_prompts),
-            "processes": processes.num_processes,
+            "processes": processes,
         },
     }
-    checkpoints = output / CHECKPOINTS
-    last = newest(checkpoints)
-    if last is None and not (output / ABOUT).is_file():
-        _check_reward(model, tokenizer, prompts, encoded, reward, settings)
-    processes.wait_for_everyone()
-    done = begin(output, about) if processes.is_main_process else False
-    done = bool(processes.reduce(torch.tensor(int(done), device=processes.device), "sum"))
-    if not done:
-        models = Models(
-            model, settings.lora, proposal=settings.method == "repulse", seed=settings.seed
-        )
-        try:
-            trainer = Trainer(models, tokenizer, prompts, encoded, reward, settings, processes)
-            trainer.held_out, trainer.evaluation = (list(eval_prompts), held_out), evaluate
-            trainer.run(checkpoints, progress)
-            if processes.is_main_process:
-                _save(models, tokenizer, trainer.log, about, output, keep_proposal)
-        finally:
-            models.close()
-    if processes.is_main_process:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    processes.wait_for_everyone()
-    return output
 
 
 def _encode(
@@ -162,21 +186,23 @@ def _check_reward(
     reward: Reward,
     settings: Repulse,
 ) -> None:
-    """Raises ValueError where a reward is not finite, or tells no completion from another: on a few of the model's own."""
+    """Raises ValueError if a reward is not finite, or constant on a few completions."""
     some = slice(0, 8)
     written = sample(model, encoded[some], 4, settings.max_new_tokens, settings.seed)
-    found = judge(reward, tokenizer, prompts[some], encoded[some], written)
-    if found.min() == found.max():
+    rewards = score_completions(reward, tokenizer, prompts[some], encoded[some], written)
+    lowest = float(rewards.min())
+    if lowest == rewards.max():
         raise ValueError(
-            f"the reward {reward.name} is constant: it gave {float(found.min()):g} for each of {found.numel()} completions, from "
-            "which nothing can be learnt"
+            f"the reward {reward.name} is constant: it gave {lowest:g} for each of "
+            f"{rewards.numel()} completions, from which nothing can be learnt"
         )
     if (
         settings.method == "rloo-transformed"
-        and not objectives.transformed(found, settings.alpha, settings.beta).isfinite().all()
+        and not objectives.transformed(rewards, settings.alpha, settings.beta).isfinite().all()
     ):
         raise ValueError(
-            f"alpha * exp(-beta * reward) is not finite for rewards as low as {float(found.min()):g}: lower beta"
+            "alpha * exp(-beta * reward) is not finite for rewards as low as "
+            f"{lowest:g}: lower beta"
         )
 
 
@@ -185,29 +211,19 @@ def _save(
     tokenizer: PreTrainedTokenizerBase,
     log: list[dict[str, Any]],
     about: dict[str, Any],
-    output: Path,
+    folder: RunFolder,
     keep_proposal: bool,
 ) -> None:
-    base = about["training"]["base"]
-    for who, place in ((POLICY, output), (PROPOSAL, output / PROPOSAL)):
-        if who == PROPOSAL and not (keep_proposal and about["training"]["method"] == "repulse"):
-            continue
-        if models.adapted is not None:
-            save_adapter(models.adapted, output, base, ADAPTERS[who])
-        else:
-            models.whole(who).save_pretrained(place)
-        if who == PROPOSAL:
-            tokenizer.save_pretrained(place)
-            write_atomically(place / "README.md", PROPOSAL_CARD)
+    """Saves the policy, the proposal if wanted, the card, the picture and, last of all, the log."""
+    base, output = about["training"]["base"], folder.path
+    models.save(POLICY, output, base)
+    if keep_proposal and about["training"]["method"] == "repulse":
+        place = models.save(PROPOSAL, output, base)
+        tokenizer.save_pretrained(place)
+        write_atomically(place / "README.md", PROPOSAL_CARD)
     plotted = plot(output / "training.png", log)
     write_atomically(
         output / "README.md", card(base, about["training"]["reward"]["name"], about, log, plotted)
     )
-    packages = [
-        "sasa-decoding",
-        "torch",
-        "transformers",
-        "accelerate",
-        *(["peft"] if models.adapted is not None else []),
-    ]
-    finish(output, about, log, tokenizer, packages)
+    packages = ["sasa-decoding", "torch", "transformers", "accelerate"]
+    finish(folder, about, log, tokenizer, packages + ["peft"] * (models.adapted is not None))

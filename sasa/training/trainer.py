@@ -1,8 +1,11 @@
-"""The loop of RePULSe (Zhao et al. 2025, arXiv 2510.21184): sample from policy and proposal, judge, update both.
+"""The loop of RePULSe (Zhao et al. 2025, arXiv 2510.21184).
 
-It is a plain loop on torch and accelerate. trl's RLOOTrainer (1.16) has one policy, one set of samples and one optimizer. A
-second sampler with a loss of its own, and weights from both models, would mean overriding its generation, its scoring, its
-loss, its training step and its checkpoints, most of them private.
+A step samples from policy and proposal, scores the samples and updates both models.
+
+It is a plain loop on torch and accelerate. trl's RLOOTrainer (1.16) has one policy, one set of
+samples and one optimizer. A second sampler with a loss of its own, and weights from both models,
+would mean overriding its generation, its scoring, its loss, its training step and its checkpoints,
+most of them private.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from sasa.decoding.sampling import in_rounds, log_probs, sample, seed_of
 from sasa.evaluation.rewards import Reward
 from sasa.training import objectives
 from sasa.training.card import AVERAGED
-from sasa.training.checkpoint import newest, restore, save
-from sasa.training.models import POLICY, PRIOR, PROPOSAL, Models
+from sasa.training.learners import Learners
+from sasa.training.models import POLICY, PROPOSAL, REFERENCE, Models
 from sasa.training.settings import Repulse
 from sasa.utils.files import write_atomically
 from sasa.utils.progress import figures_bar
@@ -33,12 +36,13 @@ what is worst. They are not for use, and are deleted when the training ends.
 
 
 class Trainer:
-    """The loop: samples of policy and proposal, rewards, gradients of both losses, an update of each; and what came of it.
+    """The loop: samples of policy and proposal, rewards, gradients of both losses, updates, a log.
 
     Attributes:
-        log: a dictionary a step. Of the policy's samples `reward`, `return`, `kl` (all means), `below` (the share with a reward
-            below eta) and `tokens`; of the proposal's `proposal_reward` and `proposal_below`; `effective_samples` of a prompt;
-            `norm` and `proposal_norm` of the gradients; and `eval`, where there was an evaluation.
+        log: a dictionary a step. Of the policy's samples `reward`, `return`, `kl` (all means),
+            `below` (the share with a reward below eta) and `tokens`; of the proposal's
+            `proposal_reward` and `proposal_below`; `effective_samples` of a prompt; `norm` and
+            `proposal_norm` of the gradients; and `eval`, where there was an evaluation.
     """
 
     def __init__(
@@ -62,23 +66,15 @@ class Trainer:
         self.held_out: tuple[list[str], list[list[int]]] = [], []
         self.evaluation: Callable[[PreTrainedModel], dict[str, float]] | None = None
         self.log: list[dict[str, Any]] = []
-        rates = {POLICY: settings.learning_rate}
+        rates = {POLICY: settings.learning_rate or 0.0}
         if settings.method == "repulse":
-            rates[PROPOSAL] = settings.proposal_learning_rate
-        self.learners = {
-            who: (
-                weights := models.weights(who),
-                torch.optim.AdamW(weights.values(), lr=rate or 0.0, weight_decay=0.0),
-            )
-            for who, rate in rates.items()
-        }
+            rates[PROPOSAL] = settings.proposal_learning_rate or 0.0
+        self.learners = Learners(models, rates, settings.max_norm)
 
     def run(self, checkpoints: Path, progress: bool) -> None:
-        """All steps that are still to be done."""
+        """Does all steps that are still to be done."""
         s = self.settings
-        last, done = newest(checkpoints), 0
-        if last is not None:
-            done, self.log = restore(last, self.learners)
+        done, self.log = self.learners.restore(checkpoints)
         with figures_bar(progress and self.processes.is_main_process) as bar:
             task = bar.add_task(s.method, total=s.steps, completed=done, figures="")
             if not done:
@@ -94,96 +90,111 @@ class Trainer:
                 ):
                     if not checkpoints.is_dir():
                         write_atomically(checkpoints / "README.md", WARNING)
-                    save(checkpoints, number + 1, self.learners, self.log)
+                    self.learners.save(checkpoints, number + 1, self.log)
                 bar.update(task, advance=1, figures=_figures(self.log))
 
     def step(self, number: int) -> dict[str, Any]:
-        """Samples, the gradients of both losses, and an update of the proposal and of the policy; the step's log.
+        """Makes one update of the proposal and of the policy, and returns the step's log.
 
         The policy's weights on the proposal's samples are those from before either update.
         """
         s, share = self.settings, self.processes
-        for weights, _ in self.learners.values():
-            for weight in weights.values():
-                weight.grad = None
+        self.learners.zero_grad()
         chosen = in_rounds(len(self.prompts), s.prompts_per_step, number, s.seed)
         rows = s.samples * (2 if PROPOSAL in self.learners else 1)
         size = min(max(1, s.batch_size // rows), math.ceil(len(chosen) / share.num_processes))
         parts = [chosen[first : first + size] for first in range(0, len(chosen), size)]
         sums: dict[str, float] = {}
         for place in range(share.process_index, len(parts), share.num_processes):
-            found = self._gradients(parts[place], seed_of(s.seed, number, place), len(chosen))
-            sums = {key: sums.get(key, 0.0) + value for key, value in found.items()}
+            more = self._gradients(parts[place], seed_of(s.seed, number, place), len(chosen))
+            sums = {key: sums.get(key, 0.0) + value for key, value in more.items()}
         if share.num_processes > 1:
             sums = self._add_up(sums)
         entry = {"step": number + 1} | {key: value / len(chosen) for key, value in sums.items()}
-        for who, (weights, optimizer) in reversed(self.learners.items()):  # the proposal first
-            norm = torch.nn.utils.clip_grad_norm_(weights.values(), s.max_norm)
-            entry["norm" if who == POLICY else "proposal_norm"] = float(norm)
-            optimizer.step()
+        for name, norm in self.learners.step().items():
+            entry["norm" if name == POLICY else "proposal_norm"] = norm
         return entry
 
     def _gradients(self, chosen: list[int], seed: int, total: int) -> dict[str, float]:
-        """Adds the gradients of both losses on some prompts, of `total` in the step, to the weights' own; sums for the log."""
+        """Adds both losses' gradients on some of the step's `total` prompts to the weights' own.
+
+        Returns:
+            sums over these prompts, for the log.
+        """
         s, ids = self.settings, [self.encoded[i] for i in chosen]
-        shape = len(ids), s.samples
         with self.models.use(POLICY) as policy:
             own = sample(policy, ids, s.samples, s.max_new_tokens, seed)
-        own_rewards, log_p0 = self._judge(chosen, own), self._prior(ids, own)
-        found: list[list[int]] = []
+        rewards, log_p0 = self._rewards(chosen, own), self._prior(ids, own)
+        proposed: list[list[int]] = []
         if PROPOSAL in self.learners:
             with self.models.use(PROPOSAL) as proposal:
-                found = sample(proposal, ids, s.samples, s.max_new_tokens, seed + 1)
-            rewards = self._judge(chosen, found)
+                proposed = sample(proposal, ids, s.samples, s.max_new_tokens, seed + 1)
+            proposed_rewards = self._rewards(chosen, proposed)
             with self.models.use(PROPOSAL) as proposal:
-                log_q = log_probs(proposal, ids, found).view(*shape, -1)
-        every = [
+                log_q = log_probs(proposal, ids, proposed).view(len(ids), s.samples, -1)
+        rows = [  # of each prompt the policy's samples and then the proposal's
             row
             for i in range(len(ids))
-            for side in (own, found)
+            for side in (own, proposed)
             for row in side[i * s.samples : (i + 1) * s.samples]
         ]
         with self.models.use(POLICY) as policy:
-            log_p = log_probs(policy, ids, every).view(len(ids), -1, max(map(len, every)))
+            log_p = log_probs(policy, ids, rows).view(len(ids), -1, max(map(len, rows)))
         log_own = log_p[:, : s.samples].sum(2)
-        returns = objectives.returns(own_rewards, log_own.detach(), log_p0, s.beta_kl)
-        aim = returns
-        if s.method == "rloo-transformed":
-            aim = returns + objectives.transformed(own_rewards, s.alpha, s.beta) - own_rewards
-        loss = -(objectives.advantages(aim) / s.samples * log_own).sum()
-        sums = {
-            "reward": float(own_rewards.mean(1).sum()),
-            "return": float(returns.mean(1).sum()),
-            "kl": float((log_own.detach() - log_p0).mean(1).sum()),
-            "below": float((own_rewards < s.eta).float().mean(1).sum()),
-            "tokens": sum(map(len, own)) / s.samples,
-        }
+        loss, sums = self._own_loss(log_own, log_p0, rewards)
+        sums["tokens"] = sum(map(len, own)) / s.samples
         if s.method == "p-proposal":
-            weights = objectives.sigma_weights(
-                log_own.detach(), log_own.detach(), own_rewards, s.beta
-            )
-            loss = loss + s.alpha * (weights * log_own).sum()
+            push, weights = self._push(log_own, log_own.detach(), rewards)
+            loss = loss + push
             sums["effective_samples"] = float(objectives.effective_sample_size(weights).sum())
         if PROPOSAL in self.learners:
-            log_found, fixed = log_p[:, s.samples :, : log_q.shape[2]], log_q.detach()
-            weights = objectives.sigma_weights(
-                log_found.detach().sum(2), fixed.sum(2), rewards, s.beta
-            )
-            loss = loss + s.alpha * (weights * log_found.sum(2)).sum()
-            baseline = objectives.baseline_weights(log_found.detach(), fixed)
+            log_proposed, fixed = log_p[:, s.samples :, : log_q.shape[2]], log_q.detach()
+            push, weights = self._push(log_proposed.sum(2), fixed.sum(2), proposed_rewards)
+            loss = loss + push
+            baseline = objectives.baseline_weights(log_proposed.detach(), fixed)
             (((baseline - weights[..., None]) * log_q).sum() / total).backward()
             sums |= {
-                "proposal_reward": float(rewards.mean(1).sum()),
-                "proposal_below": float((rewards < s.eta).float().mean(1).sum()),
+                "proposal_reward": float(proposed_rewards.mean(1).sum()),
+                "proposal_below": float((proposed_rewards < s.eta).float().mean(1).sum()),
                 "effective_samples": float(objectives.effective_sample_size(weights).sum()),
             }
         (loss / total).backward()
         return sums
 
-    def _judge(self, chosen: list[int], completions: list[list[int]]) -> Tensor:
-        """Rewards (P, K) of completions, by what the prior makes of them where the reward is a boundary's."""
-        with self.models.use(PRIOR):
-            return judge(
+    def _own_loss(
+        self, log_p: Tensor, log_p0: Tensor, rewards: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The policy's loss on its own samples, and sums for the log; all arguments are (P, K)."""
+        s = self.settings
+        returns = objectives.returns(rewards, log_p.detach(), log_p0, s.beta_kl)
+        aim = returns
+        if s.method == "rloo-transformed":
+            aim = returns + objectives.transformed(rewards, s.alpha, s.beta) - rewards
+        loss = -(objectives.advantages(aim) / s.samples * log_p).sum()
+        sums = {
+            "reward": float(rewards.mean(1).sum()),
+            "return": float(returns.mean(1).sum()),
+            "kl": float((log_p.detach() - log_p0).mean(1).sum()),
+            "below": float((rewards < s.eta).float().mean(1).sum()),
+        }
+        return loss, sums
+
+    def _push(self, log_p: Tensor, log_q: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss that makes bad samples less probable, and the samples' weights (P, K).
+
+        Args:
+            log_p: log-probabilities (P, K) of samples under the policy, differentiable.
+            log_q: the same under the model that drew them, not differentiable.
+            rewards: (P, K).
+        """
+        s = self.settings
+        weights = objectives.sigma_weights(log_p.detach(), log_q, rewards, s.beta)
+        return s.alpha * (weights * log_p).sum(), weights
+
+    def _rewards(self, chosen: list[int], completions: list[list[int]]) -> Tensor:
+        """Rewards (P, K) of completions; a boundary's reward reads them with the prior."""
+        with self.models.use(REFERENCE):
+            return score_completions(
                 self.reward,
                 self.tokenizer,
                 [self.prompts[i] for i in chosen],
@@ -194,17 +205,15 @@ class Trainer:
     @torch.no_grad()
     def _prior(self, ids: list[list[int]], completions: list[list[int]]) -> Tensor:
         """Log-probabilities (P, K) of completions under the prior."""
-        with self.models.use(PRIOR) as prior:
+        with self.models.use(REFERENCE) as prior:
             return log_probs(prior, ids, completions).sum(1).view(len(ids), -1)
 
     def _add_up(self, sums: dict[str, float]) -> dict[str, float]:
         """Adds up gradients, and sums for the log, over all processes."""
-        for weights, _ in self.learners.values():
-            grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights.values()]
+        for weights in self.learners.weights():
+            grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
             whole = self.processes.reduce(torch.nn.utils.parameters_to_vector(grads), "sum")
-            for weight, grad in zip(
-                weights.values(), whole.split([g.numel() for g in grads]), strict=True
-            ):
+            for weight, grad in zip(weights, whole.split([g.numel() for g in grads]), strict=True):
                 weight.grad = grad.view_as(weight)
         keys = (*SUMS, *PUSHED.get(self.settings.method, ()))
         values = torch.tensor(
@@ -213,7 +222,7 @@ class Trainer:
         return dict(zip(keys, self.processes.reduce(values, "sum").tolist(), strict=True))
 
     def _evaluate(self, entry: dict[str, Any], wanted: bool = True) -> None:
-        """Writes a step into the log, with an evaluation where one is wanted and there is what to evaluate."""
+        """Adds a step to the log, with an evaluation if one is wanted and possible."""
         figures: dict[str, float] = {}
         wanted = wanted and self.processes.is_main_process
         if wanted and self.held_out[0]:
@@ -237,14 +246,16 @@ class Trainer:
                 with torch.no_grad():
                     log_p = log_probs(policy, ids, written).sum(1).view(len(ids), -1)
             ratios.append(log_p - self._prior(ids, written))
-            with self.models.use(PRIOR):
+            with self.models.use(REFERENCE):
                 rewards.append(
-                    judge(self.reward, self.tokenizer, texts[first : first + size], ids, written)
+                    score_completions(
+                        self.reward, self.tokenizer, texts[first : first + size], ids, written
+                    )
                 )
-        found = torch.cat(rewards)
+        every = torch.cat(rewards)
         return {
-            "reward": float(found.mean()),
-            "below": float((found < s.eta).float().mean()),
+            "reward": float(every.mean()),
+            "below": float((every < s.eta).float().mean()),
             "kl": float(torch.cat(ratios).mean()),
         }
 
@@ -257,24 +268,24 @@ PUSHED = {
 """What a step's log holds besides, where there is a push."""
 
 
-def judge(
+def score_completions(
     reward: Reward,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     encoded: Sequence[list[int]],
     completions: Sequence[list[int]],
 ) -> Tensor:
-    """Rewards, float32 (P, K), of completions, as many of each of P prompts."""
-    each = len(completions) // len(prompts)
+    """Rewards, float32 (P, K), of completions, K of each of P prompts."""
+    count = len(completions) // len(prompts)
     texts = [
-        completion_text(tokenizer, encoded[i // each], row) for i, row in enumerate(completions)
+        completion_text(tokenizer, encoded[i // count], row) for i, row in enumerate(completions)
     ]
-    found = reward([prompts[i // each] for i in range(len(texts))], texts)
-    return torch.from_numpy(found).float().view(len(prompts), each)
+    rewards = reward([prompts[i // count] for i in range(len(texts))], texts)
+    return torch.from_numpy(rewards).float().view(len(prompts), count)
 
 
 def _figures(log: list[dict[str, Any]]) -> str:
-    """A step in a line, of means over the last ones: one step's say little."""
+    """The log's last entries in a line, as means: one step says little."""
     last = log[-AVERAGED:]
     names = {
         "reward": "reward",

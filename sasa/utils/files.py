@@ -1,4 +1,4 @@
-"""Files that no crash leaves half-written, and settings compared with those of an earlier run."""
+"""JSON files, atomic writes, and the comparison of settings with those of an earlier run."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from typing import Any
 def read_json(
     file: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> dict[str, Any]:
-    """An object that was written as JSON. Raises ValueError where the file holds none: it is damaged."""
+    """Reads a JSON object. Raises ValueError, which calls the file damaged, if it holds none."""
     try:
-        found = json.loads(file.read_bytes(), object_hook=object_hook)
+        content = json.loads(file.read_bytes(), object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is damaged: it holds a {type(found).__name__}, not an object")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it holds a {type(content).__name__}, not an object")
+    return content
 
 
-def differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
-    """How the settings that a folder was made with differ from those of now, as text.
+def differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
+    """How the settings that a folder was made with differ from those given now, as text.
 
     Dictionaries within are compared key by key.
     """
-    found = []
-    for key in {**here, **there}:  # what is missing in one is a setting at its default there
-        a, b = there.get(key), here.get(key)
+    changes = []
+    for key in {**given, **stored}:  # a key that one of them lacks is a setting at its default
+        a, b = stored.get(key), given.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
+            changes += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} was {a}, is {b}")
-    return found
+            changes.append(f"{prefix}{key} was {a}, is {b}")
+    return changes
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes a file beside its place and moves it there: nobody ever sees half of it."""
+    """Writes a temporary file and moves it into place: nobody ever reads half of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,4 +1,4 @@
-"""JSON lines that survive being killed: appended in one go, read as far as they are whole."""
+"""JSON lines of a process that may be killed: appended in one go, read as far as they are whole."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ except ImportError:  # Windows
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Records of a store's file, as far as its lines are whole. Raises ValueError where one is damaged."""
+    """The records of a file, without a torn last line. Raises ValueError if one is damaged."""
     return parse(file, whole_lines(file)) if file.is_file() else []
 
 
 def parse(file: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """The records of some of a file's first lines. Raises ValueError where one is damaged."""
-    found = []
+    """The records in a file's first lines. Raises ValueError if one is damaged."""
+    records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -30,24 +30,24 @@ def parse(file: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
             raise ValueError(f"{file}, line {number} is damaged: {error}") from error
         if not isinstance(record, dict):
             raise ValueError(
-                f"{file}, line {number} is damaged: it holds a {type(record).__name__}, not an object"
+                f"{file}, line {number} is damaged: "
+                f"it holds a {type(record).__name__}, not an object"
             )
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def whole_lines(file: Path) -> list[bytes]:
-    """Lines that were written to the end."""
-    *lines, _ = file.read_bytes().split(
-        b"\n"
-    )  # behind the last end of a line there is nothing, or half a line
+    """The lines of a file that were written to the end, with their line ends."""
+    # after the last line end comes nothing, or half a line
+    *lines, _ = file.read_bytes().split(b"\n")
     while lines and not _is_record(lines[-1]):
         lines.pop()
     return [line + b"\n" for line in lines]
 
 
 def keep_lines(file: Path, lines: Sequence[bytes]) -> None:
-    """Cuts off what stands behind a file's first lines, which are these."""
+    """Cuts a file off after its first lines, which are these."""
     keep = sum(map(len, lines))
     if keep < file.stat().st_size:
         with file.open("r+b") as opened:
@@ -55,7 +55,7 @@ def keep_lines(file: Path, lines: Sequence[bytes]) -> None:
 
 
 def append(file: Path, records: Sequence[Any]) -> None:
-    """Appends lines in one go, on the disk when it returns; a torn line that stands at the end is cut off first."""
+    """Appends lines in one go, on the disk when it returns; a torn last line is cut off first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+b") as opened:
         end = opened.seek(0, os.SEEK_END)
@@ -70,7 +70,7 @@ def append(file: Path, records: Sequence[Any]) -> None:
 
 
 def line(record: Any) -> str:
-    """A record as it stands in a store."""
+    """A record as a line of JSON, without a line end."""
     return json.dumps(record, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a long run: its settings, its records, and a lock, so that a killed run resumes where it stopped.
+"""The folder of a long run: settings, records and a lock, so that a killed run can be resumed.
 
 Fits, benchmarks, tail measurements, trainings and attacks each keep one:
 
@@ -35,22 +35,45 @@ class RunFolder:
     Attributes:
         path: the folder; it need not exist yet.
         settings_file: the name of the JSON file in it that holds the settings.
-        holds: what a run of this kind is called in errors, such as `a training`.
-        remedy: what to do when the folder cannot be used, as the last sentence of the error.
+        run: what a run of this kind is called in errors, such as `training`.
+        command: the command that makes such folders, for errors, such as `sasa bench`.
+        sections: keys of the settings file whose objects are the settings, where it holds more
+            than settings; empty if its keys are the settings.
+        foreign: a glob pattern. A folder without a settings file is refused if it holds a path
+            that matches; None refuses no folder. The lock never counts.
+        settings_differ: the message of the error about other settings, with `{path}` and
+            `{differences}`.
+        not_a_run: the message of the error about a folder that is refused, with `{path}` and
+            `{run}`.
     """
 
     path: Path
     settings_file: str
-    holds: str
-    remedy: str = "Give the same ones, or another folder"
+    run: str
+    command: str
+    sections: tuple[str, ...] = ()
+    foreign: str | None = "*"
+    settings_differ: str = (
+        "{path} was made with other settings: {differences}. Give the same ones, or another folder"
+    )
+    not_a_run: str = "{path} is not empty and holds no {run}: give another folder"
 
     @property
     def exists(self) -> bool:
-        """Whether a run has been begun here."""
+        """Whether a run has been begun in the folder."""
         return (self.path / self.settings_file).is_file()
 
     def read(self) -> dict[str, Any]:
-        """The settings file. Raises ValueError if it is damaged, FileNotFoundError if there is none."""
+        """Reads the settings file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged.
+        """
+        if not self.exists:
+            raise FileNotFoundError(
+                f"{self.path} is no folder of `{self.command}`: it has no {self.settings_file}"
+            )
         return read_json(self.path / self.settings_file)
 
     def write(self, content: Mapping[str, Any]) -> None:
@@ -58,61 +81,94 @@ class RunFolder:
         text = json.dumps(content, indent=1) + "\n"
         write_atomically(self.path / self.settings_file, text)
 
-    def check(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Compares settings with those that the folder's run began with.
+    def check(self, content: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Compares settings with those that the folder's run began with, and changes nothing.
 
         Args:
-            settings: JSON values; keys that the file has beside these are not compared.
+            content: JSON values, as for `write`. Keys that only the file has are not compared,
+                nor, where there are sections, is anything outside of them.
 
         Returns:
             the content of the settings file; None if no run has begun here.
 
         Raises:
-            SettingsDiffer: the run has other settings, which are named, or the folder is not empty
-                and holds no such run.
+            SettingsDiffer: the run has other settings, which are named, or the folder holds
+                something else.
             ValueError: the settings file is damaged.
         """
         if not self.exists:
-            if self.path.is_dir() and any(each.name != LOCK for each in self.path.iterdir()):
-                raise SettingsDiffer(
-                    f"{self.path} is not empty and does not hold {self.holds}: give another folder"
-                )
+            if self.foreign is not None and any(
+                path.name != LOCK for path in self.path.glob(self.foreign)
+            ):
+                raise SettingsDiffer(self.not_a_run.format(path=self.path, run=self.run))
             return None
         stored = self.read()
-        now = json.loads(json.dumps(settings))  # as they come back from the file
-        if differ := differences({key: stored.get(key) for key in now}, now):
+        given = json.loads(json.dumps(content))  # as the values come back from the file
+        pairs = (
+            [(stored[section], given[section]) for section in self.sections]
+            if self.sections
+            else [({key: stored.get(key) for key in given}, given)]
+        )
+        if changes := [change for pair in pairs for change in differences(*pair)]:
             raise SettingsDiffer(
-                f"{self.path} was made with other settings: {'; '.join(differ)}. {self.remedy}"
+                self.settings_differ.format(path=self.path, differences="; ".join(changes))
             )
         return stored
 
-    def begin(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Begins a run, or resumes the one that is there: `check`, and `write` where there is none."""
-        stored = self.check(settings)
+    def begin(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Begins a run, or resumes the one that is there: `check`, then `write` if none is.
+
+        Returns:
+            the content of the settings file.
+        """
+        stored = self.check(content)
         if stored is None:
-            self.write(settings)
-        return stored or self.read()
+            self.write(content)
+            stored = self.read()
+        return stored
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from writing here. Raises BlockingIOError if one does already."""
+        """Keeps other processes from writing here. The folder is made if there is none.
+
+        The system releases the lock when the process ends, however it ends.
+
+        Raises:
+            BlockingIOError: another process holds the lock.
+            OSError: the folder cannot be made, or not be locked; the error names it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / LOCK, blocking=False)
         try:
-            with filelock.FileLock(self.path / LOCK, blocking=False):
-                yield
+            lock.acquire()
         except filelock.Timeout as error:
             raise BlockingIOError(f"another process is writing to {self.path}") from error
+        except OSError as error:
+            raise OSError(error.errno, f"cannot lock {self.path}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def records(self, name: str) -> list[dict[str, Any]]:
-        """The records of one of the run's .jsonl files, without a torn last line; none without a file."""
-        return jsonl.read(self.path / name)
+    def lines(self, name: str) -> list[bytes]:
+        """The lines of a .jsonl file that were written to the end; none without a file."""
+        file = self.path / name
+        return jsonl.whole_lines(file) if file.is_file() else []
+
+    def records(self, name: str, count: int | None = None) -> list[dict[str, Any]]:
+        """The first `count` records of a .jsonl file, or all, without a torn last line.
+
+        Raises:
+            ValueError: one of these is damaged.
+        """
+        return jsonl.parse(self.path / name, self.lines(name)[:count])
 
     def append(self, name: str, records: Sequence[Any]) -> None:
-        """Appends records in one go; they are on the disk when it returns."""
+        """Appends records in one go, on the disk when it returns; a torn last line is cut off."""
         jsonl.append(self.path / name, records)
 
     def keep(self, name: str, count: int) -> None:
-        """Cuts a .jsonl file off after its first `count` whole lines; only for the process that writes."""
+        """Cuts a .jsonl file off after its first `count` whole lines; only under the lock."""
         file = self.path / name
         if file.is_file():
             jsonl.keep_lines(file, jsonl.whole_lines(file)[:count])

@@ -47,6 +47,7 @@ from sasa.redteam import (
 )
 from sasa.redteam.encoder import Encoder
 from sasa.redteam.hits import clusters, find_hits, part_of, redact
+from sasa.redteam.store import attack_folder
 from sasa.redteam.targets import NOTHING, check_target, load_function
 
 SMALL = RedTeam(
@@ -288,6 +289,16 @@ def test_killed_again_and_again_the_store_ends_the_same(tmp_path):
     assert size() < len(files(whole.folder)["attempts.jsonl"])
     attack(torn, settings)
     assert files(torn) == files(whole.folder)
+
+
+def test_a_second_process_is_kept_out_and_changes_nothing(tmp_path):
+    with (
+        attack_folder(tmp_path / "a").lock(),
+        pytest.raises(BlockingIOError, match="another process is writing to"),
+    ):
+        attack(tmp_path / "a")
+    assert [file.name for file in (tmp_path / "a").iterdir()] == [".lock"]
+    assert attack(tmp_path / "a", replace(SMALL, cases=6)).steps == 1
 
 
 def test_a_finished_attack_goes_on_where_more_cases_are_asked_for(done, tmp_path):
@@ -537,7 +548,7 @@ def test_an_endpoint_answers_or_says_why_not(service):
 
 
 def test_what_cannot_be_attacked(done, tmp_path):
-    with pytest.raises(ValueError, match="one judge alone, vowels"):
+    with pytest.raises(ValueError, match="one scorer alone, vowels"):
         attack(tmp_path / "a", judges=JUDGES[:1])
     assert attack(tmp_path / "one", judges=JUDGES[:1], single_judge=True).judges == ["vowels"]
     with pytest.raises(ValueError, match="names of their own"):
@@ -626,7 +637,7 @@ def test_hits_are_what_all_judges_agree_on_each_text_once(made):
     assert [hit.cluster for hit in hits] == [0, 1, 0]
     assert [hit.head for hit in hits] == [True, True, False]
     assert [hit.place for hit in find_hits(made, 0.75)] == [0]
-    assert [hit.place for hit in find_hits(made, judges=["first"])] == [0, 2, 3, 4]
+    assert [hit.place for hit in find_hits(made, scorers=["first"])] == [0, 2, 3, 4]
     assert [hit.place for hit in part_of(hits, "even")] == [0, 3]
     assert [hit.place for hit in part_of(hits, "odd")] == [2]
     with pytest.raises(ValueError, match="all, even, odd"):
@@ -664,6 +675,17 @@ def test_the_report_s_figures(made):
     assert [head["size"] for head in found["heads"]] == [2, 1]
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_kappa_is_no_number_where_there_is_one_verdict_only(made, tmp_path):
+    def kappa(threshold):
+        (found,) = write_report([made.folder], tmp_path / "r", threshold=threshold)["attacks"]
+        return found["agreement"][0]["kappa"]
+
+    assert np.isnan([kappa(0), kappa(1)]).all()  # all toxic, none toxic
+    assert kappa(0.05) == pytest.approx(1)
+    assert kappa(0.95) == pytest.approx(-1 / 6)
+
+
 def test_the_report_hides_texts_unless_it_is_told_to_show_them(made, tmp_path):
     write_report([made.folder])
     place = made.folder / "report"
@@ -687,7 +709,7 @@ def test_the_report_hides_texts_unless_it_is_told_to_show_them(made, tmp_path):
 def test_reports_side_by_side(made, done, tmp_path):
     with pytest.raises(ValueError, match="folder of its own"):
         write_report([made.folder, done.folder])
-    with pytest.raises(ValueError, match="judged by others"):
+    with pytest.raises(ValueError, match="scored by others"):
         write_report([made.folder, done.folder], tmp_path / "both")
     other = attack(tmp_path / "zero", replace(SMALL, method="zero-shot"))
     found = write_report([done.folder, other.folder], tmp_path / "both")

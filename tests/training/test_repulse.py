@@ -17,7 +17,8 @@ import sasa
 from sasa.evaluation.rewards import function_reward
 from sasa.models.skinny import skinny_linears
 from sasa.training import Repulse, objectives, train_repulse
-from sasa.training.models import POLICY, PRIOR, PROPOSAL, Models
+from sasa.training.folder import training_folder
+from sasa.training.models import POLICY, PROPOSAL, REFERENCE, Models
 from sasa.training.trainer import Trainer
 
 accelerate = pytest.importorskip("accelerate", reason="pip install 'sasa-decoding[train]'")
@@ -146,7 +147,7 @@ def test_a_step_follows_the_gradients_of_both_losses(method, lora):
         ]
 
     log_p, weights = enumerated(POLICY)
-    log_p0 = enumerated(PRIOR)[0].detach()
+    log_p0 = enumerated(REFERENCE)[0].detach()
     sigma = exact.sigma(log_p, settings.beta).detach()
     loss = -exact.mean_return(log_p, log_p0, settings.beta_kl)
     if method == "rloo-transformed":
@@ -495,6 +496,16 @@ def test_what_cannot_be_trained_on(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_trainings_in_one_folder(tmp_path):
+    with (
+        training_folder(tmp_path / "out").lock(),
+        pytest.raises(BlockingIOError, match="another process is writing to"),
+    ):
+        train(tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [".lock"]
+    train(tmp_path / "out")
 
 
 def test_folders_of_something_else(tmp_path):

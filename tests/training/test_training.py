@@ -20,7 +20,7 @@ from sasa.data.dialogues import turns
 from sasa.fitting import Corpus
 from sasa.training import Training, train_backtracking
 from sasa.training.backtracking import add_reset_token, encode_pair, examples
-from sasa.training.folder import check_packages
+from sasa.training.folder import check_packages, training_folder
 
 trl = pytest.importorskip("trl", reason="pip install 'sasa-decoding[train]'")
 pytest.importorskip("peft", reason="pip install 'sasa-decoding[train]'")
@@ -504,6 +504,17 @@ def test_stopped_it_goes_on_from_its_checkpoint(corpus, tmp_path, monkeypatch):
         torch.testing.assert_close(found[name], weight)
     train(half)  # what is done is not done again
     assert len(steps) == 12 + 1 + 8
+
+
+def test_two_trainings_in_one_folder(corpus, fresh, tmp_path):
+    training = Training(corpus, lora=2, epochs=1, max_length=200)
+    with (
+        training_folder(tmp_path / "out").lock(),
+        pytest.raises(BlockingIOError, match="another process is writing to"),
+    ):
+        train_backtracking(*fresh, training, tmp_path / "out", base="me/tiny")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [".lock"]
+    train_backtracking(*fresh, training, tmp_path / "out", base="me/tiny")
 
 
 def test_other_settings_are_refused(corpus, fresh, tmp_path):
