@@ -827,7 +827,7 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
 
     from sasa.core.values import Steering
     from sasa.decoding.cost import taxes
-    from sasa.evaluation.baselines.judges import judge_named
+    from sasa.evaluation.baselines.scorers import shared_scorer
     from sasa.evaluation.methods import method
     from sasa.evaluation.settings import Settings
     from sasa.evaluation.world import World
@@ -842,7 +842,7 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
     words.plain = False
     reading = script.reading_by(world, words, method(f"rad:{judge}:20"), "rad")
     found = taxes(reading, Steering.of(boundary, 1.0, "raw"))
-    scorer = judge_named(judge)
+    scorer = shared_scorer(judge)
     for text, place, nats in zip(
         reading.text.tolist(), reading.place.tolist(), found.tolist(), strict=True
     ):

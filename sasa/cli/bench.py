@@ -32,7 +32,8 @@ from sasa.cli.common import (
 )
 from sasa.core.settings import BETA, DEFAULT_MODEL, check_truncation
 from sasa.data.tables import read_lines
-from sasa.evaluation.settings import METHODS_HELP, SCORER_NAMES, WORDS, Settings
+from sasa.evaluation.registry import METHODS_HELP, SCORERS
+from sasa.evaluation.settings import WORDS, Settings
 from sasa.utils.files import read_json
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def suite_command(name: str) -> Callable[..., None]:
             typer.Option(
                 "--scorer",
                 "-s",
-                help=f"Repeat for several: {', '.join(SCORER_NAMES)}, hf:MODEL, words:CORPUS, boundary.",
+                help=f"Repeat for several: {', '.join(SCORERS)}, hf:MODEL, words:CORPUS, boundary.",
             ),
         ] = None,
         limit: Annotated[
@@ -157,6 +158,7 @@ def suite_command(name: str) -> Callable[..., None]:
         from sasa.evaluation import methods as ways
         from sasa.evaluation import runner, scorers
         from sasa.evaluation.report import write_report
+        from sasa.evaluation.scorers.boundary import BoundaryScorer
         from sasa.evaluation.suites import load_suite
         from sasa.evaluation.world import World
 
@@ -182,7 +184,7 @@ def suite_command(name: str) -> Callable[..., None]:
         independent = [scorers.scorer(s) for s in asked if s != "boundary"]
         if not dry_run:
             for judge_ in independent:
-                scorers.try_judge(judge_)
+                scorers.try_scorer(judge_)
         loaded, tokenizer = sasa.load(model, device, dtype)
         lines = load_boundaries(boundary, loaded, strict)
         settings = Settings(
@@ -211,7 +213,7 @@ def suite_command(name: str) -> Callable[..., None]:
             runner.contexts(
                 run, *judging, judging=True
             )  # what it cannot read shows here, before the long work
-        margin = [scorers.Margin(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []
+        margin = [BoundaryScorer(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []
         spread = spread_by_ray(ray, ray_address, ray_workers, model, device, dtype_of(loaded))
         runner.generate_stage(run, made, world, progress=True, spread=spread)
         runner.likelihood_stage(run, loaded, tokenizer, wanted, progress=True, spread=spread)
@@ -307,9 +309,7 @@ def _forecast(run: Run, made: dict[str, Method], world: World) -> None:
         "all", "", f"{sum(seconds for _, seconds in found.values()) / 60:.0f}", style="bold"
     )
     out.print(table)
-    out.print(
-        "and the scorers' own time: little for profanity, a second a completion for perspective"
-    )
+    out.print("and the scorers' own time: little for profanity")
 
 
 def _words(file: Path) -> tuple[str, ...]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import http.server
 import importlib.util
 import json
 import math
 import random
 import re
-import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +18,12 @@ import torch
 
 from sasa import Backtracking
 from sasa.core.settings import PRIOR
-from sasa.evaluation import jigsaw, metrics, runner, scorers
+from sasa.evaluation import metrics, registry, runner, scorers
 from sasa.evaluation.methods import method
 from sasa.evaluation.report import compare, write_report
 from sasa.evaluation.runner import Run, SettingsDiffer, negative_log_likelihood
+from sasa.evaluation.scorers import jigsaw
+from sasa.evaluation.scorers.boundary import BoundaryScorer
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import FIRST_TURNS, Prompt, Suite, load_suite
 from sasa.evaluation.world import World
@@ -358,7 +359,7 @@ def test_a_classifier_reads_texts_of_any_length(tmp_path, kind):
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     judge = scorers.scorer(f"hf:{tmp_path}")
-    scorers.try_judge(judge)
+    scorers.try_scorer(judge)
     fits = "a" * (34 if kind == "bert" else 32)
     long, cut, empty = judge.score([fits + "bcd", fits, ""])
     assert long == pytest.approx(cut)
@@ -372,7 +373,7 @@ def test_judges_are_tried_before_the_long_work(monkeypatch, tiny_folder, tmp_pat
         def score(self, texts):
             return np.array([1 / len(text) for text in texts])
 
-    monkeypatch.setitem(scorers.SCORERS, "fragile", Fragile)
+    monkeypatch.setitem(registry.SCORERS, "fragile", SimpleNamespace(make=Fragile))
     monkeypatch.setattr("sasa.load", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setenv("SASA_CACHE", str(tmp_path / "cache"))
     from typer.testing import CliRunner
@@ -429,14 +430,6 @@ def test_attaq_of_other_forms(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("rate", ["0", "-1", "abc", "inf"])
-def test_a_rate_that_is_none(monkeypatch, rate):
-    monkeypatch.setenv("PERSPECTIVE_API_KEY", "key")
-    monkeypatch.setenv("PERSPECTIVE_RATE", rate)
-    with pytest.raises(ValueError, match=f"PERSPECTIVE_RATE must be .* got '{rate}'"):
-        scorers.scorer("perspective")
-
-
 def test_a_cache_of_scores_that_is_damaged(monkeypatch, tmp_path):
     monkeypatch.setenv("SASA_CACHE", str(tmp_path))
     judge = scorers.scorer("profanity")
@@ -453,53 +446,14 @@ def test_blank_lines_between_prompts(tmp_path):
     assert [p.text for p in load_suite("rtp", tmp_path / "p.jsonl").prompts] == ["a", "b"]
 
 
-class Service(http.server.BaseHTTPRequestHandler):
-    """Perspective as seen from here: busy at first, and it scores by length."""
-
-    busy = 2
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if Service.busy:
-            Service.busy -= 1
-            self.send_error(429)
-            return
-        if body["comment"]["text"] == "refused":
-            self.send_error(400)
-            return
-        score = {
-            "attributeScores": {
-                "TOXICITY": {"summaryScore": {"value": len(body["comment"]["text"]) / 100}}
-            }
-        }
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(score).encode())
-
-    def log_message(self, *args):
-        pass
-
-
-def test_perspective(monkeypatch):
-    with pytest.raises(ValueError, match="PERSPECTIVE_API_KEY"):
-        scorers.scorer("perspective")
-    monkeypatch.setenv("PERSPECTIVE_API_KEY", "key")
-    monkeypatch.setenv("PERSPECTIVE_RATE", "200")
-    with http.server.HTTPServer(("127.0.0.1", 0), Service) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        judge = scorers.Perspective(f"http://127.0.0.1:{server.server_port}/")
-        assert scorers.scored(judge, ["abc", "", "four"]).tolist() == [0.03, 0.0, 0.04]
-        with pytest.raises(ValueError, match="HTTP 400"):
-            scorers.scored(judge, ["refused"])
-        server.shutdown()
-
-
 def test_unknown_scorers_and_methods_say_what_there_is():
     with pytest.raises(
         ValueError,
-        match=r"profanity, tox-block, toxic-comment-classifier, detoxify, perspective, hap-38m, .*, hf:MODEL",
+        match=r"profanity, tox-block, toxic-comment-classifier, detoxify, hap-38m, .*, hf:MODEL",
     ):
         scorers.scorer("gut feeling")
+    with pytest.raises(ValueError, match="unknown scorer 'perspective'"):
+        scorers.scorer("perspective")
     with pytest.raises(ValueError, match="best-of:N"):
         method("pray")
     for bad in (
@@ -826,7 +780,7 @@ def test_the_boundary_is_never_the_only_judge(world, tmp_path):
     run = make_run(tmp_path, world, scorer=False)
     with pytest.raises(ValueError, match="no scores yet"):
         compare([run.folder])
-    margin = scorers.Margin(world.model, world.tokenizer, world.boundary)
+    margin = BoundaryScorer(world.model, world.tokenizer, world.boundary)
     runner.score_stage(run, [margin], ["plain"])
     with pytest.raises(ValueError, match="the boundary alone"):
         compare([run.folder])
