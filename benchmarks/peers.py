@@ -47,8 +47,8 @@ from sasa.evaluation.baselines.rad import RAD
 from sasa.evaluation.baselines.scorers import shared_scorer
 from sasa.evaluation.methods import SASA, method
 from sasa.evaluation.metrics import from_json, to_json
-from sasa.evaluation.report import in_cell
-from sasa.evaluation.runner import file_name
+from sasa.evaluation.reports.cells import in_cell
+from sasa.evaluation.run import file_name
 from sasa.evaluation.selectivity import labelled, selectivity
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite

@@ -18,13 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.core.values import Boundaries
 from sasa.evaluation import metrics
+from sasa.evaluation.forecast import refusals
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.methods import method
 from sasa.evaluation.metrics import Estimate
-from sasa.evaluation.report import in_cell
-from sasa.evaluation.runner import Run, generate_stage, likelihood_stage, refusals, score_stage
+from sasa.evaluation.reports.cells import in_cell
+from sasa.evaluation.run import Run
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.settings import Settings
+from sasa.evaluation.stages import generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import Method, World
 from sasa.redteam.hits import Hit, find_hits, part_of

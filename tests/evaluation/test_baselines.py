@@ -17,22 +17,18 @@ from sasa.evaluation.baselines import caa, debias, dexperts, guard, rad
 from sasa.evaluation.baselines.prompt import INSTRUCTION, Prompted
 from sasa.evaluation.baselines.scorers import shared_scorer
 from sasa.evaluation.baselines.stream import Stream
+from sasa.evaluation.forecast import check_methods
 from sasa.evaluation.methods import method
-from sasa.evaluation.report import write_report
-from sasa.evaluation.runner import (
-    Run,
-    SettingsDiffer,
-    check_methods,
-    generate_stage,
-    likelihood_stage,
-    score_stage,
-)
+from sasa.evaluation.reports.report import write_report
+from sasa.evaluation.run import Run
 from sasa.evaluation.scorers import classifier
 from sasa.evaluation.scorers.qwen3guard import Qwen3GuardScorer
 from sasa.evaluation.settings import Settings
+from sasa.evaluation.stages import generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import World
 from sasa.training.folder import save_adapter
+from sasa.utils.run_folder import SettingsDiffer
 
 PROMPTS = ["hello there", "abc", "you and me!"]
 SAME = ["hello there", "you and me!"]  # of one length, so that a processor does not part them
