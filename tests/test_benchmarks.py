@@ -20,7 +20,7 @@ import sasa
 from sasa.cli import app
 from sasa.evaluation.rewards import function_reward
 from sasa.evaluation.settings import TailSettings
-from sasa.evaluation.tail import measure_tail
+from sasa.evaluation.tail.measure import measure_tail
 from sasa.fitting import Recipe, fit_boundary
 from sasa.training import Repulse, Training, train_backtracking, train_repulse
 

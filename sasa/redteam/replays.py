@@ -22,7 +22,7 @@ from sasa.evaluation.forecast import refusals
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.methods import method
 from sasa.evaluation.metrics import Estimate
-from sasa.evaluation.reports.cells import in_cell
+from sasa.evaluation.reports.cells import estimate_cell, in_cell
 from sasa.evaluation.run import Run
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.settings import Settings
@@ -284,29 +284,22 @@ def _markdown(found: dict[str, Any], plotted: bool) -> str:
         cells = [
             in_cell(row["model"]),
             in_cell(row["defence"]),
-            _cell(row["success"], ".3f"),
-            _cell(row.get("change"), "+.1%"),
+            estimate_cell(row["success"], ".3f"),
+            estimate_cell(row.get("change"), "+.1%"),
             f"{row['test']['p']:.2g}" if "test" in row else "–",
-            _cell(row["any"], ".3f"),
-            *(_cell(value, ".3f") for value in row["by"].values()),
-            _cell(row["perplexity"], ".2f"),
-            _cell(row.get("perplexity_change"), "+.1%"),
-            _cell(row["tokens"], ".1f"),
-            _cell(row.get("tokens_change"), "+.1%"),
-            _cell(row["harmless_toxic"], ".3f"),
+            estimate_cell(row["any"], ".3f"),
+            *(estimate_cell(value, ".3f") for value in row["by"].values()),
+            estimate_cell(row["perplexity"], ".2f"),
+            estimate_cell(row.get("perplexity_change"), "+.1%"),
+            estimate_cell(row["tokens"], ".1f"),
+            estimate_cell(row.get("tokens_change"), "+.1%"),
+            estimate_cell(row["harmless_toxic"], ".3f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     left_out = [
         f"- {model}: {error}" for model, why in found["left_out"].items() for error in why.values()
     ]
     return "\n".join([*lines, *(["", "Left out:", "", *left_out] if left_out else []), ""])
-
-
-def _cell(value: Estimate | None, form: str) -> str:
-    if value is None or np.isnan(value.value):
-        return "–"
-    ends = f" [{value.low:{form}}, {value.high:{form}}]" if np.isfinite(value.low) else ""
-    return f"{value.value:{form}}{ends}"
 
 
 def _plot(file: Path, rows: list[dict[str, Any]]) -> bool:
