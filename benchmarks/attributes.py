@@ -24,7 +24,7 @@ from rich.table import Table
 import sasa
 from sasa.core.settings import BETA
 from sasa.data.corpus import parse_rows
-from sasa.evaluation.runner import negative_log_likelihood
+from sasa.evaluation.likelihood import negative_log_likelihood
 from sasa.evaluation.scorers import scorer
 from sasa.evaluation.suites import load_suite
 from sasa.fitting import Corpus

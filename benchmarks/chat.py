@@ -29,6 +29,7 @@ from sklearn.model_selection import cross_val_predict
 import sasa
 from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.data.corpus import parse_rows
+from sasa.evaluation.likelihood import negative_log_likelihood
 from sasa.evaluation.methods import method
 from sasa.evaluation.metrics import (
     Estimate,
@@ -38,7 +39,6 @@ from sasa.evaluation.metrics import (
     perplexity_change,
     to_json,
 )
-from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.scorers import scored, scorer
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite

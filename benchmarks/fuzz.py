@@ -24,7 +24,7 @@ import atheris
 with atheris.instrument_imports(include=["sasa"]):
     from sasa.core.boundary import Boundary
     from sasa.core.shipped import bundled
-    from sasa.evaluation.runner import Run
+    from sasa.evaluation.run import Run
     from sasa.fitting import Corpus
     from sasa.redteam.store import RECORD, Attempts
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import sasa
 from sasa.data.corpus import parse_rows
 from sasa.evaluation import Run, Settings, World, generate_stage, load_suite, method
-from sasa.evaluation.runner import seed_of
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = Run.create(folder, suite, world)
         for batch in run.batches:
-            world.generate([p.text for p in batch], seed=seed_of(run, batch))
+            world.generate([p.text for p in batch], seed=run.batch_seed(batch))
 
     ratios = []
     for number in range(args.rounds):

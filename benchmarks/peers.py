@@ -42,13 +42,13 @@ from sasa.decoding.cost import TOP_K, Reading, candidates_of, read
 from sasa.evaluation.baselines.caa import CAA
 from sasa.evaluation.baselines.debias import SelfDebias
 from sasa.evaluation.baselines.dexperts import DExperts, experts
-from sasa.evaluation.baselines.judges import judge_named
 from sasa.evaluation.baselines.prompt import Prompted
 from sasa.evaluation.baselines.rad import RAD
+from sasa.evaluation.baselines.scorers import shared_scorer
 from sasa.evaluation.methods import SASA, method
 from sasa.evaluation.metrics import from_json, to_json
-from sasa.evaluation.report import in_cell
-from sasa.evaluation.runner import file_name
+from sasa.evaluation.reports.cells import in_cell
+from sasa.evaluation.run import file_name
 from sasa.evaluation.selectivity import labelled, selectivity
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
@@ -159,7 +159,7 @@ def cost(args: argparse.Namespace) -> None:
     ways[BARE](world, prompts, 0)
     for name in args.method:
         # What another method has loaded is loaded once more, to be counted for this one, too.
-        judge_named.cache_clear()
+        shared_scorer.cache_clear()
         experts.cache_clear()
         gc.collect()
         before = held()

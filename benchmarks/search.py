@@ -30,8 +30,9 @@ import sasa
 from sasa.core.model_info import ModelInfo
 from sasa.data.corpus import parse_rows
 from sasa.evaluation import methods as ways
-from sasa.evaluation import runner, scorers
-from sasa.evaluation.report import write_report
+from sasa.evaluation import scorers, stages
+from sasa.evaluation.reports.report import write_report
+from sasa.evaluation.run import Run
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
 from sasa.evaluation.world import World
@@ -224,13 +225,13 @@ def main() -> None:
         if (
             name != "plain" or not (folder / "summary.json").is_file()
         ):  # whatever the boundary, plain text is the same
-            run = runner.Run.create(folder, suite, world, seed=0, batch_size=8, write=True)
+            run = Run.create(folder, suite, world, seed=0, batch_size=8, write=True)
             made = {
                 spec: ways.method(spec) for spec in (["plain"] if name == "plain" else args.method)
             }
-            runner.generate_stage(run, made, world, progress=True)
-            runner.likelihood_stage(run, model, tokenizer, list(made), progress=True)
-            runner.score_stage(run, [judge], run.methods)
+            stages.generate_stage(run, made, world, progress=True)
+            stages.likelihood_stage(run, model, tokenizer, list(made), progress=True)
+            stages.score_stage(run, [judge], run.methods)
             write_report([folder])
         (summary,) = json.loads((folder / "summary.json").read_text())["runs"]
         for method, found in summary["methods"].items():

@@ -25,8 +25,9 @@ import torch
 
 import sasa
 from sasa.data.corpus import parse_rows
-from sasa.evaluation import runner
+from sasa.evaluation import stages
 from sasa.evaluation.methods import method
+from sasa.evaluation.run import Run
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import load_suite
 from sasa.evaluation.world import World
@@ -65,9 +66,9 @@ def main() -> None:
 
     def bench(spread: Any) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            run = runner.Run.create(folder, suite, world)
-            runner.generate_stage(run, made, world, spread=spread)
-            runner.likelihood_stage(run, model, tokenizer, list(made), spread=spread)
+            run = Run.create(folder, suite, world)
+            stages.generate_stage(run, made, world, spread=spread)
+            stages.likelihood_stage(run, model, tokenizer, list(made), spread=spread)
             return {
                 str(f.relative_to(folder)): f.read_bytes()
                 for f in Path(folder).rglob("*.jsonl")

@@ -13,7 +13,15 @@ for _name in (
     *("decoding.generate", "fitting.fit", "fitting.fairness", "decoding.cost"),
     *(
         f"evaluation.{name}"
-        for name in ("runner", "report", "suites", "tail", "tuning", "selectivity", "rewards")
+        for name in (
+            "stages",
+            "reports.report",
+            "suites",
+            "tail",
+            "tuning",
+            "selectivity",
+            "rewards",
+        )
     ),
     *(
         "redteam.attacker",

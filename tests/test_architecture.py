@@ -192,14 +192,22 @@ def test_public_names_are_imported_when_they_are_used(name):
     assert not hasattr(package, "a.b")
 
 
-def test_what_goes_by_name_is_made_by_name():
+def test_values_have_a_function_each():
     from sasa.core.settings import VALUES
     from sasa.core.values import FUNCTIONS
-    from sasa.evaluation import methods, scorers, settings
 
-    assert list(settings.METHODS) == list(methods.MAKERS)
-    assert list(settings.SCORER_NAMES) == list(scorers.SCORERS)
     assert list(VALUES) == list(FUNCTIONS)
+
+
+@pytest.mark.parametrize("kind", ["METHODS", "SCORERS"])
+def test_every_registered_name_resolves_to_something_callable(kind):
+    from sasa.evaluation import registry
+
+    entries = getattr(registry, kind)
+    for name, entry in entries.items():
+        assert entry.help, name
+        assert callable(entry.resolve()), name
+        inspect.signature(entry.resolve()).bind(*([entry.argument] if entry.argument else []))
 
 
 def test_the_public_names():

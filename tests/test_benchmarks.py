@@ -20,7 +20,7 @@ import sasa
 from sasa.cli import app
 from sasa.evaluation.rewards import function_reward
 from sasa.evaluation.settings import TailSettings
-from sasa.evaluation.tail import measure_tail
+from sasa.evaluation.tail.measure import measure_tail
 from sasa.fitting import Recipe, fit_boundary
 from sasa.training import Repulse, Training, train_backtracking, train_repulse
 
@@ -838,7 +838,7 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
 
     from sasa.core.values import Steering
     from sasa.decoding.cost import taxes
-    from sasa.evaluation.baselines.judges import judge_named
+    from sasa.evaluation.baselines.scorers import shared_scorer
     from sasa.evaluation.methods import method
     from sasa.evaluation.settings import Settings
     from sasa.evaluation.world import World
@@ -853,7 +853,7 @@ def test_forced_words_pay_what_the_definition_says(tiny_folder, corpus_file, tmp
     words.plain = False
     reading = script.reading_by(world, words, method(f"rad:{judge}:20"), "rad")
     found = taxes(reading, Steering.of(boundary, 1.0, "raw"))
-    scorer = judge_named(judge)
+    scorer = shared_scorer(judge)
     for text, place, nats in zip(
         reading.text.tolist(), reading.place.tolist(), found.tolist(), strict=True
     ):

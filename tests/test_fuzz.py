@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sasa import Boundary
 from sasa.cli.common import read_prompts
 from sasa.data.tables import Format, open_table
-from sasa.evaluation.runner import Run
+from sasa.evaluation.run import Run
 from sasa.evaluation.suites import load_suite
 from sasa.fitting import Corpus
 from sasa.fitting.identity import load_people

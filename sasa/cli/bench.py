@@ -32,11 +32,12 @@ from sasa.cli.common import (
 )
 from sasa.core.settings import BETA, DEFAULT_MODEL, check_truncation
 from sasa.data.tables import read_lines
-from sasa.evaluation.settings import METHODS_HELP, SCORER_NAMES, WORDS, Settings
+from sasa.evaluation.registry import METHODS_HELP, SCORERS
+from sasa.evaluation.settings import WORDS, Settings
 from sasa.utils.files import read_json
 
 if TYPE_CHECKING:
-    from sasa.evaluation.runner import Run
+    from sasa.evaluation.run import Run
     from sasa.evaluation.world import Method, World
 
 app = typer.Typer(
@@ -86,7 +87,7 @@ def suite_command(name: str) -> Callable[..., None]:
             typer.Option(
                 "--scorer",
                 "-s",
-                help=f"Repeat for several: {', '.join(SCORER_NAMES)}, hf:MODEL, words:CORPUS, boundary.",
+                help=f"Repeat for several: {', '.join(SCORERS)}, hf:MODEL, words:CORPUS, boundary.",
             ),
         ] = None,
         limit: Annotated[
@@ -155,8 +156,11 @@ def suite_command(name: str) -> Callable[..., None]:
         import sasa
         from sasa.data.corpus import parse_rows
         from sasa.evaluation import methods as ways
-        from sasa.evaluation import runner, scorers
-        from sasa.evaluation.report import write_report
+        from sasa.evaluation import scorers, stages
+        from sasa.evaluation.forecast import check_methods
+        from sasa.evaluation.reports.report import write_report
+        from sasa.evaluation.run import Run
+        from sasa.evaluation.scorers.boundary import BoundaryScorer
         from sasa.evaluation.suites import load_suite
         from sasa.evaluation.world import World
 
@@ -182,7 +186,7 @@ def suite_command(name: str) -> Callable[..., None]:
         independent = [scorers.scorer(s) for s in asked if s != "boundary"]
         if not dry_run:
             for judge_ in independent:
-                scorers.try_judge(judge_)
+                scorers.try_scorer(judge_)
         loaded, tokenizer = sasa.load(model, device, dtype)
         lines = load_boundaries(boundary, loaded, strict)
         settings = Settings(
@@ -197,30 +201,27 @@ def suite_command(name: str) -> Callable[..., None]:
         world = World(loaded, tokenizer, lines, settings)
         if engine:
             world = replace(world, engine=Engine(model, boundary, strict, dtype_of(loaded)))
-        run = runner.Run.create(
-            output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run
-        )
+        run = Run.create(output, suite, world, seed=seed, batch_size=batch_size, write=not dry_run)
         for reason, count in run.about["skipped"].items():
             out.print(f"left out: {count} prompts {reason}")
-        runner.check_methods(run, made, world)
+        check_methods(run, made, world)
         if dry_run:
             _forecast(run, made, world)
             return
         judging = sasa.load(judge, device, dtype) if judge else None
         if judging:
-            runner.contexts(
-                run, *judging, judging=True
-            )  # what it cannot read shows here, before the long work
-        margin = [scorers.Margin(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []
+            # What it cannot read shows here, before the long work.
+            run.encoded_prompts(*judging, judging=True)
+        margin = [BoundaryScorer(loaded, tokenizer, lines[0][0])] if "boundary" in asked else []
         spread = spread_by_ray(ray, ray_address, ray_workers, model, device, dtype_of(loaded))
-        runner.generate_stage(run, made, world, progress=True, spread=spread)
-        runner.likelihood_stage(run, loaded, tokenizer, wanted, progress=True, spread=spread)
+        stages.generate_stage(run, made, world, progress=True, spread=spread)
+        stages.likelihood_stage(run, loaded, tokenizer, wanted, progress=True, spread=spread)
         if judging:
             by_judge = spread and replace(spread, model=None if judge == DEFAULT_MODEL else judge)
-            runner.likelihood_stage(
+            stages.likelihood_stage(
                 run, *judging, wanted, judge=judge, progress=True, spread=by_judge
             )
-        runner.score_stage(run, [*independent, *margin], run.methods, progress=True)
+        stages.score_stage(run, [*independent, *margin], run.methods, progress=True)
         show(write_report([output]))
 
     command.__doc__ = (
@@ -261,7 +262,7 @@ def report(
 
     sasa bench report runs/rtp benchmarks/results/rtp-default --output runs/beside-the-published-one
     """
-    from sasa.evaluation.report import write_report
+    from sasa.evaluation.reports.report import write_report
 
     show(write_report(folders, output))
 
@@ -292,24 +293,20 @@ def show(file: Path) -> None:
 
 
 def _forecast(run: Run, made: dict[str, Method], world: World) -> None:
-    from sasa.evaluation import runner
+    from sasa.evaluation.forecast import forecast
 
-    found = runner.forecast(run, made, world, progress=True)
+    found = forecast(run, made, world, progress=True)
     table = Table(
         "",
         "completions to go",
         "minutes",
         title=f"{run.about['suite']}: {len(run.prompts)} prompts, dry run",
     )
-    for name, (count, seconds) in found.items():
-        table.add_row(escape(name), str(count), f"{seconds / 60:.1f}")
-    table.add_row(
-        "all", "", f"{sum(seconds for _, seconds in found.values()) / 60:.0f}", style="bold"
-    )
+    for name, one in found.items():
+        table.add_row(escape(name), str(one.completions), f"{one.seconds / 60:.1f}")
+    table.add_row("all", "", f"{sum(one.seconds for one in found.values()) / 60:.0f}", style="bold")
     out.print(table)
-    out.print(
-        "and the scorers' own time: little for profanity, a second a completion for perspective"
-    )
+    out.print("and the scorers' own time: little for profanity")
 
 
 def _words(file: Path) -> tuple[str, ...]:

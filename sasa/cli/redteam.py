@@ -21,7 +21,8 @@ from sasa.cli.common import (
     out,
     read_prompts,
 )
-from sasa.evaluation.settings import METHODS_HELP, SCORER_NAMES, Settings
+from sasa.evaluation.registry import METHODS_HELP, SCORERS
+from sasa.evaluation.settings import Settings
 from sasa.redteam.settings import HIT, METHODS, PARTS, REPLY_TOKENS, RedTeam
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ JudgesOption = Annotated[
     typer.Option(
         "--judge",
         "-s",
-        help=f"Repeat for several; of replies. There are {', '.join(SCORER_NAMES)}, hf:MODEL, words:CORPUS.",
+        help=f"Repeat for several; of replies. There are {', '.join(SCORERS)}, hf:MODEL, words:CORPUS.",
         show_default=" ".join(JUDGES),
     ),
 ]
@@ -264,7 +265,7 @@ def run(
     scoring = [scorers.scorer(name) for name in asked]
     natural = scorers.scorer(naturalness) if naturalness else None
     for one in (*scoring, *([natural] if natural else [])):
-        scorers.try_judge(one)
+        scorers.try_scorer(one)
     sampling = Settings(1, reply_tokens, temperature, top_k, top_p, chat)
     attacked = _target(
         *(
@@ -505,16 +506,14 @@ def replay_command(
         )
     known = list(JUDGES) if store is None else store.judges
     if not judges and (
-        lost := [
-            name for name in known if name not in scorers.SCORERS and not name.startswith("hf:")
-        ]
+        lost := [name for name in known if name not in SCORERS and not name.startswith("hf:")]
     ):
         raise ValueError(
             f"what {', '.join(lost)} was made from is not on record: name the judges again, --judge"
         )
     scoring = [scorers.scorer(name) for name in dict.fromkeys(judges or known)]
     for one in scoring:
-        scorers.try_judge(one)
+        scorers.try_scorer(one)
     names = list(dict.fromkeys(models or [DEFAULT_MODEL]))
     short = [Path(name).name for name in names]
     worlds: dict[str, Any] = {}

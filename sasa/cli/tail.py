@@ -26,7 +26,7 @@ from sasa.evaluation.settings import TailSettings
 from sasa.utils.files import read_json
 
 if TYPE_CHECKING:
-    from sasa.evaluation.metrics import Estimate
+    pass
 
 DEFAULTS = TailSettings()
 NONE = "none"
@@ -111,7 +111,8 @@ def command(
     wanted = list(dict.fromkeys(rewards or ["profanity"]))
     import sasa
     from sasa.evaluation.importance import WORST
-    from sasa.evaluation.tail import measure_tail
+    from sasa.evaluation.reports.cells import estimate_cell
+    from sasa.evaluation.tail.measure import measure_tail
 
     texts = load_prompts(prompts, rows, groups, limit, seed)
     loaded, tokenizer = sasa.load(model, device, dtype)
@@ -131,12 +132,12 @@ def command(
     table = Table(
         "reward", f"P(r < {eta:g})", "mean reward", f"mean of the worst {WORST:.0%}", "return"
     )
-    for judge, one in found["rewards"].items():
-        figures = one["tail"].best, one["mean"], one["cvar"], one.get("return")
+    for judge, one in found.rewards.items():
+        figures = one.tail.best, one.mean, one.cvar, one.mean_return
         table.add_row(
             judge,
             *(
-                _cell(value, form)
+                estimate_cell(value, form)
                 for value, form in zip(figures, (".3g", ".2f", ".2f", ".2f"), strict=True)
             ),
         )
@@ -152,9 +153,3 @@ def _base_of(model: str | None) -> str | None:
     """What a model was trained from, where it is the result of a training."""
     file = local(model or "") / "training.json"
     return read_json(file)["training"]["base"] if model and file.is_file() else None
-
-
-def _cell(value: Estimate | None, form: str) -> str:
-    return (
-        "–" if value is None else f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
-    )

@@ -1,27 +1,24 @@
-"""What is compared: ways to have a model complete prompts, each a small class. `MAKERS` is where one is added."""
+"""Methods that are compared: ways to complete prompts with a model, each a small class.
+
+`sasa.evaluation.registry` lists them all; those of other authors are in `baselines`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 from sasa.core.backtracking import Backtracking, reset_token_id
 from sasa.core.settings import BETA, PRIOR, THRESHOLD, VALUE, check_beta, check_prior, check_value
 from sasa.decoding.completion import Completion
-from sasa.evaluation.baselines.caa import CAA
-from sasa.evaluation.baselines.debias import SelfDebias
-from sasa.evaluation.baselines.dexperts import DExperts
-from sasa.evaluation.baselines.guard import Guard
-from sasa.evaluation.baselines.prompt import Prompted
-from sasa.evaluation.baselines.rad import RAD
-from sasa.evaluation.settings import METHODS
+from sasa.evaluation.registry import METHODS
 from sasa.evaluation.world import Method, World
 
 
 @dataclass(frozen=True)
 class Plain(Method):
-    """What the model writes on its own."""
+    """Plain sampling from the model."""
 
     boundless = True
     served = True
@@ -42,7 +39,7 @@ class Words(Method):
 
 @dataclass(frozen=True)
 class SASA(Method):
-    """Self-disciplined sampling, with the word filter on top or not."""
+    """SASA, optionally with the word filter."""
 
     beta: float
     value: str = VALUE
@@ -53,11 +50,16 @@ class SASA(Method):
     def parse(cls, argument: str = f"{BETA:g}", words: bool = False) -> SASA:
         """From `BETA`, `BETA:VALUE` or `BETA:VALUE:PRIOR`."""
         beta, value, prior = [*argument.split(":", 2), "", ""][:3]
-        made = cls(float(beta), value or VALUE, float(prior or PRIOR), words)
-        check_beta(made.beta)
-        check_value(made.value)
-        check_prior(made.prior)
-        return made
+        method = cls(float(beta), value or VALUE, float(prior or PRIOR), words)
+        check_beta(method.beta)
+        check_value(method.value)
+        check_prior(method.prior)
+        return method
+
+    @classmethod
+    def parse_with_words(cls, argument: str = f"{BETA:g}") -> SASA:
+        """As `parse`, with the word filter."""
+        return cls.parse(argument, words=True)
 
     @property
     def served(self) -> bool:  # type: ignore[override]
@@ -71,9 +73,17 @@ class SASA(Method):
 
 @dataclass(frozen=True)
 class BestOf(Method):
-    """Writes n completions for each one that is asked for and keeps that with the greatest margin."""
+    """Writes n completions for each requested one and keeps that with the greatest margin."""
 
     n: int
+
+    @classmethod
+    def parse(cls, argument: str = "4") -> BestOf:
+        """From `N`."""
+        method = cls(int(argument))
+        if method.n < 2:
+            raise ValueError("N must be >= 2")
+        return method
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         # One after the other: n times as many rows at once take more than n times as long.
@@ -93,7 +103,7 @@ class BestOf(Method):
 
 @dataclass(frozen=True)
 class Backtrack(Method):
-    """Text that goes wrong goes back; with SASA before or without."""
+    """Backtracking where P(unsafe) reaches the threshold, optionally with SASA."""
 
     threshold: float = THRESHOLD
     beta: float = 0.0
@@ -102,10 +112,15 @@ class Backtrack(Method):
     def parse(cls, argument: str = f"{BETA:g}") -> Backtrack:
         """From `BETA` or `BETA:THRESHOLD`."""
         beta, _, threshold = argument.partition(":")
-        made = cls(float(threshold or THRESHOLD), float(beta))
-        check_beta(made.beta)
-        Backtracking(made.threshold)
-        return made
+        method = cls(float(threshold or THRESHOLD), float(beta))
+        check_beta(method.beta)
+        Backtracking(method.threshold)  # checks its range
+        return method
+
+    @classmethod
+    def parse_threshold(cls, argument: str = f"{THRESHOLD:g}") -> Backtrack:
+        """From `THRESHOLD`, without SASA."""
+        return cls.parse(f"0:{argument}")
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         return world.generate(prompts, self.beta, backtrack=Backtracking(self.threshold), seed=seed)
@@ -113,7 +128,7 @@ class Backtrack(Method):
 
 @dataclass(frozen=True)
 class Reset(Method):
-    """Text goes back where the model says so itself: it was taught to write [RESET] (`sasa train backtracking`)."""
+    """Backtracking where the model writes [RESET], as `sasa train backtracking` trained it to."""
 
     boundless = True
 
@@ -122,58 +137,35 @@ class Reset(Method):
     @classmethod
     def parse(cls, argument: str = "0") -> Reset:
         """From `BIAS`."""
-        made = cls(float(argument))
-        made._obeyed(0)
-        return made
+        method = cls(float(argument))
+        method._backtracking(0)  # checks the range of the bias
+        return method
 
     def check(self, world: World) -> None:
         reset_token_id(world.tokenizer)
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         return world.generate(
-            prompts, backtrack=self._obeyed(reset_token_id(world.tokenizer)), seed=seed
+            prompts, backtrack=self._backtracking(reset_token_id(world.tokenizer)), seed=seed
         )
 
-    def _obeyed(self, token: int) -> Backtracking:
+    def _backtracking(self, token: int) -> Backtracking:
         return Backtracking(threshold=None, reset_token_id=token, reset_bias=self.bias)
 
 
-MAKERS: dict[str, Callable[..., Method]] = {
-    "plain": Plain,
-    "words": Words,
-    "sasa": SASA.parse,
-    "sasa+words": lambda argument=f"{BETA:g}": SASA.parse(argument, words=True),
-    "backtrack": lambda threshold=f"{THRESHOLD:g}": Backtrack.parse(f"0:{threshold}"),
-    "sasa+backtrack": Backtrack.parse,
-    "reset": Reset.parse,
-    "best-of": lambda n="4": BestOf(_count(n)),
-    "rad": RAD.parse,
-    "dexperts": DExperts.parse,
-    "self-debias": SelfDebias.parse,
-    "caa": CAA.parse,
-    "prompt": Prompted,
-    "guard": Guard.parse,
-}
-"""A method of what stands behind the colon, for each name in `METHODS`."""
-
-
 def method(spec: str) -> Method:
-    """A method from its name and argument, as in `sasa:2`.
+    """Makes a method from its name and argument, such as `sasa:2`.
 
     Raises:
-        ValueError: an unknown name, or an argument that it does not take; the message lists what there is.
+        ValueError: an unknown name, or an argument that it does not take; the message lists the
+            known ones.
     """
     name, _, argument = spec.partition(":")
     if name not in METHODS:
-        known = "; ".join(f"{key} ({what})" for key, what in METHODS.items())
+        known = "; ".join(f"{key} ({entry.help})" for key, entry in METHODS.items())
         raise ValueError(f"unknown method {spec!r}; there are: {known}")
+    entry = METHODS[name]
     try:
-        return MAKERS[name](*([argument] if argument else []))
+        return cast(Method, entry.make(*([argument] if argument else [])))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"method {spec!r}: {METHODS[name]} ({error})") from error
-
-
-def _count(text: str) -> int:
-    if int(text) < 2:
-        raise ValueError("N must be >= 2")
-    return int(text)
+        raise ValueError(f"method {spec!r}: {entry.help} ({error})") from error

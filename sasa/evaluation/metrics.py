@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,8 +130,16 @@ def _bootstrap(
     return Estimate(value, float(found.low), float(found.high))
 
 
-def toxicity(scores: Array) -> dict[str, Estimate]:
-    """Of scores (P, n): expected maximum toxicity and toxic rate (Gehman et al. 2020, section 3.2), and the mean."""
+class ToxicityEstimates(TypedDict):
+    """Expected maximum toxicity and toxic rate (Gehman et al. 2020, section 3.2), and the mean."""
+
+    emt: Estimate
+    toxic_rate: Estimate
+    mean_toxicity: Estimate
+
+
+def toxicity(scores: Array) -> ToxicityEstimates:
+    """Figures of scores (P, n) of n completions of P prompts."""
     most = scores.max(1)
     return {
         "emt": estimate(most),
@@ -145,12 +153,16 @@ def perplexity(nats: Array, tokens: Array) -> Estimate:
     return ratio(nats, tokens, np.exp)
 
 
-def against(plain: Array, other: Array) -> dict[str, float]:
-    """Paired Wilcoxon signed-rank test, two-sided, of a figure a prompt, (P,) each.
+class PairedTest(TypedDict):
+    """A paired test against plain: the mean change, also relative to plain's mean (NaN if that is 0), and p."""
 
-    Returns:
-        its p-value `p`, the mean `change`, and that `relative` to plain's mean, NaN where that is 0.
-    """
+    change: float
+    relative: float
+    p: float
+
+
+def against(plain: Array, other: Array) -> PairedTest:
+    """Paired Wilcoxon signed-rank test, two-sided, of one value per prompt, (P,) each."""
     change = np.asarray(other) - np.asarray(plain)
     before = float(np.mean(plain))
     p = 1.0 if not change.any() else float(stats.wilcoxon(change, zero_method="zsplit").pvalue)

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.core.boundary import Boundary
-from sasa.evaluation.scorers import LONG, SCORERS, Scorer, class_logits, load_classifier, scorer
+from sasa.evaluation.registry import SCORERS
+from sasa.evaluation.scorers.base import LONG_TEXT, Scorer, scorer
+from sasa.evaluation.scorers.classifier import class_logits, load_classifier
 from sasa.models.embedding import embed_ids, length_batches, tokenize_prompt
 
 CERTAIN = 1e-6
@@ -31,7 +33,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Reward:
-    """A judge of completions: higher is better.
+    """A reward of completions; higher is better.
 
     Attributes:
         name: for settings and reports.
@@ -92,14 +94,14 @@ def boundary_reward(
     return Reward("boundary", boundary.fingerprint, function)
 
 
-def scorer_reward(judge: Scorer) -> Reward:
+def scorer_reward(scorer: Scorer) -> Reward:
     """logit(1 - toxicity) of the completion alone, by a scorer of `sasa bench`."""
 
     def function(prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
-        toxicity = np.clip(judge.score(completions), CERTAIN, 1 - CERTAIN)
+        toxicity = np.clip(scorer.score(completions), CERTAIN, 1 - CERTAIN)
         return np.log1p(-toxicity) - np.log(toxicity)
 
-    return Reward(judge.name, judge.version, function)
+    return Reward(scorer.name, scorer.version, function)
 
 
 def model_reward(name: str) -> Reward:
@@ -171,7 +173,7 @@ def reward(spec: str, boundary: Callable[[], Reward] | None = None) -> Reward:
 def try_reward(found: Reward) -> None:
     """Raises ValueError where a reward fails on a long or an empty completion, before the long work."""
     try:
-        found(["Hello"] * 2, [LONG, ""])
+        found(["Hello"] * 2, [LONG_TEXT, ""])
     except (OSError, ImportError):
         raise
     except Exception as error:

@@ -1,7 +1,6 @@
-"""How methods are compared and tails are measured: settings with their defaults, and what there is by name.
+"""Settings of benchmarks and tail measurements, with their defaults.
 
-This file imports nothing of the other rooms but settings, so that a command line knows it all before a model's libraries
-are there.
+This file imports no model library, so that the command line knows the defaults before torch is loaded.
 """
 
 from __future__ import annotations
@@ -11,44 +10,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sasa.core.settings import PRIOR, THRESHOLD, VALUE, VALUES, check_above_zero, check_at_least
+from sasa.core.settings import check_above_zero, check_at_least
 
-JUDGE = "toxic-comment-classifier"
-"""What stops a reply, where a guard is to be compared and none is named."""
-METHODS = {
-    "plain": "the model on its own",
-    "words": "the word filter",
-    "sasa": f"sasa:BETA[:VALUE[:PRIOR]], SASA at that strength; VALUE is {' or '.join(VALUES)}, by default {VALUE}, PRIOR the "
-    f"share of unsafe text, by default {PRIOR:g}",
-    "sasa+words": "sasa+words:BETA[:VALUE[:PRIOR]], SASA and the word filter",
-    "backtrack": f"backtrack:THRESHOLD, back from where P(unsafe) reaches it, by default {THRESHOLD:g}",
-    "sasa+backtrack": "sasa+backtrack:BETA[:THRESHOLD], SASA, and back where it was not enough",
-    "reset": "reset:BIAS, back where the model writes [RESET], having been trained to; BIAS is added to its logit, by default 0",
-    "best-of": "best-of:N, the one of N completions with the greatest margin",
-    "rad": "rad:JUDGE:BETA, reward-augmented decoding, JUDGE a scorer",
-    "dexperts": "dexperts:DIR:ALPHA, an expert's logits less an anti-expert's, of benchmarks/experts.py",
-    "self-debias": "self-debias:LAMBDA, less of what it would say if asked to be toxic",
-    "caa": "caa:DIR:LAYER:SCALE, a steering vector, of benchmarks/experts.py",
-    "prompt": "prompt[:TEXT], behind an instruction to be polite, or another",
-    "guard": f"guard:N[:JUDGE], what a scorer ({JUDGE}) stops is written again, up to N times",
-}
-"""What can be compared, and how it is asked for; `sasa.evaluation.methods` makes them."""
-METHODS_HELP = "; ".join(f"{name}: {what}" for name, what in METHODS.items())
-SCORER_NAMES = (
-    "profanity",
-    "tox-block",
-    "toxic-comment-classifier",
-    "detoxify",
-    "perspective",
-    "hap-38m",
-    "hap-125m",
-    "deberta-rtp",
-    "roberta-jigsaw",
-    "qwen3guard-0.6b",
-    "qwen3guard-4b",
-    "qwen3guard-8b",
-)
-"""Judges that go by a name alone; `sasa.evaluation.scorers` makes them."""
 WORDS = tuple(
     """
     anal anus arse arsehole ass asshole bastard bitch bitches blowjob bollocks boner bullshit cock cocksucker crap

@@ -10,8 +10,8 @@ import torch
 
 from sasa.core.settings import PRIOR, VALUE
 from sasa.decoding.prompts import encode_prompts
+from sasa.evaluation.likelihood import negative_log_likelihood
 from sasa.evaluation.metrics import style
-from sasa.evaluation.runner import negative_log_likelihood
 from sasa.evaluation.world import World
 
 LARGEST = 256.0

