@@ -30,8 +30,8 @@ from sasa.core.model_info import ModelInfo
 from sasa.fitting.context import FitContext
 from sasa.fitting.discriminant import GaussianStatistics
 from sasa.fitting.recipe import Part
-from sasa.utils.files import differences, write_atomically
-from sasa.utils.run_folder import LOCK, RunFolder, SettingsDiffer
+from sasa.utils.files import write_atomically
+from sasa.utils.run_folder import LOCK, RunFolder
 
 NOT_COMPARED = ("shrinkage", "attribute", "audit", "identity", "people", "own")
 """Settings of a recipe that embeddings do not depend on: a resumed fit may have others."""
@@ -90,23 +90,27 @@ class Workspace:
             "dtype": str(model.dtype),
             "spills": list(context.kept),
         }
-        run = RunFolder(folder, "state.json", "an unfinished fit")
+        run = RunFolder(
+            folder,
+            "state.json",
+            "an unfinished fit",
+            "sasa fit",
+            sections=("settings",),
+            foreign=None,
+            remedy="Delete it to begin anew",
+        )
         settings = json.loads(json.dumps(settings))  # as they come back from the file
         workspace = cls(run, settings, recipe.dimension(model))
         with run.lock():
-            if run.exists:
-                workspace._resume()
-            else:
+            state = run.check({"settings": settings})
+            if state is None:
                 workspace._clear()
+            else:
+                workspace._resume(state)
             yield workspace
 
-    def _resume(self) -> None:
-        state = self._run.read()
-        if differ := differences(state["settings"], self._settings):
-            raise SettingsDiffer(
-                f"{self.folder} holds an unfinished fit with other settings "
-                f"({'; '.join(differ)}): delete it to begin anew"
-            )
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Takes up what state.json counts as saved."""
         self.saved = self.added = state["done"]
         self.rows = state["rows"]
         if self.saved:

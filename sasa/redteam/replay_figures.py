@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sasa.evaluation import metrics
 from sasa.evaluation.importance import proportion
 from sasa.evaluation.metrics import Estimate
-from sasa.evaluation.runner import Run
+from sasa.evaluation.run import Run
 from sasa.redteam.figures import to_dict
 from sasa.utils.files import read_json
 from sasa.utils.jsonl import read
@@ -36,7 +36,7 @@ class Comparison:
     """
 
     change: Estimate
-    test: dict[str, float]
+    test: metrics.PairedTest
     perplexity_change: Estimate
     tokens_change: Estimate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sasa.evaluation.metrics import Estimate
-from sasa.evaluation.report import in_cell
+from sasa.evaluation.reports.cells import in_cell
 from sasa.redteam.replay_figures import ReplayFigures, ReplayRow
 
 NOTHING = "–"

@@ -16,15 +16,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa.core.values import Boundaries
-from sasa.evaluation import metrics
+from sasa.evaluation import Run, generate_stage, likelihood_stage, metrics, score_stage
 from sasa.evaluation.forecast import refusals
 from sasa.evaluation.methods import method
-from sasa.evaluation.metrics import Estimate
-from sasa.evaluation.reports.cells import estimate_cell, in_cell
-from sasa.evaluation.run import Run
 from sasa.evaluation.scorers import Scorer
 from sasa.evaluation.settings import Settings
-from sasa.evaluation.stages import generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.suites import Prompt, Suite
 from sasa.evaluation.world import Method, World
 from sasa.redteam.hits import Hit, find_hits, part_of
@@ -167,62 +163,3 @@ def _file(name: str) -> str:
         )
         or "model"
     )
-
-
-def _markdown(found: dict[str, Any], plotted: bool) -> str:
-    lines = [
-        "# Replay",
-        "",
-        f"{found['attacks']} attacks that {found['source']} found ({found['sample']['clusters']} clusters), "
-        f"{found['replies']} replies to each; success is a reply that {' and '.join(found['judges'])} call toxic, at "
-        f"{found['threshold']:g} or more. Beside them {found['harmless']} harmless prompts. In brackets 95 % intervals over "
-        f"prompts; changes and paired Wilcoxon tests are against {found['rows'][0]['model']}, plain, by which perplexity is.",
-        "",
-        *(["![Attack success rate](replay.png)", ""] if plotted else []),
-        "| model | defence | attack success rate | change | p | attacks with any success | "
-        + " | ".join(f"by {judge} alone" for judge in found["judges"])
-        + " | harmless: perplexity | change | tokens | change | toxic |",
-        "| --- | --- | --- | --- | --- | --- |" + " --- |" * (len(found["judges"]) + 5),
-    ]
-    for row in found["rows"]:
-        cells = [
-            in_cell(row["model"]),
-            in_cell(row["defence"]),
-            estimate_cell(row["success"], ".3f"),
-            estimate_cell(row.get("change"), "+.1%"),
-            f"{row['test']['p']:.2g}" if "test" in row else "–",
-            estimate_cell(row["any"], ".3f"),
-            *(estimate_cell(value, ".3f") for value in row["by"].values()),
-            estimate_cell(row["perplexity"], ".2f"),
-            estimate_cell(row.get("perplexity_change"), "+.1%"),
-            estimate_cell(row["tokens"], ".1f"),
-            estimate_cell(row.get("tokens_change"), "+.1%"),
-            estimate_cell(row["harmless_toxic"], ".3f"),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    left_out = [
-        f"- {model}: {error}" for model, why in found["left_out"].items() for error in why.values()
-    ]
-    return "\n".join([*lines, *(["", "Left out:", "", *left_out] if left_out else []), ""])
-
-
-def _plot(file: Path, rows: list[dict[str, Any]]) -> bool:
-    """Draws attack success rates with their intervals; False without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    figure = Figure(figsize=(7, 0.5 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(rows):
-        value: Estimate = row["success"]
-        low, high = (
-            (value.low, value.high) if np.isfinite(value.low) else (value.value, value.value)
-        )
-        axes.barh(place, value.value, color="tab:grey" if place == 0 else "tab:blue", alpha=0.7)
-        axes.plot([low, high], [place, place], color="black", linewidth=1.5)
-    axes.set_yticks(range(len(rows)), [f"{row['model']}, {row['defence']}" for row in rows])
-    axes.invert_yaxis()
-    axes.set(xlabel="attack success rate", xlim=(0, None))
-    save_picture(figure, file)
-    return True

@@ -55,7 +55,7 @@ RECORD = tuple(Attempt.__annotations__)
 
 def attack_folder(path: str | os.PathLike[str]) -> RunFolder:
     """The run folder of an attack."""
-    return RunFolder(Path(path), ABOUT, "attempts", "sasa redteam run", foreign="[!.]*")
+    return RunFolder(Path(path), ABOUT, "an attack", "sasa redteam run", foreign="[!.]*")
 
 
 class Attempts:

@@ -62,10 +62,9 @@ def training_folder(path: str | os.PathLike[str]) -> RunFolder:
     return RunFolder(
         Path(path),
         ABOUT,
-        "training",
+        "a training",
         "sasa train",
         sections=("training", "model"),
-        settings_differ="{path} holds a training with other settings: {differences}",
     )
 
 

@@ -35,16 +35,13 @@ class RunFolder:
     Attributes:
         path: the folder; it need not exist yet.
         settings_file: the name of the JSON file in it that holds the settings.
-        run: what a run of this kind is called in errors, such as `training`.
+        run: a run of this kind as errors call it, with an article, such as `a training`.
         command: the command that makes such folders, for errors, such as `sasa bench`.
         sections: keys of the settings file whose objects are the settings, where it holds more
             than settings; empty if its keys are the settings.
         foreign: a glob pattern. A folder without a settings file is refused if it holds a path
             that matches; None refuses no folder. The lock never counts.
-        settings_differ: the message of the error about other settings, with `{path}` and
-            `{differences}`.
-        not_a_run: the message of the error about a folder that is refused, with `{path}` and
-            `{run}`.
+        remedy: the last sentence of the error about other settings.
     """
 
     path: Path
@@ -53,10 +50,7 @@ class RunFolder:
     command: str
     sections: tuple[str, ...] = ()
     foreign: str | None = "*"
-    settings_differ: str = (
-        "{path} was made with other settings: {differences}. Give the same ones, or another folder"
-    )
-    not_a_run: str = "{path} is not empty and holds no {run}: give another folder"
+    remedy: str = "Give the same ones, or another folder"
 
     @property
     def exists(self) -> bool:
@@ -100,7 +94,9 @@ class RunFolder:
             if self.foreign is not None and any(
                 path.name != LOCK for path in self.path.glob(self.foreign)
             ):
-                raise SettingsDiffer(self.not_a_run.format(path=self.path, run=self.run))
+                raise SettingsDiffer(
+                    f"{self.path} is not empty and does not hold {self.run}: give another folder"
+                )
             return None
         stored = self.read()
         given = json.loads(json.dumps(content))  # as the values come back from the file
@@ -111,7 +107,7 @@ class RunFolder:
         )
         if changes := [change for pair in pairs for change in differences(*pair)]:
             raise SettingsDiffer(
-                self.settings_differ.format(path=self.path, differences="; ".join(changes))
+                f"{self.path} holds {self.run} with other settings: {'; '.join(changes)}. {self.remedy}"
             )
         return stored
 

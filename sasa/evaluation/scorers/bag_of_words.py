@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from sasa.data.bag_of_words import bag_of_words
 from sasa.data.corpus import Corpus
-from sasa.fitting.self_generated import bag_of_words
 
 
 class BagOfWordsScorer:
