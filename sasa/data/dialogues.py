@@ -1,4 +1,4 @@
-"""Preference data, as hh-rlhf, trl and others write it -> a prompt, and the two replies to it.
+"""Preference data in the forms of hh-rlhf, trl and others -> a prompt and the two replies to it.
 
 A row has `chosen` and `rejected`, and may have `prompt`. Each is one of
 
@@ -20,9 +20,10 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 OTHER_ROLES = {"human": "user", "prompter": "user"} | dict.fromkeys(
     ("gpt", "chatgpt", "model", "bot", "ai"), "assistant"
 )
-"""What others call them, in small letters."""
+"""Names that other data sets have for the roles, in lower case."""
 WHOLE = 40
-"""A prompt of so many letters that both replies begin with stands in them once more; a shorter one may be chance."""
+"""A prompt with which both replies begin is part of them from so many characters on; a shorter one
+may be chance."""
 
 Message = dict[str, str]
 
@@ -33,8 +34,8 @@ class Reply:
 
     Attributes:
         prompt: as text, for models without a chat template; a dialogue in the form of hh-rlhf where
-            it has turns; empty where there is none.
-        turns: the same as chat messages; none where nobody asks anything.
+            it has turns; empty if there is none.
+        turns: the same as chat messages; none if no user speaks in it.
         text: the reply, as it follows the prompt's text.
     """
 
@@ -52,7 +53,7 @@ def replies(row: dict[str, Any], prompt: Any) -> tuple[Reply, Reply]:
     """The preferred and the rejected reply of a row; the text is empty where there is none.
 
     Args:
-        prompt: what the row has as one; None where it stands in the replies.
+        prompt: the row's prompt; None if the replies contain it.
 
     Raises:
         ValueError: the row is in none of the forms.
@@ -74,7 +75,7 @@ def _unix(text: Any) -> Any:
 
 
 def turns(dialogue: str) -> list[Message]:
-    """A dialogue of hh-rlhf, without its last reply, as chat messages; none where nobody asks anything."""
+    """A dialogue of hh-rlhf without its last reply, as chat messages; none if no user speaks in it."""
     before, *parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + dialogue.strip())
     messages = [
         {"role": ROLES[name], "content": content.strip()}
@@ -90,11 +91,11 @@ def turns(dialogue: str) -> list[Message]:
 def as_dialogue(messages: Sequence[Message]) -> str:
     """Chat messages as a dialogue in the form of hh-rlhf, up to where the assistant answers."""
     names = {role: name for name, role in ROLES.items()}
-    told = [
+    parts = [
         content if role == "system" else f"{names.get(role, role.capitalize())}: {content}"
         for role, content in ((message["role"], message["content"]) for message in messages)
     ]
-    return "\n\n".join(told) + ANSWER
+    return "\n\n".join(parts) + ANSWER
 
 
 def _reply(prompt: Any, given: Any, side: str) -> Reply:
@@ -109,7 +110,7 @@ def _reply(prompt: Any, given: Any, side: str) -> Reply:
     if not isinstance(given, str):
         raise ValueError(f"{side} must be text or a list of messages, got {type(given).__name__}")
     if isinstance(prompt, list):
-        return Reply(as_dialogue(prompt), tuple(prompt), _behind(given))
+        return Reply(as_dialogue(prompt), tuple(prompt), _after_answer(given))
     if prompt is None or not prompt.strip():
         before, turn, reply = given.strip().rpartition(ANSWER)
         if not turn:
@@ -125,7 +126,9 @@ def _reply(prompt: Any, given: Any, side: str) -> Reply:
         if not dialogue.endswith(ANSWER.strip()):
             dialogue += ANSWER
         return Reply(
-            dialogue, tuple(turns(dialogue)), _behind(given.strip().removeprefix(ANSWER.strip()))
+            dialogue,
+            tuple(turns(dialogue)),
+            _after_answer(given.strip().removeprefix(ANSWER.strip())),
         )
     return Reply(prompt, ({"role": "user", "content": prompt},), given if given.strip() else "")
 
@@ -156,25 +159,25 @@ def _of_messages(prompt: str | list[Message] | None, given: list[Message]) -> Re
     reply = last["content"] if last["role"] == "assistant" else ""
     asked = any(message["role"] == "user" for message in before)
     return Reply(
-        as_dialogue(before) if before else "", tuple(before) if asked else (), _behind(reply)
+        as_dialogue(before) if before else "", tuple(before) if asked else (), _after_answer(reply)
     )
 
 
 def _same(some: Sequence[Message], others: Sequence[Message]) -> bool:
-    """Whether messages are equal but for the space around them."""
+    """Whether messages are equal, apart from the space around them."""
     return [(m["role"], m["content"].strip()) for m in some] == [
         (m["role"], m["content"].strip()) for m in others
     ]
 
 
-def _behind(reply: str) -> str:
-    """A reply as it stands behind "Assistant:"."""
+def _after_answer(reply: str) -> str:
+    """A reply as it follows "Assistant:"."""
     return f" {reply.strip()}" if reply.strip() else ""
 
 
 def _messages(given: list[Any], name: str) -> list[Message]:
-    """Messages with role and content, of the forms in which people have them."""
-    found = []
+    """Messages with role and content, from the forms that occur in data sets."""
+    messages = []
     for message in given:
         role, content = None, None
         if isinstance(message, dict):
@@ -186,14 +189,12 @@ def _messages(given: list[Any], name: str) -> list[Message]:
             parts = [part.get("text") for part in content]
             content = "".join(map(str, parts)) if None not in parts else None
         if not isinstance(role, str) or not isinstance(content, str):
+            is_dict = isinstance(message, dict)
+            content_of = ", ".join(map(str, message)) if is_dict else type(message).__name__
             raise ValueError(
-                f"{name} is a list, and not each of it is a message with the texts role and content; it has "
-                + (
-                    ", ".join(map(str, message))
-                    if isinstance(message, dict)
-                    else type(message).__name__
-                )
+                f"{name} is a list, and not each of it is a message with the texts role and "
+                f"content; it has {content_of}"
             )
         role = role.strip().lower()
-        found.append({"role": OTHER_ROLES.get(role, role), "content": _unix(content)})
-    return found
+        messages.append({"role": OTHER_ROLES.get(role, role), "content": _unix(content)})
+    return messages

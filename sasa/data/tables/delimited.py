@@ -1,12 +1,11 @@
-"""CSV and TSV files: cells in quotes as RFC 4180 has them, or quotes as text, whichever the file means."""
+"""CSV and TSV files: quotes as RFC 4180 has them, or as text, whichever makes sense of the file."""
 
 from __future__ import annotations
 
 import csv
 import logging
 import re
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,19 @@ from sasa.data.tables.text import bare, broken, guarded, opened
 
 logger = logging.getLogger(__name__)
 
-csv.field_size_limit(
-    2**31 - 1
-)  # its own limit, 131,072 letters, is for no reason that matters here
-
+csv.field_size_limit(2**31 - 1)  # texts may be longer than its default, 131,072 characters
 
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?')
-"""What Excel may write before the header."""
+"""A line that Excel may write before the header."""
 UNESCAPE = re.compile(r'\\(["\\])')
-"""A quote or a backslash behind a backslash; any other backslash is text."""
+"""An escaped quote or backslash; any other backslash is text."""
 
 
 def _named_separator(path: Path, form: Format) -> str | None:
     """The character that a first line such as `sep=;` names."""
     with opened(path, form.encoding, "") as content:
-        found = SEPARATOR_LINE.fullmatch(next(iter(content), ""))
-    return found[1] if found else None
+        match = SEPARATOR_LINE.fullmatch(next(iter(content), ""))
+    return match[1] if match else None
 
 
 def csv_table(path: Path, asked: Format | None, name: str) -> Table:
@@ -55,7 +51,8 @@ def csv_table(path: Path, asked: Format | None, name: str) -> Table:
             else "write it with commas"
         )
         raise ValueError(
-            f"{name} has one column, {scan.header[0]!r}: if another character stands between cells, {remedy}"
+            f"{name} has one column, {scan.header[0]!r}: if another character stands between "
+            f"cells, {remedy}"
         )
     if form.quotes == "auto" and scan.quoted:
         scan = _settled(scan, name)
@@ -74,9 +71,9 @@ def csv_table(path: Path, asked: Format | None, name: str) -> Table:
 
 
 def _settled(scan: _Scan, name: str) -> _Scan:
-    """A scan by RFC 4180, or one in which quotes are text, where that alone makes sense of the file.
+    """The scan by RFC 4180, or one with quotes as text if only that makes sense of the file.
 
-    Rows of which both make sense, each another one, are bad ones.
+    Rows of which both make sense, but different sense, are bad ones.
     """
     if any(not bad.encoded for bad in scan.bad.values()):
         plain = _Scan(scan.path, scan.encoding, scan.separator, "none")
@@ -153,23 +150,21 @@ class _Scan:
             if isinstance(cells, Bad):
                 yield cells
                 continue
-            missing = (
-                ("", "\\N") if self.quotes == "backslash" else ("",)
-            )  # \N is MySQL's word for it
+            missing = ("", "\\N") if self.quotes == "backslash" else ("",)  # \N is MySQL's NULL
             yield {c: None if v in missing else v for c, v in zip(self.header, cells, strict=False)}
 
     def judge(self, number: int, lines: list[list[str]]) -> None:
-        """Takes a row of several lines for a bad one where two of them, and half of all, look like rows."""
+        """Notes a row of several lines as bad if two of them, and half of all, look like rows."""
         rows = sum(map(self._looks_like_a_row, lines))
         if self.quotes == "double" and rows >= max(2, len(lines) / 2):
             reason = (
-                f"{len(lines)} lines that look like rows stand between two quotes, and may be one cell with line breaks, or as "
-                f"many rows with a quote in their text. {EITHER}"
+                f"{len(lines)} lines that look like rows stand between two quotes, and may be one "
+                f"cell with line breaks, or as many rows with a quote in their text. {EITHER}"
             )
             self.bad[number] = Bad(reason, len(lines))
 
     def _looks_like_a_row(self, cells: list[str]) -> bool:
-        """Whether some column's cell is such as that column has in rows of one line."""
+        """Whether a cell has a value, or is a number, as its column has in rows of one line."""
         return len(cells) == len(self.header) and any(
             cell != "" and ((known is not None and cell in known) or (number and _is_number(cell)))
             for cell, known, number in zip(cells, self.values, self.numbers, strict=False)
@@ -189,66 +184,25 @@ class _Scan:
 
     def _cells(self) -> Iterator[tuple[list[str] | Bad, list[str]]]:
         """The cells of each row, and its lines; the header goes to its attribute."""
-        settings: Any = {
-            "double": dict(strict=True),
-            "backslash": dict(strict=True),
-            "none": dict(quoting=csv.QUOTE_NONE),
-        }[self.quotes]
-        escaped = self.quotes == "backslash"
+        header: list[str] | None = None
+        unsure = False  # whether the next row may be the rest of one that could not be read
         with opened(self.path, self.encoding, "") as content:
-            lines, at = deque[str](), 0
-
-            def noted() -> Iterator[str]:
-                nonlocal at
-                for line in content:
-                    at += 1
-                    if at == 1 and SEPARATOR_LINE.fullmatch(line):
-                        continue
-                    lines.append(line)
-                    yield (
-                        UNESCAPE.sub(lambda m: {'"': '""'}.get(m[1], m[1]), line)
-                        if escaped
-                        else line
-                    )
-
-            reader = csv.reader(noted(), delimiter=self.separator, **settings)
-            header: list[str] | None = None
-            broke_off = (
-                False  # whether what comes next may be the rest of a row that could not be read
-            )
-            while True:
-                lines.clear()
-                try:
-                    cells: list[str] | Bad = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    closed = "expected after" in str(
-                        error
-                    )  # the separator, where a cell's second quote is
-                    what = (
-                        "a cell goes on behind the quote that ends it"
-                        if closed
-                        else "a quote is never closed"
-                    )
-                    hint = f"; if quotes are part of the text, {NONE}" * (self.quotes == "double")
-                    cells = Bad(f"(line {at}) {what}{hint}", len(lines))
-                    broke_off = True
-                if cells == []:
-                    continue
-                taken = list(lines)
-                if broke_off and isinstance(cells, list):
-                    broke_off = len(cells) != len(header or cells) or any(
-                        line.count('"') % 2 for line in taken
-                    )
-                    if broke_off:
-                        cells = Bad(
-                            f"(line {at}) it seems to be the rest of a row that cannot be read",
-                            len(taken),
+            for record, lines, at in self._records(content):
+                cells: list[str] | Bad
+                if isinstance(record, csv.Error):
+                    cells, unsure = self._unpaired(record, at, len(lines)), True
+                else:
+                    cells = record
+                    if unsure:
+                        unsure = len(record) != len(header or record) or any(
+                            line.count('"') % 2 for line in lines
                         )
-                for line in taken:
+                    if unsure:
+                        reason = "it seems to be the rest of a row that cannot be read"
+                        cells = Bad(f"(line {at}) {reason}", len(lines))
+                for line in lines:
                     if wrong := broken(line):
-                        cells = Bad(f"(line {at}) {wrong}", len(taken), isinstance(cells, list))
+                        cells = Bad(f"(line {at}) {wrong}", len(lines), isinstance(cells, list))
                         break
                 if header is None:
                     if isinstance(cells, Bad):
@@ -256,11 +210,59 @@ class _Scan:
                     header = self.header = [cell.strip() for cell in cells]
                     continue
                 if not isinstance(cells, Bad) and len(cells) > len(header):
+                    separator = "a tab" if self.separator == "\t" else repr(self.separator)
                     cells = Bad(
-                        f"(line {at}) it has {len(cells)} cells, and there are {len(header)} columns: is a text with "
-                        f"{'a tab' if self.separator == chr(9) else self.separator!r} in it not in quotes?"
+                        f"(line {at}) it has {len(cells)} cells, and there are {len(header)} "
+                        f"columns: is a text with {separator} in it not in quotes?"
                     )
-                yield cells, taken
+                yield cells, lines
+
+    def _records(
+        self, content: Iterable[str]
+    ) -> Iterator[tuple[list[str] | csv.Error, list[str], int]]:
+        """The rows as the csv module reads them, or its error for a row that it cannot read.
+
+        Each comes with its lines and the number of the last one. Blank lines are left out.
+        """
+        settings: Any = dict(quoting=csv.QUOTE_NONE) if self.quotes == "none" else dict(strict=True)
+        lines: list[str] = []
+        at = 0
+
+        def recorded() -> Iterator[str]:
+            nonlocal at
+            for line in content:
+                at += 1
+                if at == 1 and SEPARATOR_LINE.fullmatch(line):
+                    continue
+                lines.append(line)
+                yield _doubled(line) if self.quotes == "backslash" else line
+
+        reader = csv.reader(recorded(), delimiter=self.separator, **settings)
+        while True:
+            lines.clear()
+            record: list[str] | csv.Error
+            try:
+                record = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                record = error
+            if record != []:
+                yield record, list(lines), at
+
+    def _unpaired(self, error: csv.Error, at: int, lines: int) -> Bad:
+        """The row whose quotes the csv module does not understand."""
+        closed = "expected after" in str(error)  # a separator, after a cell's second quote
+        reason = (
+            "a cell goes on behind the quote that ends it" if closed else "a quote is never closed"
+        )
+        hint = f"; if quotes are part of the text, {NONE}" if self.quotes == "double" else ""
+        return Bad(f"(line {at}) {reason}{hint}", lines)
+
+
+def _doubled(line: str) -> str:
+    """A line with quotes doubled, as RFC 4180 writes them, that have a backslash before them."""
+    return UNESCAPE.sub(lambda match: {'"': '""'}.get(match[1], match[1]), line)
 
 
 def _is_number(cell: str) -> bool:

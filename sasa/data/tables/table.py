@@ -1,5 +1,5 @@
-"""A table: rows that can be read as often as they are wanted, and what is known of them from a first
-reading. It keeps none of them, and knows no file.
+"""A table: rows that can be read repeatedly, and what is known of them from a first reading. It
+keeps none of them, and knows no file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Format:
                 known = False
             if not known:
                 raise ValueError(
-                    f"encoding must be one that Python knows, such as utf-8, cp1252, latin-1 or utf-16, got {self.encoding!r}"
+                    "encoding must be one that Python knows, such as utf-8, cp1252, latin-1 or "
+                    f"utf-16, got {self.encoding!r}"
                 )
         if self.separator == "tab":
             object.__setattr__(self, "separator", "\t")
@@ -174,7 +175,8 @@ class Table:
         if self.bad:
             number, bad = next(iter(self.bad.items()))
             warn_once(
-                f"{self.name}: {self.lost():,} lines cannot be read and are left out; row {number}: {bad.reason}"
+                f"{self.name}: {self.lost():,} lines cannot be read and are left out; row "
+                f"{number}: {bad.reason}"
             )
 
 
@@ -190,17 +192,17 @@ def left_out(skipped: Mapping[str, int]) -> str:
 
 
 def value_of(row: Row, column: str) -> Any:
-    """What a row has in a column; None where it has none. The name as it stands goes before a nested
-    one.
+    """The value of a column in a row, None if there is none. The name as it stands has precedence
+    over a nested one.
     """
     if column in row:
         return row[column]
     for dot in (place for place, letter in reversed(list(enumerate(column))) if letter == "."):
         if (
             isinstance(inner := row.get(column[:dot]), dict)
-            and (found := value_of(inner, column[dot + 1 :])) is not None
+            and (value := value_of(inner, column[dot + 1 :])) is not None
         ):
-            return found
+            return value
     return None
 
 

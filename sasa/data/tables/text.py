@@ -1,4 +1,4 @@
-"""Text files, plain or compressed -> lines, in the encoding that they are in; what is no text is found."""
+"""Text files, plain or compressed -> lines, in any encoding; characters that are none are noticed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_lines(file: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def check_characters(text: str) -> None:
-    """Raises ValueError for text that no tokenizer takes: a half of a surrogate pair, as in the JSON
+    """Raises ValueError for text that no tokenizer takes: half of a surrogate pair, as in the JSON
     "\\ud83d".
     """
     if found := re.search("[\ud800-\udfff]", text):
