@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from sasa.cli.common import (
+from sasa.cli.options import (
     LOOPBACK,
     DeviceOption,
     DtypeOption,
     HostOption,
     ModelOption,
     StrictOption,
-    out,
 )
+from sasa.cli.output import out, print_line
 from sasa.core.settings import DEFAULT_MODEL
 
 
@@ -73,5 +73,5 @@ def command(
         if host == LOOPBACK and not share
         else host
     )
-    out.print(f"{address}  ({where}; stop it with Ctrl+C)", soft_wrap=True, markup=False)
+    print_line(f"{address}  ({where}; stop it with Ctrl+C)")
     page.block_thread()

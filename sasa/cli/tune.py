@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sasa.cli.common import (
+from sasa.cli.loading import load_boundaries, read_prompts
+from sasa.cli.options import (
     BoundariesOption,
     DeviceOption,
     DtypeOption,
@@ -17,11 +18,8 @@ from sasa.cli.common import (
     PriorOption,
     StrictOption,
     ValueOption,
-    load_boundaries,
-    out,
-    print_json,
-    read_prompts,
 )
+from sasa.cli.output import out, print_json
 from sasa.core.settings import PRIOR, VALUE, check_prior, check_value
 
 

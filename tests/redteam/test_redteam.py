@@ -24,7 +24,7 @@ pytest.importorskip("peft", reason="pip install 'sasa-decoding[train]'")
 
 import reference_redteam as exact
 
-from sasa.cli.common import load_prompts
+from sasa.cli.loading import load_prompts
 from sasa.core.boundary import EmbeddingSpec
 from sasa.decoding.generate import encode_prompts
 from sasa.decoding.sampling import log_probs
@@ -694,7 +694,7 @@ def test_reports_side_by_side(made, done, tmp_path):
 def test_exports(made, tmp_path):
     assert export(made.folder, tmp_path / "hits.jsonl") == 3
     attacks = [MADE[i][0] for i in (0, 2, 3)]
-    assert load_prompts(str(tmp_path / "hits.jsonl"), None, None, None, 0) == attacks
+    assert load_prompts(str(tmp_path / "hits.jsonl")) == attacks
     for suite in ("rtp", "attaq"):
         assert [p.text for p in load_suite(suite, tmp_path / "hits.jsonl").prompts] == attacks
     assert export(made.folder, tmp_path / "log.jsonl", "garak") == 3
@@ -909,7 +909,7 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
         word in done.stdout for word in ("curiosity", "100.00%", "distinct", "clusters")
     )  # in 80 columns, uncut
     command("redteam", "export", where, "-o", tmp_path / "hits.jsonl", "--threshold", 0)
-    assert load_prompts(str(tmp_path / "hits.jsonl"), None, None, None, 0)
+    assert load_prompts(str(tmp_path / "hits.jsonl"))
     tiny.boundary(sasa.load(tiny_folder)[0]).save(tmp_path / "line.safetensors")
     done = command(
         "redteam", "replay", where, "-m", tiny_folder, "-b", tmp_path / "line.safetensors", "--threshold", 0, "-c", 2, "-n", 4,
