@@ -67,7 +67,15 @@ def command(
             "everybody who can reach this address may use the model, and see what it writes",
             style="yellow",
         )
-    page, address = launch(studio, model or DEFAULT_MODEL, host, port, share, open_, wait=False)
+    page, address = launch(
+        studio,
+        name=model or DEFAULT_MODEL,
+        host=host,
+        port=port,
+        share=share,
+        open_=open_,
+        wait=False,
+    )
     where = (
         "on this machine alone; --host or --share opens it to others"
         if host == LOOPBACK and not share

@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from copy import copy
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import typer
@@ -75,12 +75,13 @@ def _options(group: inspect.Parameter) -> dict[str, inspect.Parameter]:
         hint = hints[field.name]
         if get_origin(hint) is not Annotated and "help" not in field.metadata:
             continue
+        default = (
+            field.default if group.default is group.empty else getattr(group.default, field.name)
+        )
         options[field.name] = inspect.Parameter(
             f"{group.name}_{field.name}",
             inspect.Parameter.KEYWORD_ONLY,
-            default=field.default
-            if group.default is group.empty
-            else getattr(group.default, field.name),
+            default=group.empty if default is MISSING else default,
             annotation=_with_flags(field, hint),
         )
     return options

@@ -275,7 +275,14 @@ def _judged(
     if readings.people is not None:
         about, reading = readings.people
         people = about.figures(reading, steering)
-    return Judged(name, steering.beta, steering.value, steering.prior, taxes, people)
+    return Judged(
+        boundary=name,
+        beta=steering.beta,
+        value=steering.value,
+        prior=steering.prior,
+        groups=taxes,
+        people=people,
+    )
 
 
 def _write(

@@ -93,12 +93,19 @@ def command(
         raise ValueError(f"{prompts} has no rows {rows}")
     texts = [texts[i * len(texts) // min(limit, len(texts))] for i in range(min(limit, len(texts)))]
     loaded, tokenizer = sasa.load(model, device, dtype)
-    settings = Settings(completions, max_new_tokens, temperature, top_k, top_p, chat)
+    settings = Settings(
+        completions=completions,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        chat=chat,
+    )
     world = World(loaded, tokenizer, load_boundaries(boundary, loaded, strict), settings)
-    told = Console(stderr=True, highlight=False)
+    stderr = Console(stderr=True, highlight=False)
 
     def tell(trial: Trial) -> None:
-        told.print(
+        stderr.print(
             f"beta {trial.beta:8.3g}   perplexity {trial.perplexity:.3f} (x{trial.ratio:.3f})   "
             f"P(safe) {trial.p_safe:.3f}   tokens {trial.tokens:.1f}   distinct-2 {trial.distinct_2:.3f}   "
             f"repetition {trial.repetition:.3f}",

@@ -154,7 +154,7 @@ class BacktrackOptions:
         if not self.backtrack:
             return None
         return Backtracking(
-            THRESHOLD if self.threshold is None else self.threshold,
+            threshold=THRESHOLD if self.threshold is None else self.threshold,
             max_resets=MAX_RESETS if self.max_resets is None else self.max_resets,
         )
 
