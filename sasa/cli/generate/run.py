@@ -119,15 +119,8 @@ def command(
     if not texts:
         raise ValueError("no prompts: give them as arguments, or a file with --prompts")
     check_engine(engine, ray)
-    if engine and device:
-        raise ValueError(
-            "--device does not go with --engine: vLLM takes the device that it was built for"
-        )
-    if engine and (backtracking.backtrack or trace or not has_boundary):
-        raise ValueError(
-            "--engine goes back nowhere, traces nothing, and needs a boundary: leave --backtrack, "
-            "--trace and --boundary none out"
-        )
+    if engine:
+        _check_engine_options(device, backtracking, trace, has_boundary)
     if trace and not has_boundary:
         raise ValueError(
             "--trace shows margins: give a boundary, and --beta 0 where it is not to steer"
@@ -183,6 +176,21 @@ def command(
                 print_completions(first, prompt, steered[i])
             if trace and first is not None:
                 print_trace(first, steered[i])
+
+
+def _check_engine_options(
+    device: str | None, backtracking: BacktrackOptions, trace: bool, has_boundary: bool
+) -> None:
+    """Raises ValueError for options that vLLM's engine does not support."""
+    if device:
+        raise ValueError(
+            "--device does not go with --engine: vLLM takes the device that it was built for"
+        )
+    if backtracking.backtrack or trace or not has_boundary:
+        raise ValueError(
+            "--engine goes back nowhere, traces nothing, and needs a boundary: leave --backtrack, "
+            "--trace and --boundary none out"
+        )
 
 
 def _parts(prompts: list[str], sampling: SamplingOptions) -> list[Part]:
