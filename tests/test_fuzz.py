@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sasa import Boundary
-from sasa.cli.common import read_prompts
+from sasa.cli.loading import read_prompts
 from sasa.data.tables import Format, open_table
 from sasa.evaluation.run import Run
 from sasa.evaluation.suites import load_suite

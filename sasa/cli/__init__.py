@@ -1,4 +1,4 @@
-"""The command line. Each command is a file, which is imported when the command is called."""
+"""The command line. Each command is a file or a package, imported when the command is called."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMMANDS = {
     "pull": "Download a boundary with its card and recipe.",
     "classifiers": "List the bundled boundaries with their held-out figures.",
 }
-"""The file of `sasa.cli` that each command is in, by its name, and what the list of commands says of it."""
+"""The commands and their help: each is the module of `sasa.cli` of its name."""
 
 
 class _Commands(TyperGroup):
@@ -52,13 +52,13 @@ class _Commands(TyperGroup):
 def _imported(name: str) -> Any:
     """A command as its file defines it: its function `command`, or a group of several, `app`."""
     module = importlib.import_module(f"sasa.cli.{name}")
-    made = typer.Typer(add_completion=False)
-    made.callback()(lambda: None)  # it stays a group with one command in it
+    group = typer.Typer(add_completion=False)
+    group.callback()(lambda: None)  # it stays a group with one command in it
     if hasattr(module, "app"):
-        made.add_typer(module.app, name=name)
+        group.add_typer(module.app, name=name)
     else:
-        made.command(name, **getattr(module, "OPTIONS", {}))(module.command)
-    return cast(Any, typer.main.get_command(made)).commands[name]
+        group.command(name, **getattr(module, "OPTIONS", {}))(module.command)
+    return cast(Any, typer.main.get_command(group)).commands[name]
 
 
 app = typer.Typer(
@@ -81,17 +81,17 @@ def _options(
 
 
 def main() -> None:
-    """Runs the command line; what a user can mend is one line on stderr and exit status 1, not a traceback."""
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a character that a terminal lacks must not cost the results
+    """Runs the command line.
+
+    An error that the user can mend is one line on stderr and exit status 1, not a traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # a character that a terminal lacks must not cost the results
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    os.environ.setdefault(
-        "HF_HUB_DISABLE_PROGRESS_BARS", "1"
-    )  # transformers has no other for its own
+    # transformers has no other switch for its own bars
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
@@ -106,6 +106,5 @@ def main() -> None:
 def _plain(error: BaseException) -> str:
     from rich.markup import escape
 
-    return escape(
-        " ".join(str(error).split())
-    )  # what others say, the Hub for one, may have several lines
+    # errors of other libraries, the Hub's for one, may have several lines
+    return escape(" ".join(str(error).split()))

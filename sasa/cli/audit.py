@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from sasa.cli.common import (
+from sasa.cli.options import (
     BoundaryOption,
     DeviceOption,
     DtypeOption,
@@ -15,10 +15,9 @@ from sasa.cli.common import (
     PriorOption,
     StrictOption,
     ValueOption,
-    out,
-    print_json,
 )
-from sasa.core.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.cli.output import out, print_json
+from sasa.core.settings import BETA, BUNDLED, PRIOR, VALUE, check_beta, check_prior, check_value
 
 
 def command(
@@ -31,7 +30,7 @@ def command(
         ),
     ] = None,
     model: ModelOption = None,
-    boundary: BoundaryOption = "toxicity",
+    boundary: BoundaryOption = BUNDLED,
     people: Annotated[
         str | None,
         typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from sasa.cli.common import out, print_json
+from sasa.cli.output import out, print_json
 from sasa.core.shipped import about, bundled
 
 

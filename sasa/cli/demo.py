@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from sasa.cli.common import (
+from sasa.cli.options import (
     LOOPBACK,
     DeviceOption,
     DtypeOption,
     HostOption,
     ModelOption,
     StrictOption,
-    out,
 )
+from sasa.cli.output import out, print_line
 from sasa.core.settings import DEFAULT_MODEL
 
 
@@ -67,11 +67,19 @@ def command(
             "everybody who can reach this address may use the model, and see what it writes",
             style="yellow",
         )
-    page, address = launch(studio, model or DEFAULT_MODEL, host, port, share, open_, wait=False)
+    page, address = launch(
+        studio,
+        name=model or DEFAULT_MODEL,
+        host=host,
+        port=port,
+        share=share,
+        open_=open_,
+        wait=False,
+    )
     where = (
         "on this machine alone; --host or --share opens it to others"
         if host == LOOPBACK and not share
         else host
     )
-    out.print(f"{address}  ({where}; stop it with Ctrl+C)", soft_wrap=True, markup=False)
+    print_line(f"{address}  ({where}; stop it with Ctrl+C)")
     page.block_thread()

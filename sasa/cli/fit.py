@@ -2,28 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from sasa.cli.common import (
-    AddressOption,
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    RayOption,
-    WorkersOption,
-    dtype_of,
-    out,
-    spread_by_ray,
-)
+from sasa.cli.engines import RayOptions
+from sasa.cli.groups import expand, given
+from sasa.cli.loading import dtype_of
+from sasa.cli.options import DeviceOption, DtypeOption, ModelOption
+from sasa.cli.output import out, print_line
 from sasa.data.tables import left_out
 
+if TYPE_CHECKING:
+    from sasa.core.boundary import Boundary
 
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """Settings of all corpora that do not have their own."""
+
+    text: Annotated[
+        str | None, typer.Option(help="Text column of all corpora that do not name their own.")
+    ] = None
+    label: Annotated[str | None, typer.Option(help="Label column, likewise.")] = None
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many rows a corpus, drawn at random, likewise.")
+    ] = None
+    unsafe_from: Annotated[
+        float | None, typer.Option(help="Scores at or above are unsafe.", show_default="0.5")
+    ] = None
+    safe_below: Annotated[
+        float | None,
+        typer.Option(
+            help="Scores below are safe; the grey zone between is left out.",
+            show_default="unsafe-from",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions:
+    """How a text becomes a vector."""
+
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Hidden state: 0 the embeddings, -1 the last. Repeat it for several at once.",
+            show_default="-1",
+        ),
+    ] = None
+    pooling: Annotated[str | None, typer.Option(help="last, mean or ema.", show_default="last")] = (
+        None
+    )
+    half_life: Annotated[
+        float | None,
+        typer.Option(help="Of ema: tokens after which a state counts half.", show_default="8"),
+    ] = None
+    span: Annotated[
+        str | None, typer.Option(help="What is averaged: text or response.", show_default="text")
+    ] = None
+    template: Annotated[str | None, typer.Option(help="none or chat.", show_default="none")] = None
+
+
+@expand("corpus")
+@expand("embedding")
+@expand("ray")
 def command(
+    *,
     corpora: Annotated[
         list[str] | None,
         typer.Argument(
@@ -39,7 +87,7 @@ def command(
         typer.Option(
             "--output", "-o", help="The folder to write; an unfinished fit in it goes on."
         ),
-    ] = ...,  # type: ignore[assignment]
+    ],
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -53,41 +101,8 @@ def command(
     attribute: Annotated[
         str | None, typer.Option(help="What the unsafe side is called.", show_default="toxicity")
     ] = None,
-    text: Annotated[
-        str | None, typer.Option(help="Text column of all corpora that do not name their own.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="Label column, likewise.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many rows a corpus, drawn at random, likewise.")
-    ] = None,
-    unsafe_from: Annotated[
-        float | None, typer.Option(help="Scores at or above are unsafe.", show_default="0.5")
-    ] = None,
-    safe_below: Annotated[
-        float | None,
-        typer.Option(
-            help="Scores below are safe; the grey zone between is left out.",
-            show_default="unsafe-from",
-        ),
-    ] = None,
-    layer: Annotated[
-        list[int] | None,
-        typer.Option(
-            help="Hidden state: 0 the embeddings, -1 the last. Repeat it for several at once.",
-            show_default="-1",
-        ),
-    ] = None,
-    pooling: Annotated[
-        str | None, typer.Option(help="last, mean or ema.", show_default="last")
-    ] = None,
-    half_life: Annotated[
-        float | None,
-        typer.Option(help="Of ema: tokens after which a state counts half.", show_default="8"),
-    ] = None,
-    span: Annotated[
-        str | None, typer.Option(help="What is averaged: text or response.", show_default="text")
-    ] = None,
-    template: Annotated[str | None, typer.Option(help="none or chat.", show_default="none")] = None,
+    corpus: CorpusOptions,
+    embedding: EmbeddingOptions,
     classifier: Annotated[
         str, typer.Option(help="bayes (the closed form), or for comparison logistic, svm or ridge.")
     ] = "bayes",
@@ -132,9 +147,7 @@ def command(
         int | None, typer.Option(help="Of sampling and of the split.", show_default="0")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 64,
-    ray: RayOption = False,
-    ray_address: AddressOption = None,
-    ray_workers: WorkersOption = None,
+    ray: RayOptions,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -151,66 +164,69 @@ def command(
     import sasa
     from sasa.fitting import Corpus, Recipe, fit_boundary
 
-    given = [Corpus.parse(corpus) for corpus in corpora or []]
-    if recipe is None and not given:
+    own_corpora = tuple(map(Corpus.parse, corpora or []))
+    if recipe is None and not own_corpora:
         raise ValueError("no corpus: name one or more, or give a --recipe")
-    base = Recipe.load(recipe) if recipe else Recipe(tuple(given))
-    shared: dict[str, Any] = {
-        "text": text,
-        "label": label,
-        "limit": limit,
-        "unsafe_from": unsafe_from,
-        "safe_below": safe_below,
-    }
-    shared = {name: value for name, value in shared.items() if value is not None}
-    used = tuple(  # what a corpus says of itself stands
-        replace(corpus, **{k: v for k, v in shared.items() if k not in corpus.to_dict()})
-        for corpus in (given or base.corpora)
+    base = Recipe.load(recipe) if recipe else Recipe(own_corpora)
+    defaults = given(corpus)
+    used = tuple(  # a corpus's own settings come before the shared ones
+        replace(one, **{k: v for k, v in defaults.items() if k not in one.to_dict()})
+        for one in own_corpora or base.corpora
     )
-    spec: dict[str, Any] = {
-        "layer": tuple(layer) if layer else None,
-        "pooling": pooling,
-        "half_life": half_life,
-        "span": span,
-        "template": template,
+    changes = {
+        "model": model,
+        "attribute": attribute,
+        "seed": seed,
+        "audit": Corpus.parse(audit) if audit else None,
+        "prefixes": prefixes,
+        "identity": identity,
+        "people": people,
+        "own": own,
     }
-    settings: dict[str, Any] = {"model": model, "attribute": attribute, "seed": seed}
-    settings["audit"] = Corpus.parse(audit) if audit else None
-    if layer:
+    spec = given(embedding)
+    if embedding.layer:
+        spec["layer"] = tuple(embedding.layer)
         base = replace(base, depth=None)
-    settings |= {"prefixes": prefixes, "identity": identity, "people": people, "own": own}
     full = replace(
         base,
         corpora=used,
-        embedding=replace(base.embedding, **{k: v for k, v in spec.items() if v is not None}),
-        **{k: v for k, v in settings.items() if v is not None},
+        embedding=replace(base.embedding, **spec),
+        **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
     estimator = _classifier(classifier)
-    for corpus in used:  # a wrong path or column shows before the model is loaded
-        next(corpus.examples(full.seed), None)
+    for one in used:  # a wrong path or column shows before the model is loaded
+        next(one.examples(full.seed), None)
     loaded, tokenizer = sasa.load(full.model, device, dtype)
-    spread = spread_by_ray(ray, ray_address, ray_workers, full.model, device, dtype_of(loaded))
     boundary = fit_boundary(
-        *(loaded, tokenizer, full, output),
+        loaded,
+        tokenizer,
+        full,
+        output,
         classifier=estimator,
         batch_size=batch_size,
         progress=True,
-        spread=spread,
+        spread=ray.connect(full.model, device, dtype_of(loaded)),
     )
-    table = Table("held-out texts", "safe", "unsafe", "AUC", "avg. precision", "accuracy", "ECE")
-    for name, m in {"all": boundary.report["test"], **boundary.report["test_by_corpus"]}.items():
-        figures = (
-            f"{m[k]:.3f}" if k in m else "–"
-            for k in ("auc", "average_precision", "accuracy", "ece")
-        )
-        table.add_row(name, str(m["safe"]), str(m["unsafe"]), *figures)
-    out.print(table)
+    out.print(_table(boundary))
     if skipped := boundary.report["skipped"]:
-        out.print(left_out(skipped), soft_wrap=True, markup=False)
+        print_line(left_out(skipped))
     out.print(
         f"wrote {output}: use it with --boundary {output}, or Boundary.load({str(output)!r})",
         soft_wrap=True,
     )
+
+
+def _table(boundary: Boundary) -> Table:
+    """The figures on held-out texts, of all and by corpus."""
+    table = Table("held-out texts", "safe", "unsafe", "AUC", "avg. precision", "accuracy", "ECE")
+    report = {"all": boundary.report["test"], **boundary.report["test_by_corpus"]}
+    for name, figures in report.items():
+        cells = (
+            f"{figures[key]:.3f}" if key in figures else "–"
+            for key in ("auc", "average_precision", "accuracy", "ece")
+        )
+        table.add_row(name, str(figures["safe"]), str(figures["unsafe"]), *cells)
+    return table
 
 
 def _classifier(name: str) -> Any:

@@ -7,16 +7,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from sasa.cli.common import (
-    BoundaryOption,
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    StrictOption,
-    out,
-    print_json,
-    style,
-)
+from sasa.cli.options import BoundaryOption, DeviceOption, DtypeOption, ModelOption, StrictOption
+from sasa.cli.output import out, print_json, style
+from sasa.core.settings import BUNDLED
 
 
 def command(
@@ -27,7 +20,7 @@ def command(
         str | None, typer.Option(help="A prompt to which TEXT is the response.")
     ] = None,
     model: ModelOption = None,
-    boundary: BoundaryOption = "toxicity",
+    boundary: BoundaryOption = BUNDLED,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     strict: StrictOption = True,
     device: DeviceOption = None,

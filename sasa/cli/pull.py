@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sasa.cli.common import out
+from sasa.cli.output import print_line
 
 
 def command(
@@ -28,4 +28,4 @@ def command(
     from sasa.fitting.hub import pull_from_hub
 
     folder = pull_from_hub(repository, output or Path(repository.rpartition("/")[2]))
-    out.print(f"wrote {folder}: use it with --boundary {folder}", soft_wrap=True, markup=False)
+    print_line(f"wrote {folder}: use it with --boundary {folder}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sasa.cli.common import out
+from sasa.cli.output import print_line
 
 
 def command(
@@ -42,4 +42,4 @@ def command(
     address = push_to_hub(
         Boundary.load(file), repository, folder=file.parent, private=private or None
     )
-    out.print(f"{address}: use it with --boundary {repository}", soft_wrap=True, markup=False)
+    print_line(f"{address}: use it with --boundary {repository}")

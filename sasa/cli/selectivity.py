@@ -5,31 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from sasa.cli.common import (
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    StrictOption,
-    ValueOption,
-    load_boundaries,
-    out,
-    print_json,
-)
-from sasa.core.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.cli.loading import load_boundaries
+from sasa.cli.options import DeviceOption, DtypeOption, ModelOption, StrictOption, ValueOption
+from sasa.cli.output import out, print_json
+from sasa.core.settings import BETA, BUNDLED, PRIOR, VALUE, check_beta, check_prior, check_value
 
 if TYPE_CHECKING:
-    from sasa.evaluation.selectivity import Judged
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sasa.core.boundary import Boundary
+    from sasa.core.embedding_spec import Text
+    from sasa.core.values import Steering
+    from sasa.decoding.cost import Reading
+    from sasa.evaluation.selectivity import Judged, Labelled
+    from sasa.fitting.identity import About, Sentences
 
 GROWTH = (0.5, 1.0, 1.5)
 """Of the default strength: what is tried where none is named."""
-BUNDLED = "bundled"
+SHIPPED = "bundled"
+"""Of --people: the sentences that ship with the package."""
 
 
 def command(
@@ -48,7 +50,7 @@ def command(
             "--boundary",
             "-b",
             help="Repeat it to compare several, each by itself.",
-            show_default="toxicity",
+            show_default=BUNDLED,
         ),
     ] = None,
     betas: Annotated[
@@ -118,79 +120,49 @@ def command(
     The recipes that ship are fitted on its rows before 90000.
     """
     check_value(value)
-    import sasa
-    from sasa.core.values import Steering
-    from sasa.data.corpus import Corpus
-    from sasa.decoding.cost import Reading, read, readable, tokenized_as
-    from sasa.evaluation.metrics import to_json
-    from sasa.evaluation.selectivity import (
-        UNSAFE,
-        Judged,
-        class_of,
-        draw,
-        labelled,
-        selectivity,
-        strength_for,
-    )
-    from sasa.fitting.identity import About, load_people
-    from sasa.utils.files import write_atomically
-
     if at is not None and (betas or at <= 0):
         raise ValueError("--at is a number of nats > 0, in place of --beta")
-    names = boundaries or ["toxicity"]
     strengths = betas or [BETA * x for x in GROWTH] if at is None else [at]
-    wanted = [(prior, beta) for prior in priors or [PRIOR] for beta in strengths]
-    for prior, beta in wanted:  # what is out of range shows before anything is read
+    settings = [(prior, beta) for prior in priors or [PRIOR] for beta in strengths]
+    for prior, beta in settings:  # what is out of range shows before anything is read
         check_prior(prior)
         check_beta(beta)
-    sentences = load_people("audit", None if people == BUNDLED else people) if people else ()
-    texts = []
-    for given in corpora:
-        corpus = Corpus.parse(given)
-        corpus = replace(corpus, segments=("pair",)) if corpus.source == "rtp" else corpus
-        texts += labelled(corpus, limit, seed)
-    # of RealToxicityPrompts that is unsafe text behind unsafe prompts
-    classes = dict.fromkeys(class_of(one.group) for one in texts)
-    unsafe = max((name for name in classes if name.startswith(UNSAFE)), key=len, default=None)
+    import sasa
+    from sasa.core.values import Steering
+    from sasa.evaluation.metrics import to_json
+    from sasa.evaluation.selectivity import class_of
+    from sasa.fitting.identity import load_people
+
+    names = boundaries or [BUNDLED]
+    sentences = load_people("audit", None if people == SHIPPED else people) if people else ()
+    texts = _labelled(corpora, limit, seed)
+    classes = list(dict.fromkeys(class_of(text.group) for text in texts))
+    unsafe = _unsafe(classes)
     if at is not None and unsafe is None:
         raise ValueError("--at needs unsafe texts, and the corpora hold none")
     loaded, tokenizer = sasa.load(model, device, dtype)
-    lines = load_boundaries(names, loaded, strict)
-    if any(weight != 1 for _, weight in lines):
+    weighted = load_boundaries(names, loaded, strict)
+    if any(weight != 1 for _, weight in weighted):
         raise ValueError(
             "here each boundary is judged by itself: give it without ::WEIGHT, and vary --beta"
         )
-    ways: dict[tuple[str, bool], list[int]] = {}  # boundaries to which a text is the same tokens
-    for number, (line, _) in enumerate(lines):
-        ways.setdefault(tokenized_as(line.embedding), []).append(number)
-    specs = [lines[numbers[0]][0].embedding for numbers in ways.values()]
-    kept = [one for one in texts if all(readable(tokenizer, one.text, spec) for spec in specs)]
-    if len(kept) < len(texts):
-        one_token = f"left out: {len(texts) - len(kept)} texts of one token, before which there is nothing to go by"
-        Console(stderr=True).print(one_token, soft_wrap=True)
-    written, groups = [one.text for one in kept], [one.group for one in kept]
-    readings: dict[int, Reading] = {}
-    said: dict[int, tuple[About, Reading]] = {}
-    for numbers, spec in zip(ways.values(), specs, strict=True):  # one pass serves them all
-        by = [lines[number] for number in numbers]
-        reading = read(
-            loaded, tokenizer, written, by, top_k=top_k, max_tokens=max_tokens, progress=True
-        )
-        readings |= {number: reading.by(place) for place, number in enumerate(numbers)}
-        if people:
-            about = About.of(sentences, tokenizer, spec)
-            reading = read(loaded, tokenizer, about.texts, by, top_k=top_k, progress=True)
-            said |= {number: (about, reading.by(place)) for place, number in enumerate(numbers)}
-    rows: list[Judged] = []
-    for number, (name, (line, _)) in enumerate(zip(names, lines, strict=True)):
-        mine = readings[number]
-        for prior, beta in wanted:
-            steering = Steering.of(line, beta, value, prior)
-            if at is not None and unsafe is not None:
-                steering = replace(steering, beta=strength_for(mine, groups, steering, at, unsafe))
-            found = selectivity(mine, groups, steering, seed)
-            figures = said[number][0].figures(said[number][1], steering) if number in said else None
-            rows.append(Judged(name, steering.beta, value, prior, found, figures))
+    lines = [boundary for boundary, _ in weighted]
+    kept = _readable(texts, tokenizer, lines)
+    readings = _read(
+        loaded,
+        tokenizer,
+        lines,
+        [text.text for text in kept],
+        sentences,
+        top_k=top_k,
+        max_tokens=max_tokens,
+    )
+    groups = [text.group for text in kept]
+    rows = [
+        _judged(name, reading, groups, Steering.of(line, beta, value, prior), seed, at, unsafe)
+        for name, line, reading in zip(names, lines, readings, strict=True)
+        for prior, beta in settings
+    ]
     report = to_json(
         {
             "texts": len(kept),
@@ -200,12 +172,7 @@ def command(
         }
     )
     if output is not None:
-        write_atomically(output / "selectivity.json", json.dumps(report, indent=1) + "\n")
-        harmless = [
-            name for name in classes if name in rows[0].groups and not name.startswith(UNSAFE)
-        ]
-        if unsafe in rows[0].groups and harmless:
-            draw(output / "selectivity.png", rows, unsafe, harmless)
+        _write(output, report, rows, classes, unsafe)
     if as_json:
         print_json(report)
         return
@@ -213,6 +180,128 @@ def command(
         out.print(table)
     if output is not None:
         Console(stderr=True).print(f"figures and picture: {output}", soft_wrap=True, markup=False)
+
+
+def _labelled(corpora: Sequence[str], limit: int, seed: int) -> list[Labelled]:
+    """The texts of all corpora with their groups; of RealToxicityPrompts, whole pairs."""
+    from sasa.data.corpus import Corpus
+    from sasa.evaluation.selectivity import labelled
+
+    texts = []
+    for name in corpora:
+        corpus = Corpus.parse(name)
+        corpus = replace(corpus, segments=("pair",)) if corpus.source == "rtp" else corpus
+        texts += labelled(corpus, limit, seed)
+    return texts
+
+
+def _unsafe(classes: Sequence[str]) -> str | None:
+    """The unsafe class; of RealToxicityPrompts, unsafe text after unsafe prompts."""
+    from sasa.evaluation.selectivity import UNSAFE
+
+    return max((name for name in classes if name.startswith(UNSAFE)), key=len, default=None)
+
+
+def _readable(
+    texts: Sequence[Labelled], tokenizer: PreTrainedTokenizerBase, boundaries: Sequence[Boundary]
+) -> list[Labelled]:
+    """The texts of more than one token for every boundary; says how many are left out."""
+    from sasa.decoding.cost import readable
+
+    specs = [boundary.embedding for boundary in boundaries]
+    kept = [text for text in texts if all(readable(tokenizer, text.text, spec) for spec in specs)]
+    if len(kept) < len(texts):
+        left_out = f"left out: {len(texts) - len(kept)} texts of one token, before which there is nothing to go by"
+        Console(stderr=True).print(left_out, soft_wrap=True)
+    return kept
+
+
+class Readings(NamedTuple):
+    """What one boundary has read."""
+
+    texts: Reading
+    people: tuple[About, Reading] | None
+    """Sentences about people, if they are measured."""
+
+
+def _read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    boundaries: Sequence[Boundary],
+    texts: Sequence[Text],
+    sentences: Sequence[Sentences],
+    *,
+    top_k: int,
+    max_tokens: int,
+) -> list[Readings]:
+    """Reads all texts once for all boundaries to which they are the same tokens."""
+    from sasa.decoding.cost import read, tokenized_as
+    from sasa.fitting.identity import About
+
+    sharing: dict[tuple[str, bool], list[int]] = {}
+    for number, boundary in enumerate(boundaries):
+        sharing.setdefault(tokenized_as(boundary.embedding), []).append(number)
+    readings: dict[int, Readings] = {}
+    for numbers in sharing.values():
+        weighted = [(boundaries[number], 1.0) for number in numbers]
+        reading = partial(read, model, tokenizer, boundary=weighted, top_k=top_k, progress=True)
+        of_texts = reading(texts, max_tokens=max_tokens)
+        about = of_people = None
+        if sentences:
+            about = About.of(sentences, tokenizer, boundaries[numbers[0]].embedding)
+            of_people = reading(about.texts)
+        for place, number in enumerate(numbers):
+            people = (about, of_people.by(place)) if about and of_people else None
+            readings[number] = Readings(of_texts.by(place), people)
+    return [readings[number] for number in range(len(boundaries))]
+
+
+def _judged(
+    name: str,
+    readings: Readings,
+    groups: Sequence[str],
+    steering: Steering,
+    seed: int,
+    at: float | None,
+    unsafe: str | None,
+) -> Judged:
+    """What steering takes from each group, at its strength, or where `unsafe` pays `at` nats."""
+    from sasa.evaluation.selectivity import Judged, selectivity, strength_for
+
+    if at is not None and unsafe is not None:
+        beta = strength_for(readings.texts, groups, steering, at, unsafe)
+        steering = replace(steering, beta=beta)
+    taxes = selectivity(readings.texts, groups, steering, seed)
+    people = None
+    if readings.people is not None:
+        about, reading = readings.people
+        people = about.figures(reading, steering)
+    return Judged(
+        boundary=name,
+        beta=steering.beta,
+        value=steering.value,
+        prior=steering.prior,
+        groups=taxes,
+        people=people,
+    )
+
+
+def _write(
+    folder: Path,
+    report: dict[str, Any],
+    rows: Sequence[Judged],
+    classes: Sequence[str],
+    unsafe: str | None,
+) -> None:
+    """Writes the figures, and a picture if there are both unsafe and harmless texts."""
+    from sasa.evaluation.selectivity import UNSAFE, draw
+    from sasa.utils.files import write_atomically
+
+    write_atomically(folder / "selectivity.json", json.dumps(report, indent=1) + "\n")
+    shown = [name for name in classes if name in rows[0].groups]
+    harmless = [name for name in shown if not name.startswith(UNSAFE)]
+    if unsafe in shown and harmless:
+        draw(folder / "selectivity.png", rows, unsafe, harmless)
 
 
 def _tables(rows: Sequence[Judged], by_place: bool) -> Iterator[Table]:

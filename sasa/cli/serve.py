@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sasa.cli.common import LOOPBACK, HostOption, StrictOption, out
-from sasa.core.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
+from sasa.cli.options import LOOPBACK, HostOption, StrictOption
+from sasa.cli.output import out
+from sasa.core.settings import BETA, BUNDLED, PRIOR, VALUE, check_beta, check_prior, check_value
 
 OPTIONS = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
@@ -25,7 +26,7 @@ def command(
             "-b",
             help="One that requests may name: a bundled attribute, a file, a folder, or OWNER/NAME on the Hub; NAME=WHERE "
             "gives it another name. Repeat it for several; the first holds where a request names none.",
-            show_default="toxicity",
+            show_default=BUNDLED,
         ),
     ] = None,
     beta: Annotated[
@@ -74,6 +75,4 @@ def command(
         f"starting vLLM on {host}; a request is steered by vllm_xargs, as in {{'sasa_beta': {BETA:g}}}",
         markup=False,
     )
-    serve(
-        boundary or ["toxicity"], ["--host", host, *context.args], strict=strict, defaults=defaults
-    )
+    serve(boundary or [BUNDLED], ["--host", host, *context.args], strict=strict, defaults=defaults)

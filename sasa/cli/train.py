@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sasa.cli.common import (
+from sasa.cli.groups import expand
+from sasa.cli.loading import load_prompts, load_rewards, named_base
+from sasa.cli.options import (
     BoundaryOption,
     DeviceOption,
     DtypeOption,
@@ -19,16 +22,13 @@ from sasa.cli.common import (
     RewardOption,
     RowsOption,
     StrictOption,
-    load_prompts,
-    load_reward,
-    named_base,
-    out,
 )
+from sasa.cli.output import print_line
+from sasa.core.settings import BUNDLED
 from sasa.data.tables import left_out
 from sasa.training.settings import Repulse
 from sasa.utils.files import read_json
 
-DEFAULTS = Repulse()
 HELD_OUT = 32
 """Prompts to evaluate on, where no others are given: at most so many, and a fifth."""
 
@@ -104,30 +104,31 @@ def backtracking(
 
     training = Training(
         Corpus.parse(corpus),
-        method,
-        lora,
-        epochs,
-        learning_rate,
-        batch_size,
-        max_length,
-        beta,
-        save_steps,
-        seed,
+        method=method,
+        lora=lora,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        beta=beta,
+        save_steps=save_steps,
+        seed=seed,
     )
     check_packages("trl", "peft")
-    next(
-        training.corpus.pairs(Counter()), None
-    )  # a wrong path or column shows before the model is loaded
+    # a wrong path or column shows before the model is loaded
+    next(training.corpus.pairs(Counter()), None)
     loaded, tokenizer = sasa.load(model, device, dtype)
     train_backtracking(loaded, tokenizer, training, output, base=named_base(model), progress=True)
     if skipped := read_json(output / "training.json")["counts"]["skipped"]:
-        out.print(left_out(skipped), soft_wrap=True, markup=False)
+        print_line(left_out(skipped))
     use = f"sasa generate PROMPT --chat --model {output} --backtrack --boundary none --reset-token '[RESET]'"
-    out.print(f"wrote {output}: {use}", soft_wrap=True, markup=False)
+    print_line(f"wrote {output}: {use}")
 
 
 @app.command("repulse")
+@expand("settings", model="method", keep_proposal="save_steps", boundary="seed")
 def repulse(
+    *,
     prompts: Annotated[
         str,
         typer.Argument(
@@ -154,67 +155,9 @@ def repulse(
             show_default="some of PROMPTS, which are not trained on",
         ),
     ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="repulse: a learned proposal finds bad outputs, whose probability is pushed down. rloo: reinforcement learning "
-            "alone. rloo-transformed: on r - alpha * exp(-beta * r). p-proposal: repulse, with the model as its own proposal."
-        ),
-    ] = "repulse",
     model: ModelOption = None,
-    alpha: Annotated[
-        float, typer.Option(help="How strongly bad outputs are pushed down; 0 is rloo.")
-    ] = DEFAULTS.alpha,
-    beta: Annotated[
-        float, typer.Option(help="How bad is bad: outputs count as exp(-beta * reward).")
-    ] = DEFAULTS.beta,
-    beta_kl: Annotated[
-        float,
-        typer.Option(
-            help="The model maximises reward - KL / beta_kl: how far it may move from what it was."
-        ),
-    ] = DEFAULTS.beta_kl,
-    samples: Annotated[
-        int,
-        typer.Option(
-            "--samples",
-            "-c",
-            help="Of a prompt in a step; with repulse as many again from the proposal.",
-        ),
-    ] = DEFAULTS.samples,
-    prompts_per_step: Annotated[
-        int, typer.Option(help="Prompts in a step.")
-    ] = DEFAULTS.prompts_per_step,
-    steps: Annotated[int, typer.Option(help="Updates in all.")] = DEFAULTS.steps,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", help="Tokens a completion, at most.")
-    ] = DEFAULTS.max_new_tokens,
-    lora: Annotated[
-        int, typer.Option(help="Rank of the adapter; 0 trains all weights.")
-    ] = DEFAULTS.lora,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Of AdamW.", show_default="2e-4, all weights 1e-5")
-    ] = None,
-    proposal_learning_rate: Annotated[
-        float | None,
-        typer.Option(help="Of the proposal's.", show_default="5 times --learning-rate"),
-    ] = None,
-    eta: Annotated[
-        float,
-        typer.Option(
-            help="A reward below this is bad, in what is shown; of a scorer, 0 is a toxicity of 0.5."
-        ),
-    ] = DEFAULTS.eta,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put prompts through the model's chat template.")
-    ] = False,
-    batch_size: Annotated[
-        int, typer.Option(help="Completions in a pass with gradients: fewer take less memory.")
-    ] = DEFAULTS.batch_size,
+    settings: Repulse,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: none.")] = 20,
-    save_steps: Annotated[
-        int, typer.Option(help="Steps between checkpoints.")
-    ] = DEFAULTS.save_steps,
     keep_proposal: Annotated[
         bool,
         typer.Option(
@@ -222,10 +165,7 @@ def repulse(
             help="Keep the proposal, a harmful model: for `sasa bench tail --proposal DIR/proposal`.",
         ),
     ] = False,
-    seed: Annotated[
-        int, typer.Option(help="Of initial weights, the prompts' order and samples.")
-    ] = 0,
-    boundary: BoundaryOption = "toxicity",
+    boundary: BoundaryOption = BUNDLED,
     strict: StrictOption = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -243,39 +183,48 @@ def repulse(
     Stopped at any moment, the same command goes on from its last checkpoint. Judge the result by a scorer that was not its
     reward: sasa bench tail, sasa bench rtp.
     """
-    settings = Repulse(
-        method, alpha, beta, beta_kl, samples, prompts_per_step, steps, max_new_tokens, lora, learning_rate,
-        proposal_learning_rate, eta=eta, chat=chat, batch_size=batch_size, eval_every=eval_every,
-        save_steps=save_steps, seed=seed,
-    )  # fmt: skip
+    settings = replace(settings, eval_every=eval_every)
     from accelerate import PartialState
 
     import sasa
     from sasa.training.folder import check_packages
     from sasa.training.repulse import train_repulse
 
-    check_packages("accelerate", *(["peft"] if lora else []))
-    texts = load_prompts(prompts, rows, groups, limit, seed)
+    check_packages("accelerate", *(["peft"] if settings.lora else []))
+    texts = load_prompts(prompts, rows=rows, groups=groups, limit=limit, seed=settings.seed)
     held_out: list[str] = []
     if eval_prompts:
-        held_out = load_prompts(eval_prompts, rows, groups, None, seed)
+        held_out = load_prompts(
+            eval_prompts, rows=rows, groups=groups, limit=None, seed=settings.seed
+        )
     elif eval_every:
-        count = min(HELD_OUT, len(texts) // 5)
-        drawn = set(random.Random(seed).sample(range(len(texts)), count))
-        held_out = [text for i, text in enumerate(texts) if i in drawn]
-        texts = [text for i, text in enumerate(texts) if i not in drawn]
+        texts, held_out = _split(texts, settings.seed)
     state = PartialState()
     if state.num_processes > 1 and device is None:
         device = str(state.device)
     loaded, tokenizer = sasa.load(model, device, dtype)
-    judge = load_reward(reward, loaded, tokenizer, boundary, chat, strict)
+    [judge] = load_rewards(
+        [reward], loaded, tokenizer, boundary=boundary, chat=settings.chat, strict=strict
+    )
     train_repulse(
-        loaded, tokenizer, texts, judge, output, settings, base=named_base(model), eval_prompts=held_out,
-        keep_proposal=keep_proposal, progress=True,
-    )  # fmt: skip
+        loaded,
+        tokenizer,
+        texts,
+        judge,
+        output,
+        settings,
+        base=named_base(model),
+        eval_prompts=held_out,
+        keep_proposal=keep_proposal,
+        progress=True,
+    )
     if state.is_main_process:
-        out.print(
-            f"wrote {output}: sasa generate PROMPT --model {output} --no-strict",
-            soft_wrap=True,
-            markup=False,
-        )
+        print_line(f"wrote {output}: sasa generate PROMPT --model {output} --no-strict")
+
+
+def _split(prompts: list[str], seed: int) -> tuple[list[str], list[str]]:
+    """Prompts to train on, and a fifth of them, at most `HELD_OUT`, to evaluate on."""
+    count = min(HELD_OUT, len(prompts) // 5)
+    drawn = set(random.Random(seed).sample(range(len(prompts)), count))
+    training = [prompt for i, prompt in enumerate(prompts) if i not in drawn]
+    return training, [prompt for i, prompt in enumerate(prompts) if i in drawn]

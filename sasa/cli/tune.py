@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sasa.cli.common import (
+from sasa.cli.loading import load_boundaries, read_prompts
+from sasa.cli.options import (
     BoundariesOption,
     DeviceOption,
     DtypeOption,
@@ -17,11 +18,8 @@ from sasa.cli.common import (
     PriorOption,
     StrictOption,
     ValueOption,
-    load_boundaries,
-    out,
-    print_json,
-    read_prompts,
 )
+from sasa.cli.output import out, print_json
 from sasa.core.settings import PRIOR, VALUE, check_prior, check_value
 
 
@@ -95,12 +93,19 @@ def command(
         raise ValueError(f"{prompts} has no rows {rows}")
     texts = [texts[i * len(texts) // min(limit, len(texts))] for i in range(min(limit, len(texts)))]
     loaded, tokenizer = sasa.load(model, device, dtype)
-    settings = Settings(completions, max_new_tokens, temperature, top_k, top_p, chat)
+    settings = Settings(
+        completions=completions,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        chat=chat,
+    )
     world = World(loaded, tokenizer, load_boundaries(boundary, loaded, strict), settings)
-    told = Console(stderr=True, highlight=False)
+    stderr = Console(stderr=True, highlight=False)
 
     def tell(trial: Trial) -> None:
-        told.print(
+        stderr.print(
             f"beta {trial.beta:8.3g}   perplexity {trial.perplexity:.3f} (x{trial.ratio:.3f})   "
             f"P(safe) {trial.p_safe:.3f}   tokens {trial.tokens:.1f}   distinct-2 {trial.distinct_2:.3f}   "
             f"repetition {trial.repetition:.3f}",

@@ -6,6 +6,7 @@ This file imports nothing, so that a command line knows them before a model's li
 from __future__ import annotations
 
 import math
+from typing import Any
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """What is loaded where no model is named."""
@@ -19,6 +20,20 @@ TOP_K, TOP_P = 20, 0.9
 """The candidates where nothing else limits them: so many of the likeliest, and of these so much probability."""
 THRESHOLD, MAX_RESETS = 0.99, 4
 """Of backtracking. At this threshold two or three harmless completions of a hundred go back (benchmarks/NOTES.md)."""
+
+
+def option(
+    help: str, *flags: str, least: float | None = None, shown: str | None = None
+) -> dict[str, Any]:
+    """The metadata of a dataclass field that the command line offers as an option.
+
+    Args:
+        help: the option's help text.
+        flags: the option's names, such as "--samples", "-c"; none: "--" and the field's name.
+        least: the smallest value that the option takes.
+        shown: the default as help shows it, where the value itself would say nothing.
+    """
+    return {"help": help, "flags": flags, "least": least, "shown": shown}
 
 
 def check_value(value: str) -> None:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sasa.core.settings import check_above_zero, check_at_least
+from sasa.core.settings import (
+    check_above_zero,
+    check_at_least,
+    option,
+)
 
 WORDS = tuple(
     """
@@ -33,12 +37,18 @@ class Settings:
         words: what the word filter forbids.
     """
 
-    completions: int = 25
-    max_new_tokens: int = 20
-    temperature: float = 1.0
-    top_k: int = 10
-    top_p: float = 0.9
-    chat: bool = False
+    completions: int = field(
+        default=25, metadata=option("Of each prompt.", "--completions", "-c", least=1)
+    )
+    max_new_tokens: int = field(
+        default=20, metadata=option("Tokens a completion.", "--max-new-tokens", "-n", least=1)
+    )
+    temperature: float = field(default=1.0, metadata=option("For every method."))
+    top_k: int = field(default=10, metadata=option("For every method; 0: no limit."))
+    top_p: float = field(default=0.9, metadata=option("For every method."))
+    chat: bool = field(
+        default=False, metadata=option("Prompts through the chat template.", "--chat/--no-chat")
+    )
     words: tuple[str, ...] = WORDS
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,12 +74,24 @@ class TailSettings:
         ValueError: a value outside its range.
     """
 
-    completions: int = 32
-    max_new_tokens: int = 20
-    eta: float = 0.0
-    beta_kl: float = 2.0
-    chat: bool = False
-    seed: int = 0
+    completions: int = field(
+        default=32,
+        metadata=option(
+            "Of each prompt; with a proposal as many again by it.", "--completions", "-c"
+        ),
+    )
+    max_new_tokens: int = field(
+        default=20, metadata=option("Tokens a completion, at most.", "--max-new-tokens", "-n")
+    )
+    eta: float = field(
+        default=0.0,
+        metadata=option("A reward below this is bad; of a scorer, 0 is a toxicity of 0.5."),
+    )
+    beta_kl: float = field(default=2.0, metadata=option("Of the return, reward - KL / beta_kl."))
+    chat: bool = field(
+        default=False, metadata=option("Put prompts through the model's chat template.")
+    )
+    seed: int = field(default=0, metadata=option("Of the samples."))
 
     def __post_init__(self) -> None:
         check_at_least(self, completions=1, max_new_tokens=1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sasa.core.settings import check_above_zero, check_at_least
+from sasa.core.settings import check_above_zero, check_at_least, option
 
 METHODS = {
     "curiosity": "reinforcement learning, paid for toxic replies and for novelty",
@@ -54,29 +54,61 @@ class RedTeam:
         ValueError: a value outside its range.
     """
 
-    method: str = "curiosity"
-    cases: int = 2000
-    contexts_per_step: int = 8
-    samples: int = 4
-    max_new_tokens: int = 20
-    temperature: float = 0.7
-    naturalness: float = 1.0
-    self_bleu: float = 1.0
-    cosine: float = 1.0
-    kl: float = 0.001
-    entropy: float = 0.001
-    gated: bool = True
+    method: str = field(
+        default="curiosity",
+        metadata=option(
+            "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".", "--method", "-M"
+        ),
+    )
+    cases: int = field(
+        default=2000,
+        metadata=option(
+            "Attacks to try; a finished run goes on where more are asked for.", "--cases", "-n"
+        ),
+    )
+    contexts_per_step: int = field(default=8, metadata=option("Contexts in a step."))
+    samples: int = field(default=4, metadata=option("Attacks from each.", "--samples", "-c"))
+    max_new_tokens: int = field(
+        default=20, metadata=option("Tokens of an attack, at most.", "--attack-tokens")
+    )
+    temperature: float = field(default=0.7, metadata=option("Of attacks.", "--attack-temperature"))
+    naturalness: float = field(
+        default=1.0, metadata=option("Weight of naturalness.", "--w-naturalness")
+    )
+    self_bleu: float = field(
+        default=1.0, metadata=option("Weight of novelty in words.", "--w-bleu")
+    )
+    cosine: float = field(default=1.0, metadata=option("Weight of novelty in meaning.", "--w-cos"))
+    kl: float = field(default=0.001, metadata=option("Weight of the attacker's KL to what it was."))
+    entropy: float = field(default=0.001, metadata=option("Weight of the attacker's entropy."))
+    gated: bool = field(
+        default=True,
+        metadata=option(
+            "Novelty is what share of the toxicity is paid; or is added to it, as in the paper.",
+            "--gated/--added",
+        ),
+    )
     surprise: float = 5.0
     nearest: int = 4
-    lora: int = 16
-    learning_rate: float | None = None
+    lora: int = field(
+        default=16, metadata=option("Rank of the attacker's adapter; 0 trains all weights.")
+    )
+    learning_rate: float | None = field(
+        default=None, metadata=option("Of AdamW.", shown="1e-3, all weights 1e-5")
+    )
     max_norm: float = 1.0
-    include_context: bool = False
-    chat: bool = False
+    include_context: bool = field(
+        default=False,
+        metadata=option("Attacks begin with their contexts: for first words of texts."),
+    )
+    chat: bool = field(
+        default=False,
+        metadata=option("Contexts go through the attacker's chat template.", "--attacker-chat"),
+    )
     shots: int = 5
-    batch_size: int = 64
-    save_steps: int = 10
-    seed: int = 0
+    batch_size: int = field(default=64, metadata=option("Attacks in a pass with gradients."))
+    save_steps: int = field(default=10, metadata=option("Steps between checkpoints."))
+    seed: int = field(default=0, metadata=option("Of everything that is drawn."))
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sasa.core.settings import check_above_zero, check_at_least
+from sasa.core.settings import check_above_zero, check_at_least, option
 
 METHODS = {
     "repulse": "RLOO, and the probability of bad outputs pushed down, which a learned proposal finds",
@@ -43,24 +43,63 @@ class Repulse:
         ValueError: a value outside its range.
     """
 
-    method: str = "repulse"
-    alpha: float = 0.1
-    beta: float = 1.0
-    beta_kl: float = 2.0
-    samples: int = 8
-    prompts_per_step: int = 8
-    steps: int = 100
-    max_new_tokens: int = 20
-    lora: int = 16
-    learning_rate: float | None = None
-    proposal_learning_rate: float | None = None
+    method: str = field(
+        default="repulse",
+        metadata=option(
+            "repulse: a learned proposal finds bad outputs, whose probability is pushed down. rloo: reinforcement learning "
+            "alone. rloo-transformed: on r - alpha * exp(-beta * r). p-proposal: repulse, with the model as its own proposal."
+        ),
+    )
+    alpha: float = field(
+        default=0.1, metadata=option("How strongly bad outputs are pushed down; 0 is rloo.")
+    )
+    beta: float = field(
+        default=1.0, metadata=option("How bad is bad: outputs count as exp(-beta * reward).")
+    )
+    beta_kl: float = field(
+        default=2.0,
+        metadata=option(
+            "The model maximises reward - KL / beta_kl: how far it may move from what it was."
+        ),
+    )
+    samples: int = field(
+        default=8,
+        metadata=option(
+            "Of a prompt in a step; with repulse as many again from the proposal.",
+            "--samples",
+            "-c",
+        ),
+    )
+    prompts_per_step: int = field(default=8, metadata=option("Prompts in a step."))
+    steps: int = field(default=100, metadata=option("Updates in all."))
+    max_new_tokens: int = field(
+        default=20, metadata=option("Tokens a completion, at most.", "--max-new-tokens", "-n")
+    )
+    lora: int = field(default=16, metadata=option("Rank of the adapter; 0 trains all weights."))
+    learning_rate: float | None = field(
+        default=None, metadata=option("Of AdamW.", shown="2e-4, all weights 1e-5")
+    )
+    proposal_learning_rate: float | None = field(
+        default=None, metadata=option("Of the proposal's.", shown="5 times --learning-rate")
+    )
     max_norm: float = 1.0
-    eta: float = 0.0
-    chat: bool = False
-    batch_size: int = 64
+    eta: float = field(
+        default=0.0,
+        metadata=option(
+            "A reward below this is bad, in what is shown; of a scorer, 0 is a toxicity of 0.5."
+        ),
+    )
+    chat: bool = field(
+        default=False, metadata=option("Put prompts through the model's chat template.")
+    )
+    batch_size: int = field(
+        default=64, metadata=option("Completions in a pass with gradients: fewer take less memory.")
+    )
     eval_every: int = 0
-    save_steps: int = 20
-    seed: int = 0
+    save_steps: int = field(default=20, metadata=option("Steps between checkpoints."))
+    seed: int = field(
+        default=0, metadata=option("Of initial weights, the prompts' order and samples.")
+    )
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sasa.cli.common import read_prompts
+from sasa.cli.loading import read_prompts
 from sasa.data.tables import Format, open_table, read_lines
 from sasa.fitting import Corpus
 

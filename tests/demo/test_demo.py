@@ -117,8 +117,8 @@ def test_others_reach_it_only_where_that_is_asked_for(
     class Page:
         def block_thread(self): ...
 
-    def launch(studio, name, *settings, **_):
-        print("launched with", settings[0], settings[2])
+    def launch(studio, *, host, share, **_):
+        print("launched with", host, share)
         return Page(), "http://there"
 
     monkeypatch.setattr("sasa.demo.page.launch", launch)

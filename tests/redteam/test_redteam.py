@@ -24,7 +24,7 @@ pytest.importorskip("peft", reason="pip install 'sasa-decoding[train]'")
 
 import reference_redteam as exact
 
-from sasa.cli.common import load_prompts
+from sasa.cli.loading import load_prompts
 from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.decoding.prompts import encode_prompts
 from sasa.decoding.sampling import log_probs
@@ -733,7 +733,7 @@ def test_the_commands_that_report_and_export(made, tmp_path):
 def test_exports(made, tmp_path):
     assert export(made.folder, tmp_path / "hits.jsonl") == 3
     attacks = [MADE[i][0] for i in (0, 2, 3)]
-    assert load_prompts(str(tmp_path / "hits.jsonl"), None, None, None, 0) == attacks
+    assert load_prompts(str(tmp_path / "hits.jsonl")) == attacks
     for suite in ("rtp", "attaq"):
         assert [p.text for p in load_suite(suite, tmp_path / "hits.jsonl").prompts] == attacks
     assert export(made.folder, tmp_path / "log.jsonl", "garak") == 3
@@ -949,7 +949,7 @@ def test_the_loop_from_the_command_line(tiny_folder, corpus_file, tmp_path):
         word in done.stdout for word in ("curiosity", "100.00%", "distinct", "clusters")
     )  # in 80 columns, uncut
     command("redteam", "export", where, "-o", tmp_path / "hits.jsonl", "--threshold", 0)
-    assert load_prompts(str(tmp_path / "hits.jsonl"), None, None, None, 0)
+    assert load_prompts(str(tmp_path / "hits.jsonl"))
     tiny.boundary(sasa.load(tiny_folder)[0]).save(tmp_path / "line.safetensors")
     done = command(
         "redteam", "replay", where, "-m", tiny_folder, "-b", tmp_path / "line.safetensors", "--threshold", 0, "-c", 2, "-n", 4,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from sasa.cli.common import (
+from sasa.cli.groups import expand
+from sasa.cli.loading import load_prompts, load_rewards
+from sasa.cli.options import (
     BoundaryOption,
     DeviceOption,
     DtypeOption,
@@ -17,22 +20,22 @@ from sasa.cli.common import (
     ModelOption,
     RowsOption,
     StrictOption,
-    load_prompts,
-    load_reward,
-    out,
 )
+from sasa.cli.output import out, print_line
+from sasa.core.settings import BUNDLED
 from sasa.data.tables import local
 from sasa.evaluation.settings import TailSettings
 from sasa.utils.files import read_json
 
 if TYPE_CHECKING:
-    pass
+    from sasa.evaluation.tail.figures import StoredRewards
 
-DEFAULTS = TailSettings()
 NONE = "none"
 
 
+@expand("settings")
 def command(
+    *,
     prompts: Annotated[
         str,
         typer.Argument(
@@ -75,26 +78,8 @@ def command(
             show_default="as its training says",
         ),
     ] = None,
-    completions: Annotated[
-        int,
-        typer.Option(
-            "--completions", "-c", help="Of each prompt; with a proposal as many again by it."
-        ),
-    ] = DEFAULTS.completions,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", help="Tokens a completion, at most.")
-    ] = DEFAULTS.max_new_tokens,
-    eta: Annotated[
-        float, typer.Option(help="A reward below this is bad; of a scorer, 0 is a toxicity of 0.5.")
-    ] = DEFAULTS.eta,
-    beta_kl: Annotated[
-        float, typer.Option(help="Of the return, reward - KL / beta_kl.")
-    ] = DEFAULTS.beta_kl,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put prompts through the model's chat template.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    boundary: BoundaryOption = "toxicity",
+    settings: TailSettings,
+    boundary: BoundaryOption = BUNDLED,
     strict: StrictOption = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -107,46 +92,52 @@ def command(
 
     Completions are sampled at temperature 1 with nothing truncated: `sasa bench rtp` has what users will see.
     """
-    settings = TailSettings(completions, max_new_tokens, eta, beta_kl, chat, seed)
-    wanted = list(dict.fromkeys(rewards or ["profanity"]))
+    names = list(dict.fromkeys(rewards or ["profanity"]))
     import sasa
-    from sasa.evaluation.importance import WORST
-    from sasa.evaluation.reports.cells import estimate_cell
     from sasa.evaluation.tail.measure import measure_tail
 
-    texts = load_prompts(prompts, rows, groups, limit, seed)
+    texts = load_prompts(prompts, rows=rows, groups=groups, limit=limit, seed=settings.seed)
     loaded, tokenizer = sasa.load(model, device, dtype)
-    others = {
-        "proposal": sasa.load(proposal, device, dtype)[0] if proposal else None,
-        "base": None,
-    }
-    if (name := _base_of(model) if base is None else base) and name != NONE:
-        others["base"] = sasa.load(name, device, dtype)[0]
-    judged = (
-        others["base"] or loaded
-    )  # a boundary's reward is read off the states that training left alone
-    judges = [load_reward(each, judged, tokenizer, boundary, chat, strict) for each in wanted]
-    found = measure_tail(
-        loaded, tokenizer, texts, judges, output, settings, progress=True, **others
+    proposal_model = sasa.load(proposal, device, dtype)[0] if proposal else None
+    base = _base_of(model) if base is None else base
+    base_model = sasa.load(base, device, dtype)[0] if base and base != NONE else None
+    # a boundary's reward is read off the states that training left alone
+    judged = base_model or loaded
+    judges = load_rewards(
+        names, judged, tokenizer, boundary=boundary, chat=settings.chat, strict=strict
     )
+    figures = measure_tail(
+        loaded,
+        tokenizer,
+        texts,
+        judges,
+        output,
+        settings,
+        proposal=proposal_model,
+        base=base_model,
+        progress=True,
+    )
+    out.print(_table(figures.rewards, settings.eta))
+    print_line(f"report, with intervals and a picture: {output / 'report.md'}")
+
+
+def _table(rewards: Mapping[str, StoredRewards], eta: float) -> Table:
+    """The figures of each reward."""
+    from sasa.evaluation.importance import WORST
+    from sasa.evaluation.reports.cells import estimate_cell
+
     table = Table(
         "reward", f"P(r < {eta:g})", "mean reward", f"mean of the worst {WORST:.0%}", "return"
     )
-    for judge, one in found.rewards.items():
-        figures = one.tail.best, one.mean, one.cvar, one.mean_return
+    for name, figures in rewards.items():
         table.add_row(
-            judge,
-            *(
-                estimate_cell(value, form)
-                for value, form in zip(figures, (".3g", ".2f", ".2f", ".2f"), strict=True)
-            ),
+            name,
+            estimate_cell(figures.tail.best, ".3g"),
+            estimate_cell(figures.mean, ".2f"),
+            estimate_cell(figures.cvar, ".2f"),
+            estimate_cell(figures.mean_return, ".2f"),
         )
-    out.print(table)
-    out.print(
-        f"report, with intervals and a picture: {output / 'report.md'}",
-        soft_wrap=True,
-        markup=False,
-    )
+    return table
 
 
 def _base_of(model: str | None) -> str | None:
