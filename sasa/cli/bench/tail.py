@@ -28,7 +28,7 @@ from sasa.evaluation.settings import TailSettings
 from sasa.utils.files import read_json
 
 if TYPE_CHECKING:
-    from sasa.evaluation.tail.figures import StoredRewards
+    from sasa.evaluation.tail.figures import RewardFigures
 
 NONE = "none"
 
@@ -121,7 +121,7 @@ def command(
     print_line(f"report, with intervals and a picture: {output / 'report.md'}")
 
 
-def _table(rewards: Mapping[str, StoredRewards], eta: float) -> Table:
+def _table(rewards: Mapping[str, RewardFigures], eta: float) -> Table:
     """The figures of each reward."""
     from sasa.evaluation.importance import WORST
     from sasa.evaluation.reports.cells import estimate_cell
