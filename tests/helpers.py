@@ -13,10 +13,12 @@ import pytest
 import tiny
 import torch
 from _pytest.mark import ParameterSet
+from transformers import LogitsProcessorList
 
 from sasa.data.corpus import Corpus
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [65, 66, 67], [40, 41, 42, 43, 44]]
+TEXT_PROMPTS = ["The man said", "A", "Yesterday we went to the"]
 ALL_FAMILIES = [*tiny.FAMILIES, *tiny.REREAD_FAMILIES]
 # Full attention; learned positions and a head that is not the embedding's; sliding windows on some layers; re-reading
 QUICK_FAMILIES = ("llama", "gpt2", "gemma3", "bloom")
@@ -39,7 +41,7 @@ def left_padded(prompts):
     ).long()
 
 
-def generate(model, prompts, decoder=None, seed=None, new=10, **kwargs):
+def generate(model, prompts, decoder=None, seed=None, new=10, processor=None, **kwargs):
     ids, mask = left_padded(prompts)
     if seed is not None:
         torch.manual_seed(seed)
@@ -48,6 +50,8 @@ def generate(model, prompts, decoder=None, seed=None, new=10, **kwargs):
         | kwargs
     )
     extra = {} if decoder is None else {"custom_generate": decoder}
+    if processor is not None:
+        extra["logits_processor"] = LogitsProcessorList([processor])
     out = model.generate(ids, attention_mask=mask, **settings, **extra)
     return out if settings.get("return_dict_in_generate") else out[:, ids.shape[1] :]
 

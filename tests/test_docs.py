@@ -50,32 +50,38 @@ def test_what_a_page_shows_runs(page, real, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sasa, "load", lambda *_, **__: real)  # once for all pages
     names = {"__name__": "page"}
+    run = 0
     for how, kind, code in blocks(page):
         if kind == "python" and not how.startswith("not run"):
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(code, f"{name(page)}.md", "exec"), names)
+            run += 1
         elif kind == "sh" and how == "run":
             for words in commands(code):
-                command(*words)
+                assert command(*words).returncode == 0
+                run += 1
+    assert run, "a page with blocks to run ran none"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_command_lines_are_ones_that_the_program_takes(page):
     for _, kind, code in blocks(page):
         for words in commands(code) if kind == "sh" else ():
-            parse(words)
+            names = parse(words)
+            assert names == words[: len(names)]
 
 
 def parse(words):
-    """Parses a command line as the program does, without running it."""
+    """Parses a command line as the program does, without running it; returns the names of its commands."""
     at, rest = typer.main.get_command(app), [word for word in words if word != "…"]
-    context = None
+    context, names = None, []
     while True:
         context = at.make_context(at.name or "sasa", list(rest), parent=context)
         if not hasattr(at, "resolve_command"):
-            return
+            return names
         rest = [*context._protected_args, *context.args]
-        _, at, rest = at.resolve_command(context, rest)
+        name, at, rest = at.resolve_command(context, rest)
+        names.append(name)
 
 
 def test_a_wrong_command_line_is_found():

@@ -2,12 +2,11 @@ import pytest
 import reference
 import tiny
 import torch
+from helpers import TEXT_PROMPTS
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 import sasa
-
-PROMPTS = ["The man said", "A", "Yesterday we went to the"]
 
 
 def plain(model, tokenizer, prompt, seed, **kwargs):
@@ -23,10 +22,10 @@ def plain(model, tokenizer, prompt, seed, **kwargs):
 )
 def test_beta_zero_writes_what_transformers_writes(model, tokenizer, settings):
     theirs = {"top_k": 20, "top_p": 0.9} | settings
-    want = plain(model, tokenizer, PROMPTS[0], 7, max_new_tokens=12, **theirs)
+    want = plain(model, tokenizer, TEXT_PROMPTS[0], 7, max_new_tokens=12, **theirs)
     for boundary, beta in ((tiny.boundary(model), 0), (None, 1.0)):
         got = sasa.generate(
-            model, tokenizer, PROMPTS[0], boundary, beta, seed=7, max_new_tokens=12, **settings
+            model, tokenizer, TEXT_PROMPTS[0], boundary, beta, seed=7, max_new_tokens=12, **settings
         )
         assert got[0].tokens == want
 
@@ -37,7 +36,7 @@ def test_temperature_and_truncation_come_before_the_reweighting(model, tokenizer
     got = sasa.generate(
         model,
         tokenizer,
-        PROMPTS[0],
+        TEXT_PROMPTS[0],
         boundary,
         1.5,
         seed=3,
@@ -46,7 +45,7 @@ def test_temperature_and_truncation_come_before_the_reweighting(model, tokenizer
         top_p=0.9,
         max_new_tokens=8,
     )
-    ids = tokenizer(PROMPTS[0])["input_ids"]
+    ids = tokenizer(TEXT_PROMPTS[0])["input_ids"]
     text = list(ids)
     torch.manual_seed(3)
     for token in got[0].tokens:
@@ -63,7 +62,7 @@ def test_greedy(model, tokenizer):
     got = sasa.generate(
         model,
         tokenizer,
-        PROMPTS[2],
+        TEXT_PROMPTS[2],
         boundary,
         2.0,
         do_sample=False,
@@ -71,18 +70,30 @@ def test_greedy(model, tokenizer):
         top_p=1.0,
         max_new_tokens=6,
     )
-    prompt = tokenizer(PROMPTS[2])["input_ids"]
+    prompt = tokenizer(TEXT_PROMPTS[2])["input_ids"]
     assert got[0].tokens == reference.decode(model, boundary, 2.0, prompt, 6, [tiny.EOS], top_k=10)
 
 
 def test_a_string_or_a_list_and_several_sequences(model, tokenizer):
     boundary = tiny.boundary(model)
     one = sasa.generate(
-        model, tokenizer, PROMPTS[0], boundary, num_return_sequences=3, max_new_tokens=4, seed=0
+        model,
+        tokenizer,
+        TEXT_PROMPTS[0],
+        boundary,
+        num_return_sequences=3,
+        max_new_tokens=4,
+        seed=0,
     )
     assert len(one) == 3
     many = sasa.generate(
-        model, tokenizer, PROMPTS, boundary, num_return_sequences=2, max_new_tokens=4, batch_size=2
+        model,
+        tokenizer,
+        TEXT_PROMPTS,
+        boundary,
+        num_return_sequences=2,
+        max_new_tokens=4,
+        batch_size=2,
     )
     assert [len(row) for row in many] == [2, 2, 2]
 
@@ -90,13 +101,13 @@ def test_a_string_or_a_list_and_several_sequences(model, tokenizer):
 def test_order_and_seed(model, tokenizer):
     boundary = tiny.boundary(model)
     settings = dict(max_new_tokens=6, batch_size=2, do_sample=False)
-    many = sasa.generate(model, tokenizer, PROMPTS, boundary, **settings)
-    for prompt, row in zip(PROMPTS, many, strict=True):
+    many = sasa.generate(model, tokenizer, TEXT_PROMPTS, boundary, **settings)
+    for prompt, row in zip(TEXT_PROMPTS, many, strict=True):
         assert (
             sasa.generate(model, tokenizer, prompt, boundary, **settings)[0].tokens == row[0].tokens
         )
     a, b, c = (
-        sasa.generate(model, tokenizer, PROMPTS, boundary, seed=s, max_new_tokens=6)
+        sasa.generate(model, tokenizer, TEXT_PROMPTS, boundary, seed=s, max_new_tokens=6)
         for s in (1, 1, 2)
     )
     assert a == b != c
@@ -114,9 +125,9 @@ def test_a_seed_leaves_the_global_state_alone(model, tokenizer):
 def test_margins_are_of_the_whole_text(model, tokenizer, spec):
     boundary = tiny.boundary(model, **spec)
     for completion in sasa.generate(
-        model, tokenizer, PROMPTS[0], boundary, max_new_tokens=5, num_return_sequences=2
+        model, tokenizer, TEXT_PROMPTS[0], boundary, max_new_tokens=5, num_return_sequences=2
     ):
-        prompt = tokenizer(PROMPTS[0])["input_ids"]
+        prompt = tokenizer(TEXT_PROMPTS[0])["input_ids"]
         text = [t for t in completion.tokens if t != tiny.EOS]
         want = boundary.margin(reference.embedding(model, prompt + text, boundary, len(prompt)))
         assert completion.margin == pytest.approx(float(want), abs=1e-3)

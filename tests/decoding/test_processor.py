@@ -2,30 +2,13 @@ import pytest
 import reference
 import tiny
 import torch
-from helpers import PROMPTS, families, left_padded
-from transformers import DynamicCache, LogitsProcessorList
+from helpers import PROMPTS, families, generate, left_padded
+from transformers import DynamicCache
 
 from sasa import SASADecoder, SASALogitsProcessor
 from sasa.decoding.lookahead import packs
 
 ISSUE_FAMILIES = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"]
-
-
-def generate(model, prompts, *, processor=None, seed=None, **kwargs):
-    ids, mask = left_padded(prompts)
-    if seed is not None:
-        torch.manual_seed(seed)
-    out = model.generate(
-        ids,
-        attention_mask=mask,
-        do_sample=seed is not None,
-        max_new_tokens=10,
-        top_k=0,
-        pad_token_id=tiny.PAD,
-        logits_processor=LogitsProcessorList([processor] if processor else []),
-        **kwargs,
-    )
-    return out[:, ids.shape[1] :]
 
 
 @pytest.mark.parametrize("family", families(ISSUE_FAMILIES))

@@ -6,6 +6,7 @@ import pytest
 import reference
 import tiny
 import torch
+from helpers import TEXT_PROMPTS
 from shell import sasa as command
 
 import sasa
@@ -13,7 +14,6 @@ from sasa import Backtracking
 from sasa.decoding.tracing import Tracer
 from sasa.models.embedding import pieces
 
-PROMPTS = ["The man said", "A", "Yesterday we went to the"]
 SETTINGS = dict(max_new_tokens=8, seed=5, top_k=9, top_p=0.95)
 
 
@@ -29,8 +29,8 @@ def test_each_step_is_as_the_definition_has_it(family, several, tokenizer):
     lines = (
         [(boundary, 1.0), (tiny.boundary(model, 1, pooling="mean"), 0.5)] if several else boundary
     )
-    (made,) = sasa.generate(model, tokenizer, PROMPTS[0], lines, 2.0, trace=True, **SETTINGS)
-    prompt = tokenizer(PROMPTS[0])["input_ids"]
+    (made,) = sasa.generate(model, tokenizer, TEXT_PROMPTS[0], lines, 2.0, trace=True, **SETTINGS)
+    prompt = tokenizer(TEXT_PROMPTS[0])["input_ids"]
     text = list(prompt)
     assert len(made.trace) == len(made.tokens)
     for place, (step, token) in enumerate(zip(made.trace, made.tokens, strict=True)):
@@ -73,8 +73,8 @@ def test_a_trace_changes_no_token(more, model, tokenizer):
     settings = (
         SETTINGS | dict(num_return_sequences=1 if "do_sample" in more else 2, batch_size=2) | more
     )
-    want = sasa.generate(model, tokenizer, PROMPTS, boundary, **settings)
-    got = sasa.generate(model, tokenizer, PROMPTS, boundary, trace=True, **settings)
+    want = sasa.generate(model, tokenizer, TEXT_PROMPTS, boundary, **settings)
+    got = sasa.generate(model, tokenizer, TEXT_PROMPTS, boundary, trace=True, **settings)
     for rows, others in zip(want, got, strict=True):
         for one, other in zip(rows, others, strict=True):
             assert (one.tokens, one.text, one.trace) == (other.tokens, other.text, ())
@@ -84,18 +84,18 @@ def test_a_trace_changes_no_token(more, model, tokenizer):
                 assert all(
                     c.shift == 0 and c.p == c.q for step in other.trace for c in step.candidates
                 )
-    prompt = tokenizer(PROMPTS[2])["input_ids"]
+    prompt = tokenizer(TEXT_PROMPTS[2])["input_ids"]
     words = "".join(pieces(tokenizer, prompt, got[2][0].tokens))
     assert "".join(step.text for step in got[2][0].trace) == words
 
 
 def test_a_character_of_several_tokens_has_its_text_once(model, tokenizer):
     wanted = tokenizer("é — ü")["input_ids"]
-    start = len(tokenizer(PROMPTS[0])["input_ids"])
+    start = len(tokenizer(TEXT_PROMPTS[0])["input_ids"])
     (made,) = sasa.generate(
         model,
         tokenizer,
-        PROMPTS[0],
+        TEXT_PROMPTS[0],
         tiny.boundary(model),
         trace=True,
         max_new_tokens=len(wanted),
@@ -109,8 +109,8 @@ def test_what_goes_back_is_traced_and_marked(threshold, model, tokenizer):
     boundary = tiny.boundary(model)
     watch = Backtracking(threshold=threshold, safe_below=threshold, max_resets=3)
     settings = dict(backtrack=watch, num_return_sequences=6, max_new_tokens=8, seed=1)
-    want = sasa.generate(model, tokenizer, PROMPTS[0], boundary, 0.5, **settings)
-    got = sasa.generate(model, tokenizer, PROMPTS[0], boundary, 0.5, trace=True, **settings)
+    want = sasa.generate(model, tokenizer, TEXT_PROMPTS[0], boundary, 0.5, **settings)
+    got = sasa.generate(model, tokenizer, TEXT_PROMPTS[0], boundary, 0.5, trace=True, **settings)
     assert any(one.attempts for one in got)
     for one, other in zip(want, got, strict=True):
         assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
@@ -132,7 +132,7 @@ def test_what_the_model_resets_is_marked(model, tokenizer):
     made = sasa.generate(
         model,
         tokenizer,
-        PROMPTS[0],
+        TEXT_PROMPTS[0],
         tiny.boundary(model),
         0.0,
         backtrack=watch,
@@ -166,7 +166,7 @@ def test_a_function_gets_the_traces_as_they_grow_and_can_stop_them(model, tokeni
         sasa.generate(
             model,
             tokenizer,
-            PROMPTS[0],
+            TEXT_PROMPTS[0],
             tiny.boundary(model),
             trace=tell,
             num_return_sequences=2,
@@ -186,7 +186,7 @@ def test_a_function_gets_the_traces_as_they_grow_and_can_stop_them(model, tokeni
 def test_what_cannot_be_traced_is_an_error(settings, message, model, tokenizer):
     settings = {"boundary": tiny.boundary(model)} | settings
     with pytest.raises(ValueError, match=message):
-        sasa.generate(model, tokenizer, PROMPTS[0], trace=True, **settings)
+        sasa.generate(model, tokenizer, TEXT_PROMPTS[0], trace=True, **settings)
 
 
 def test_a_compiled_pass_is_not_traced(model, tokenizer):

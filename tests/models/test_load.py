@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 import tiny
@@ -111,9 +110,7 @@ def test_the_default_model_loads_fast_once_it_is_converted(real):
     assert model.num_parameters() == 134_515_008
     assert tokenizer.decode(tokenizer("Hello, world!")["input_ids"]) == "Hello, world!"
     script = "import sys, sasa; sasa.load(device='cpu'); sys.exit('gguf' in sys.modules)"
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", script], check=True)
-    print(f"loaded in a new process in {time.perf_counter() - start:.1f} s")
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 @pytest.mark.model

@@ -308,7 +308,6 @@ def test_a_trained_model_goes_back_from_what_is_unsafe(method, lora, corpus, fre
     loaded, words = sasa.load(str(out), device="cpu")
     assert type(loaded) is type(tiny.model("llama"))  # nothing of an adapter is left in the way
     unsafe, safe = (chance_of_reset(loaded, words, corpus) - before).tolist()
-    print(method, lora, unsafe, safe)
     assert unsafe > safe + 0.5
     about = json.loads((out / "training.json").read_text())
     assert about["counts"] == {"examples": 24, "skipped": {}}
