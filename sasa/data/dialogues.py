@@ -75,7 +75,7 @@ def _unix(text: Any) -> Any:
 
 
 def turns(dialogue: str) -> list[Message]:
-    """A dialogue of hh-rlhf without its last reply, as chat messages; none if no user speaks in it."""
+    """A dialogue of hh-rlhf without its last reply, as chat messages; none without a user's."""
     before, *parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + dialogue.strip())
     messages = [
         {"role": ROLES[name], "content": content.strip()}

@@ -1,4 +1,4 @@
-"""JSON, JSON lines and Parquet files: rows whose columns may hold others."""
+"""JSON, JSON lines and Parquet files: rows whose columns may be nested."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def json_table(path: Path, form: Format | None, name: str) -> Table:
                     if wrong := broken(whole):
                         raise ValueError(f"{name}: {wrong}")
                     try:
-                        found = _load(whole)
+                        rows = _load(whole)
                     except ValueError as error:
                         raise ValueError(f"{name}: {error}") from error
-                    yield from (_checked(row, "") for row in found)
+                    yield from (_checked(row, "") for row in rows)
                     return
                 yield _of_line(line.lstrip("\ufeff"), f"(line {at}) ")
 
@@ -58,29 +58,27 @@ def _load(text: str) -> Any:
 
 
 def _of_line(line: str, where: str) -> Row | Bad:
-    """A row of a line of JSON."""
+    """The row of a line of JSON."""
     if wrong := broken(line):
         return Bad(where + wrong)
     try:
-        found = _load(line)
+        row = _load(line)
     except ValueError as error:
         return Bad(where + str(error))
-    if isinstance(found, dict) and not re.search(r"\\u[dD][89a-fA-F]", line):
-        return found
-    return _checked(found, where)
+    if isinstance(row, dict) and not re.search(r"\\u[dD][89a-fA-F]", line):
+        return row
+    return _checked(row, where)
 
 
-def _checked(found: Any, where: str) -> Row | Bad:
-    """A row, if it is one, and of characters."""
-    if not isinstance(found, dict):
-        return Bad(
-            f"{where}expected an object with the columns as names, got {type(found).__name__}"
-        )
+def _checked(row: Any, where: str) -> Row | Bad:
+    """A value as a row, if it is an object of valid text."""
+    if not isinstance(row, dict):
+        return Bad(f"{where}expected an object with the columns as names, got {type(row).__name__}")
     try:
-        check_characters(json.dumps(found, ensure_ascii=False))
+        check_characters(json.dumps(row, ensure_ascii=False))
     except ValueError as error:
         return Bad(where + str(error))
-    return found
+    return row
 
 
 def parquet_table(path: Path, name: str) -> Table:
@@ -103,11 +101,8 @@ def parquet_table(path: Path, name: str) -> Table:
             for batch in content.iter_batches(1000, columns=some):
                 try:
                     rows = batch.to_pylist()
-                except (
-                    OverflowError,
-                    KeyError,
-                    ValueError,
-                ) as error:  # dates beyond Python's, zones that are not known
+                # dates beyond Python's range, unknown time zones
+                except (OverflowError, KeyError, ValueError) as error:
                     raise ValueError(f"{name}: a column cannot be read: {error!r}") from error
                 yield from rows
 

@@ -1,4 +1,4 @@
-"""Text files, plain or compressed -> lines, in any encoding; characters that are none are noticed."""
+"""Text files, plain or compressed, in any encoding -> lines; invalid characters are detected."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sasa.data.tables.table import ENCODINGS, SAVE, Bad, Row
 
 
 def local(file: str | os.PathLike[str]) -> Path:
-    """A path as it stands, if there is something, or else with ~ for somebody's home."""
+    """A path as it stands if it exists, else with ~ expanded to a home folder."""
     path = Path(file)
     try:
         return path if path.exists() else path.expanduser()
-    except RuntimeError:  # nobody of that name
+    except RuntimeError:  # no user of that name
         return path
 
 
@@ -39,9 +39,7 @@ def read_lines(file: str | Path) -> Iterator[tuple[int, str]]:
         raise FileNotFoundError(f"no file at {file}")
     with named(str(file), "text"), opened(path, None, None) as lines:
         for number, line in enumerate(lines, 1):
-            line = line.lstrip(
-                "\ufeff"
-            )  # the first one's, of files that were put behind each other
+            line = line.lstrip("\ufeff")  # concatenated files have one in the middle
             if wrong := broken(line):
                 raise ValueError(f"{file}, line {number}: {wrong.replace(ENCODINGS, SAVE)}")
             yield number, line.rstrip("\n")
@@ -51,14 +49,14 @@ def check_characters(text: str) -> None:
     """Raises ValueError for text that no tokenizer takes: half of a surrogate pair, as in the JSON
     "\\ud83d".
     """
-    if found := re.search("[\ud800-\udfff]", text):
+    if match := re.search("[\ud800-\udfff]", text):
         raise ValueError(
-            f"it holds \\u{ord(found[0]):x}, half of a surrogate pair, which is no character"
+            f"it holds \\u{ord(match[0]):x}, half of a surrogate pair, which is no character"
         )
 
 
 def _zstd(content: Any) -> Any:
-    """A file that zstd has packed, by Arrow: Python has no reader of its own before 3.14."""
+    """A file that zstd has compressed, read by Arrow: Python has no reader of it before 3.14."""
     import pyarrow as pa
 
     return io.BufferedReader(
@@ -70,7 +68,7 @@ PACKED: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, "
 
 
 def bare(file: str | Path) -> Path:
-    """A name without the ending of a compressed file."""
+    """A path without the suffix of a compressed file."""
     path = Path(file)
     return path.with_suffix("") if path.suffix.lower() in PACKED else path
 
@@ -96,7 +94,7 @@ def opened(path: Path, encoding: str | None, newline: str | None) -> Iterator[Te
 
 
 class _Readable(io.RawIOBase):
-    """A compressed file of Arrow's as one of Python's."""
+    """An Arrow stream as a Python file."""
 
     def __init__(self, content: Any) -> None:
         self.content = content
@@ -105,13 +103,13 @@ class _Readable(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        found = self.content.read(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
+        content = self.content.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 class _Again:
-    """A text file of which a character has been read already."""
+    """The lines of a text file whose first character has been read already."""
 
     def __init__(self, start: str, rest: TextIO) -> None:
         self.start, self.rest = start, rest
@@ -125,9 +123,9 @@ class _Again:
 
 
 def broken(line: str) -> str | None:
-    """What is wrong with the characters of a line, if anything is."""
-    if found := re.search("[\ud800-\udfff]", line):
-        code = ord(found[0])
+    """The reason why a line's characters are invalid, None if they are valid."""
+    if match := re.search("[\ud800-\udfff]", line):
+        code = ord(match[0])
         if 0xDC80 <= code <= 0xDCFF:
             return f"byte 0x{code - 0xDC00:02x} is no text in this encoding; {ENCODINGS}"
         return f"it holds half of a surrogate pair, \\u{code:x}; {ENCODINGS}"
@@ -137,14 +135,14 @@ def broken(line: str) -> str | None:
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    """What files end in that are cut off, or something else; Arrow's own where it reads."""
+    """The exceptions that damaged files raise; Arrow's as well, if it has been imported."""
     arrow = sys.modules.get("pyarrow")
     return (EOFError, zlib.error, *([arrow.ArrowException] if arrow else []))
 
 
 @contextmanager
 def named(name: str, kind: str) -> Iterator[None]:
-    """Says of what goes wrong in reading a file which one it is."""
+    """Turns errors in reading a file into ones that name it."""
     try:
         yield
     except UnicodeError as error:
