@@ -35,28 +35,17 @@ class RunFolder:
     Attributes:
         path: the folder; it need not exist yet.
         settings_file: the name of the JSON file in it that holds the settings.
-        run: what a run of this kind is called in errors, such as `training`.
-        command: the command that makes such folders, for errors, such as `sasa bench`.
+        holds: what a run of this kind is called in errors, such as `a training`.
+        remedy: what to do about other settings, as the last sentence of the error.
         sections: keys of the settings file whose objects are the settings, where it holds more
             than settings; empty if its keys are the settings.
-        foreign: a glob pattern. A folder without a settings file is refused if it holds a path
-            that matches; None refuses no folder. The lock never counts.
-        settings_differ: the message of the error about other settings, with `{path}` and
-            `{differences}`.
-        not_a_run: the message of the error about a folder that is refused, with `{path}` and
-            `{run}`.
     """
 
     path: Path
     settings_file: str
-    run: str
-    command: str
+    holds: str
+    remedy: str = "Give the same ones, or another folder"
     sections: tuple[str, ...] = ()
-    foreign: str | None = "*"
-    settings_differ: str = (
-        "{path} was made with other settings: {differences}. Give the same ones, or another folder"
-    )
-    not_a_run: str = "{path} is not empty and holds no {run}: give another folder"
 
     @property
     def exists(self) -> bool:
@@ -70,10 +59,6 @@ class RunFolder:
             FileNotFoundError: there is none.
             ValueError: it is damaged.
         """
-        if not self.exists:
-            raise FileNotFoundError(
-                f"{self.path} is no folder of `{self.command}`: it has no {self.settings_file}"
-            )
         return read_json(self.path / self.settings_file)
 
     def write(self, content: Mapping[str, Any]) -> None:
@@ -93,14 +78,14 @@ class RunFolder:
 
         Raises:
             SettingsDiffer: the run has other settings, which are named, or the folder holds
-                something else.
+                something else. Hidden files do not count: the lock, or half of a settings file.
             ValueError: the settings file is damaged.
         """
         if not self.exists:
-            if self.foreign is not None and any(
-                path.name != LOCK for path in self.path.glob(self.foreign)
-            ):
-                raise SettingsDiffer(self.not_a_run.format(path=self.path, run=self.run))
+            if any(self.path.glob("[!.]*")):
+                raise SettingsDiffer(
+                    f"{self.path} is not empty and does not hold {self.holds}: give another folder"
+                )
             return None
         stored = self.read()
         given = json.loads(json.dumps(content))  # as the values come back from the file
@@ -111,7 +96,7 @@ class RunFolder:
         )
         if changes := [change for pair in pairs for change in differences(*pair)]:
             raise SettingsDiffer(
-                self.settings_differ.format(path=self.path, differences="; ".join(changes))
+                f"{self.path} was made with other settings: {'; '.join(changes)}. {self.remedy}"
             )
         return stored
 
