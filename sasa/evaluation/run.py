@@ -151,8 +151,10 @@ class Run:
         batch_size = batch_size or max(1, ROWS // world.settings.completions)
         about = _about(suite, prompts, world, seed, batch_size)
         store = _store(folder)
-        if (stored := store.check(about)) is not None:
-            return cls(folder, stored, prompts)
+        if store.exists:
+            return cls(folder, store.begin(about), prompts)
+        if any((folder / "completions").glob("*.jsonl")):
+            raise SettingsDiffer(f"{folder} holds completions and no run.json: give another folder")
         about |= {"source": suite.source, "skipped": skipped, "methods": []}
         if write:
             lines = "".join(f"{line(asdict(prompt))}\n" for prompt in prompts)
@@ -169,7 +171,10 @@ class Run:
             ValueError: it is damaged.
         """
         folder = Path(folder)
-        about = _store(folder).read()
+        store = _store(folder)
+        if not store.exists:
+            raise FileNotFoundError(f"{folder} is no folder of `sasa bench`: it has no run.json")
+        about = store.read()
         try:
             prompts = tuple(Prompt(**row) for row in read(folder / "prompts.jsonl"))
             _ = [about[key] for key in ("suite", "seed", "source", "skipped")]
@@ -277,13 +282,7 @@ def file_name(name: str) -> str:
 
 
 def _store(folder: Path) -> RunFolder:
-    return RunFolder(
-        folder,
-        "run.json",
-        "a run",
-        "sasa bench",
-        foreign="completions/*.jsonl",
-    )
+    return RunFolder(folder, "run.json", "a run of `sasa bench`")
 
 
 def _about(

@@ -94,19 +94,16 @@ class Workspace:
             folder,
             "state.json",
             "an unfinished fit",
-            "sasa fit",
-            sections=("settings",),
-            foreign=None,
             remedy="Delete it to begin anew",
+            sections=("settings",),
         )
         settings = json.loads(json.dumps(settings))  # as they come back from the file
         workspace = cls(run, settings, recipe.dimension(model))
         with run.lock():
-            state = run.check({"settings": settings})
-            if state is None:
-                workspace._clear()
+            if run.exists:
+                workspace._resume(run.begin({"settings": settings}))
             else:
-                workspace._resume(state)
+                workspace._clear()
             yield workspace
 
     def _resume(self, state: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ RECORD = tuple(Attempt.__annotations__)
 
 def attack_folder(path: str | os.PathLike[str]) -> RunFolder:
     """The run folder of an attack."""
-    return RunFolder(Path(path), ABOUT, "an attack", "sasa redteam run", foreign="[!.]*")
+    return RunFolder(Path(path), ABOUT, "an attack")
 
 
 class Attempts:
@@ -114,6 +114,10 @@ class Attempts:
             ValueError: it is damaged.
         """
         run = attack_folder(folder)
+        if not run.exists:
+            raise FileNotFoundError(
+                f"{run.path} is no folder of `sasa redteam run`: it has no {ABOUT}"
+            )
         about = run.read()
         try:
             size, rows = int(about["encoder"]["size"]), int(about["rows"])

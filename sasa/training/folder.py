@@ -59,13 +59,7 @@ def base_name(model: PreTrainedModel, base: str | None, lora: int) -> str:
 
 def training_folder(path: str | os.PathLike[str]) -> RunFolder:
     """The run folder of a training; `training` and `model` of training.json are its settings."""
-    return RunFolder(
-        Path(path),
-        ABOUT,
-        "a training",
-        "sasa train",
-        sections=("training", "model"),
-    )
+    return RunFolder(Path(path), ABOUT, "a training", sections=("training", "model"))
 
 
 def is_done(about: dict[str, Any]) -> bool:

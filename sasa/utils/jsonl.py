@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -72,28 +66,6 @@ def append(file: Path, records: Sequence[Any]) -> None:
 def line(record: Any) -> str:
     """A record as a line of JSON, without a line end."""
     return json.dumps(record, ensure_ascii=False)
-
-
-LOCK = ".lock"
-"""The file in a folder that says that somebody writes there."""
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keeps a second process from writing into the same store, where the system can.
-
-    Raises:
-        BlockingIOError: another process is writing.
-    """
-    if fcntl is None:
-        yield
-        return
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"another process is writing to {folder}") from error
-        yield
 
 
 def _is_record(line: bytes) -> bool:

@@ -35,22 +35,17 @@ class RunFolder:
     Attributes:
         path: the folder; it need not exist yet.
         settings_file: the name of the JSON file in it that holds the settings.
-        run: a run of this kind as errors call it, with an article, such as `a training`.
-        command: the command that makes such folders, for errors, such as `sasa bench`.
+        holds: what a run of this kind is called in errors, such as `a training`.
+        remedy: what to do about other settings, as the last sentence of the error.
         sections: keys of the settings file whose objects are the settings, where it holds more
             than settings; empty if its keys are the settings.
-        foreign: a glob pattern. A folder without a settings file is refused if it holds a path
-            that matches; None refuses no folder. The lock never counts.
-        remedy: the last sentence of the error about other settings.
     """
 
     path: Path
     settings_file: str
-    run: str
-    command: str
-    sections: tuple[str, ...] = ()
-    foreign: str | None = "*"
+    holds: str
     remedy: str = "Give the same ones, or another folder"
+    sections: tuple[str, ...] = ()
 
     @property
     def exists(self) -> bool:
@@ -64,10 +59,6 @@ class RunFolder:
             FileNotFoundError: there is none.
             ValueError: it is damaged.
         """
-        if not self.exists:
-            raise FileNotFoundError(
-                f"{self.path} is no folder of `{self.command}`: it has no {self.settings_file}"
-            )
         return read_json(self.path / self.settings_file)
 
     def write(self, content: Mapping[str, Any]) -> None:
@@ -87,15 +78,13 @@ class RunFolder:
 
         Raises:
             SettingsDiffer: the run has other settings, which are named, or the folder holds
-                something else.
+                something else. Hidden files do not count: the lock, or half of a settings file.
             ValueError: the settings file is damaged.
         """
         if not self.exists:
-            if self.foreign is not None and any(
-                path.name != LOCK for path in self.path.glob(self.foreign)
-            ):
+            if any(self.path.glob("[!.]*")):
                 raise SettingsDiffer(
-                    f"{self.path} is not empty and does not hold {self.run}: give another folder"
+                    f"{self.path} is not empty and does not hold {self.holds}: give another folder"
                 )
             return None
         stored = self.read()
@@ -107,7 +96,8 @@ class RunFolder:
         )
         if changes := [change for pair in pairs for change in differences(*pair)]:
             raise SettingsDiffer(
-                f"{self.path} holds {self.run} with other settings: {'; '.join(changes)}. {self.remedy}"
+                f"{self.path} holds {self.holds} with other settings: {'; '.join(changes)}. "
+                f"{self.remedy}"
             )
         return stored
 

@@ -252,7 +252,7 @@ def test_another_recipe_does_not_take_over_an_unfinished_fit(
     ):
         with pytest.raises(
             ValueError,
-            match=rf"holds an unfinished fit with other settings \(recipe\.{said}\): delete it",
+            match=rf"holds an unfinished fit with other settings: recipe\.{said}\. Delete it",
         ):
             fit_boundary(model, tokenizer, replace(recipe, **change), tmp_path)
     fit_boundary(model, tokenizer, recipe, tmp_path)

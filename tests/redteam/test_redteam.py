@@ -586,7 +586,7 @@ def test_what_cannot_be_attacked(done, tmp_path):
     )  # nothing was on record: other settings are welcome
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="holds no attempts"):
+    with pytest.raises(ValueError, match="is not empty and does not hold an attack"):
         attack(tmp_path / "full")
     with pytest.raises(FileNotFoundError, match="no folder of `sasa redteam run`"):
         Attempts.open(tmp_path / "full")

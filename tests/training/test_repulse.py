@@ -516,7 +516,7 @@ def test_folders_of_something_else(tmp_path):
         train(tmp_path / "out", prompts=PROMPTS[:4])
     with pytest.raises(ValueError, match=r"other settings: reward\.name was reward, is another"):
         train(tmp_path / "out", reward=replace(REWARD, name="another"))
-    with pytest.raises(ValueError, match="is not empty and holds no training"):
+    with pytest.raises(ValueError, match="is not empty and does not hold a training"):
         train(tmp_path)
     with pytest.raises(ValueError, match="in training mode"):
         train_repulse(

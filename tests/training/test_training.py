@@ -530,7 +530,7 @@ def test_other_settings_are_refused(corpus, fresh, tmp_path):
         again(replace(training, epochs=2))
     with pytest.raises(ValueError, match="other settings: base was me/tiny, is me/other"):
         again(base="me/other")
-    with pytest.raises(ValueError, match="holds no training"):
+    with pytest.raises(ValueError, match="is not empty and does not hold a training"):
         again(folder="")
     with pytest.raises(ValueError, match=r"goes by '', which sasa\.load does not know"):
         again(base=None, folder="new")

@@ -14,7 +14,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from sasa.utils.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1]), "run.json", "run", "sasa run").lock():
+with RunFolder(Path(sys.argv[1]), "run.json", "a run").lock():
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -22,7 +22,7 @@ with RunFolder(Path(sys.argv[1]), "run.json", "run", "sasa run").lock():
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder(tmp_path / "run", "run.json", "run", "sasa run")
+    return RunFolder(tmp_path / "run", "run.json", "a run")
 
 
 @pytest.fixture
@@ -52,33 +52,32 @@ def test_other_settings_are_refused_by_name(folder):
     with pytest.raises(SettingsDiffer) as refused:
         folder.begin(other)
     assert str(refused.value) == (
-        f"{folder.path} was made with other settings: seed was 1, is 2; model.layers was 4, is 5; "
+        f"{folder.path} holds a run with other settings: seed was 1, is 2; model.layers was 4, is 5; "
         "new was None, is True. Give the same ones, or another folder"
     )
     assert folder.check(SETTINGS)["seed"] == 1
 
 
 def test_only_the_sections_are_compared_where_there_are_any(tmp_path):
-    message = "{path} is another's ({differences})"
-    folder = RunFolder(
-        tmp_path, "state.json", "fit", "sasa fit", ("settings",), settings_differ=message
-    )
+    folder = RunFolder(tmp_path, "state.json", "a fit", "Delete it", ("settings",))
     folder.begin({"settings": {"seed": 1}, "done": 0})
     assert folder.begin({"settings": {"seed": 1}, "done": 7})["done"] == 0
-    with pytest.raises(SettingsDiffer, match=r"is another's \(seed was 1, is 2\)"):
+    with pytest.raises(SettingsDiffer, match=r"other settings: seed was 1, is 2\. Delete it"):
         folder.begin({"settings": {"seed": 2}})
 
 
 def test_a_folder_of_something_else_is_refused_and_left_as_it_is(folder):
     folder.path.mkdir()
     (folder.path / "thesis.tex").write_text("x")
-    with pytest.raises(SettingsDiffer, match="is not empty and holds no run: give another folder"):
+    with pytest.raises(
+        SettingsDiffer, match="is not empty and does not hold a run: give another folder"
+    ):
         folder.begin(SETTINGS)
     assert os.listdir(folder.path) == ["thesis.tex"]
-    for pattern in (None, "*.jsonl"):
-        RunFolder(folder.path, "run.json", "run", "sasa run", foreign=pattern).check(SETTINGS)
-    with pytest.raises(FileNotFoundError, match=r"`sasa run`: it has no run\.json"):
+    with pytest.raises(FileNotFoundError, match=r"run\.json"):
         folder.read()
+    (folder.path / "thesis.tex").rename(folder.path / ".run.json.x1")
+    folder.begin(SETTINGS)  # half of a settings file, of a run that was killed then
 
 
 def test_a_damaged_settings_file_is_named(folder):

@@ -89,7 +89,7 @@ def measure_tail(
     encoded = encode_prompts(
         model, tokenizer, prompts, EmbeddingSpec(), settings.chat, settings.max_new_tokens
     )
-    store = RunFolder(folder, SETTINGS, "a tail measurement", "sasa bench tail")
+    store = RunFolder(folder, SETTINGS, "a tail measurement")
     store.begin(_about(model, prompts, settings, proposal, base))
     readers: dict[LogProbability, PreTrainedModel] = {"log_p": model}
     if proposal is not None:
