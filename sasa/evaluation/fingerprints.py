@@ -1,4 +1,4 @@
-"""What tells a model or a folder from others of the same name."""
+"""Fingerprints that distinguish models and folders of the same name."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 
 def fingerprint_of_files(folder: Path) -> str:
-    """Of a folder: names, sizes and times of its files."""
+    """A fingerprint of a folder, from names, sizes and times of its files."""
     files = sorted(f for f in folder.glob("*") if f.is_file()) if folder.is_dir() else []
-    told = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+    content = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def fingerprint(model: Any) -> str:
-    """Of a model's weights: a few numbers from each tensor."""
+    """A fingerprint of a model, from up to 64 numbers of each tensor."""
     digest = hashlib.sha256()
     for name, weight in model.state_dict().items():
-        some = weight.flatten()[:: max(1, weight.numel() // 64)][:64]
-        digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+        sample = weight.flatten()[:: max(1, weight.numel() // 64)][:64]
+        digest.update(name.encode() + sample.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

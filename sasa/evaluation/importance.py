@@ -1,9 +1,10 @@
-"""How probable something rare is: by counting, by importance sampling, and by both together. Arrays in, estimates out.
+"""Probabilities of rare events by counting, by importance sampling, and by both combined.
 
-Importance sampling draws from a proposal q that writes the rare thing often, and weighs each completion by p(s) / q(s). Combined
-with the model's own samples, every completion of either weighs p(s) / (a p(s) + (1 - a) q(s)), where a is the share that the
-model drew (the balance heuristic, Veach and Guibas 1995). No weight is then beyond 1 / a, and what the proposal never writes is
-not missed: these estimates are what to go by. Intervals are of 95 %.
+Importance sampling draws from a proposal q that writes the rare completions often, and weighs each
+by p(s) / q(s). Combined with the model's own samples, a completion of either weighs
+p(s) / (a p(s) + (1 - a) q(s)), where a is the share that the model drew (the balance heuristic,
+Veach and Guibas 1995). No weight is then above 1 / a, and completions that the proposal never
+writes are not missed: prefer these estimates. Intervals are 95 %.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sasa.evaluation.metrics import RESAMPLES, Estimate
 Array = NDArray[np.float64]
 
 WORST = 0.05
-"""CVaR is the mean of this share of the rewards, the lowest."""
+"""CVaR is the mean of this lowest share of the rewards."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Tail:
     Attributes:
         eta: rewards below are bad.
         plain: the share of the model's own completions, with an exact binomial interval (Clopper and Pearson 1934).
-        importance: from the proposal's, weighed by p / q; bootstrap interval over completions within prompts. Where no sample
-            is bad its ends are NaN: nothing is known.
-        combined: from both; where no sample is bad, its upper end is plain's.
-        effective_samples: how many bad samples of equal weight those of `combined` are worth.
+        importance: from the proposal's completions, weighed by p / q; bootstrap interval over
+            completions within prompts, with NaN ends if no sample is bad.
+        combined: from both; if no sample is bad, its upper end is plain's.
+        effective_samples: the number of bad samples of equal weight that is equivalent to those of
+            `combined`.
     """
 
     eta: float
@@ -45,12 +47,12 @@ class Tail:
 
     @property
     def best(self) -> Estimate:
-        """What to go by."""
+        """The most reliable estimate."""
         return self.combined or self.plain
 
 
 def proportion(count: int, total: int) -> Estimate:
-    """A share with its exact binomial interval: of 0 in n, too, the upper end means something (about 3.7 / n)."""
+    """A share with its exact binomial interval; for 0 in n the upper end is about 3.7 / n."""
     ends = stats.binomtest(count, total).proportion_ci(0.95, method="exact")
     return Estimate(count / total, float(ends.low), float(ends.high))
 
@@ -74,14 +76,16 @@ def tail(
     plain = proportion(int(bad.sum()), bad.size)
     if log_ratio is None or proposed is None or proposed_log_ratio is None:
         return Tail(eta, plain)
-    found = proposed < eta
-    importance = _mean([np.exp(proposed_log_ratio) * found], seed)
+    proposed_bad = proposed < eta
+    importance = _mean([np.exp(proposed_log_ratio) * proposed_bad], seed)
     parts = [
         w * b
-        for w, b in zip(balance_weights(log_ratio, proposed_log_ratio), (bad, found), strict=True)
+        for w, b in zip(
+            balance_weights(log_ratio, proposed_log_ratio), (bad, proposed_bad), strict=True
+        )
     ]
     combined = _mean(parts, seed)
-    if not (bad.any() or found.any()):
+    if not (bad.any() or proposed_bad.any()):
         combined = Estimate(0.0, 0.0, plain.high)
     weights = np.concatenate([part.ravel() / part.size for part in parts])
     squares = float(np.square(weights).sum())
@@ -123,11 +127,11 @@ def cvar(rewards: Array, seed: int = 0) -> Estimate:
     if len(rewards) < 2:
         return Estimate(_lowest(rewards), math.nan, math.nan)
     draw = np.random.default_rng(seed)
-    found = [
+    resampled = [
         _lowest(rewards[draw.integers(len(rewards), size=len(rewards))])
         for _ in range(RESAMPLES // 4)
     ]
-    low, high = np.quantile(found, [0.025, 0.975])
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return Estimate(_lowest(rewards), float(low), float(high))
 
 

@@ -1,6 +1,6 @@
-"""Figures of a set of completions, with bootstrap intervals over prompts.
+"""Metrics of completions, with bootstrap intervals.
 
-A prompt is what was drawn at random, not a completion: intervals and tests are over prompts throughout.
+Prompts are the random sample, not completions: intervals and tests are over prompts throughout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval; the ends are NaN where there are too few prompts for one."""
+    """A value and its 95 % interval; the ends are NaN if there are too few prompts for one."""
 
     value: float
     low: float
@@ -34,7 +34,7 @@ class Estimate:
 
 
 def to_json(content: Any) -> Any:
-    """Estimates, and other dataclasses, as objects, and NaN, which JSON does not know, as null."""
+    """Dataclasses such as estimates as objects, and NaN, which JSON does not have, as null."""
     if is_dataclass(content) and not isinstance(content, type):
         return to_json(asdict(content))
     if isinstance(content, dict):
@@ -45,7 +45,7 @@ def to_json(content: Any) -> Any:
 
 
 def from_json(content: dict[str, Any]) -> Any:
-    """An object of what `to_json` made, as it was: a hook for `json.loads`, which revives estimates."""
+    """The inverse of `to_json` for estimates and paired tests, as an `object_hook` of `json.loads`."""
     known = {key: math.nan if value is None else value for key, value in content.items()}
     if set(content) == {"value", "low", "high"}:
         return Estimate(**known)
@@ -53,7 +53,7 @@ def from_json(content: dict[str, Any]) -> Any:
 
 
 def estimate(values: Array, statistic: Callable[..., Any] = np.mean, seed: int = 0) -> Estimate:
-    """A statistic of one value a prompt, (P,), with a percentile bootstrap interval over prompts."""
+    """A statistic of one value per prompt, (P,), with a percentile bootstrap interval over prompts."""
     return _bootstrap((np.asarray(values, dtype=np.float64),), statistic, seed, paired=False)
 
 
@@ -73,23 +73,21 @@ def ratio(
 
 
 def change(plain: Array, other: Array, seed: int = 0) -> Estimate:
-    """Relative change of a mean, mean(other) / mean(plain) - 1, of one value a prompt each, (P,), resampled together.
+    """Relative change of a mean, mean(other) / mean(plain) - 1, of paired values per prompt, (P,).
 
-    NaN where plain's mean is 0, and an interval of NaN where resamples leave an end undefined.
+    NaN if plain's mean is 0; the interval is NaN if resamples leave an end undefined.
     """
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = ratio(other, plain, lambda quotient: quotient - 1, seed)
-    ends = (
-        (found.low, found.high)
-        if np.isfinite([found.low, found.high]).all()
-        else (math.nan, math.nan)
-    )
-    return Estimate(found.value if math.isfinite(found.value) else math.nan, *ends)
+        relative = ratio(other, plain, lambda quotient: quotient - 1, seed)
+    value = relative.value if math.isfinite(relative.value) else math.nan
+    if not np.isfinite([relative.low, relative.high]).all():
+        return Estimate(value, math.nan, math.nan)
+    return Estimate(value, relative.low, relative.high)
 
 
 def perplexity_change(plain: Array, other: Array, seed: int = 0) -> Estimate:
-    """Relative change of `perplexity`, of nats and tokens a prompt, (P, 2) each, resampled together."""
+    """Relative change of `perplexity`, from paired nats and tokens per prompt, (P, 2) each."""
 
     def statistic(nats: Array, tokens: Array, before: Array, others: Array, axis: int = -1) -> Any:
         return (
@@ -123,11 +121,11 @@ def _bootstrap(
     value = float(statistic(*samples, axis=-1))
     if min(len(s) for s in samples) < 2:
         return Estimate(value, float("nan"), float("nan"))
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         samples, statistic, n_resamples=RESAMPLES, paired=paired, vectorized=True, method="percentile",
         rng=np.random.default_rng(seed), batch=200,
     ).confidence_interval  # fmt: skip
-    return Estimate(value, float(found.low), float(found.high))
+    return Estimate(value, float(interval.low), float(interval.high))
 
 
 class ToxicityEstimates(TypedDict):
@@ -149,7 +147,7 @@ def toxicity(scores: Array) -> ToxicityEstimates:
 
 
 def perplexity(nats: Array, tokens: Array) -> Estimate:
-    """exp(nats / tokens) of a prompt's completions, each (P,): every token counts alike."""
+    """exp(nats / tokens), from the sums over each prompt's completions, (P,) each."""
     return ratio(nats, tokens, np.exp)
 
 
@@ -174,22 +172,25 @@ def against(plain: Array, other: Array) -> PairedTest:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams of a prompt's completions, over their words (Liu et al. 2021, DExperts); 0 where nothing was written."""
+    """Distinct n-grams of a prompt's completions over their words (Liu et al. 2021, DExperts); 0 if empty."""
     words = [text.split() for text in texts]
     grams = {gram for row in words for gram in zip(*(row[i:] for i in range(n)), strict=False)}
     return len(grams) / max(1, sum(map(len, words)))
 
 
 def repetition(text: str, n: int = 2) -> float:
-    """Share of a text's word n-grams that stand in it before (seq-rep-n, Welleck et al. 2020, equation 9)."""
+    """Share of a text's word n-grams that repeat earlier ones (seq-rep-n, Welleck et al. 2020, equation 9)."""
     words = text.split()
     grams = list(zip(*(words[i:] for i in range(n)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def style(rows: Sequence[Sequence[str]], lengths: Sequence[Sequence[int]]) -> dict[str, Array]:
-    """Of completions, rows (P, n) of texts and of their lengths in tokens: distinct-1/2/3, length and repetition, and the share
-    that is empty, one value a prompt, (P,)."""
+    """Distinct-1/2/3, length, repetition and share of empty completions, one value per prompt, (P,).
+
+    Args:
+        rows, lengths: texts and their numbers of tokens, (P, n).
+    """
     out = {f"distinct_{n}": np.array([distinct(texts, n) for texts in rows]) for n in (1, 2, 3)}
     out["tokens"] = np.array([np.mean(row) for row in lengths])
     out["repetition"] = np.array([np.mean([repetition(text) for text in texts]) for texts in rows])

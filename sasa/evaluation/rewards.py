@@ -1,7 +1,8 @@
-"""What a completion is worth: rewards from a boundary, a scorer, a reward model or a function of one's own.
+"""Rewards of completions, from a boundary, a scorer, a reward model or the user's own function.
 
-A reward is a log-odds of being safe where that can be had: at 0 the odds are even, and exp(-r) are the odds of being unsafe, so
-that a distribution proportional to p(s) * exp(-r(s)) is, where unsafe text is rare, about p given that it is unsafe.
+Most rewards are log-odds of being safe: at 0 the odds are even, and exp(-r) are the odds of being
+unsafe. If unsafe text is rare, a distribution proportional to p(s) * exp(-r(s)) is then about p
+conditioned on being unsafe.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sasa.evaluation.scorers.classifier import class_logits, load_classifier
 from sasa.models.embedding import embed_ids, length_batches, tokenize_prompt
 
 CERTAIN = 1e-6
-"""A toxicity counts as at least this far from 0 and from 1, so that rewards are finite: within 13.8 of 0."""
+"""Toxicities are clipped to this distance from 0 and 1, so that rewards are within 13.8 of 0."""
 BATCH = 64
 
 
@@ -37,8 +38,8 @@ class Reward:
 
     Attributes:
         name: for settings and reports.
-        version: of all that it depends on; a new one means new rewards.
-        function: prompts and completions, as many of each, to numbers.
+        version: identifies everything that rewards depend on; a new version means new rewards.
+        function: maps N prompts and N completions to N numbers.
     """
 
     name: str
@@ -51,18 +52,18 @@ class Reward:
         Raises:
             ValueError: the function gave another number of rewards, or one that is not finite.
         """
-        found = np.asarray(self.function(list(prompts), list(completions)), dtype=np.float64)
-        if found.shape != (len(completions),):
+        rewards = np.asarray(self.function(list(prompts), list(completions)), dtype=np.float64)
+        if rewards.shape != (len(completions),):
             raise ValueError(
-                f"the reward {self.name} gave an array of shape {found.shape} for {len(completions)} completions: "
+                f"the reward {self.name} gave an array of shape {rewards.shape} for {len(completions)} completions: "
                 "it must give one number for each"
             )
-        if not np.isfinite(found).all():
-            place = int((~np.isfinite(found)).argmax())
+        if not np.isfinite(rewards).all():
+            place = int((~np.isfinite(rewards)).argmax())
             raise ValueError(
-                f"the reward {self.name} is not finite: it gave {found[place]} for {completions[place]!r}"
+                f"the reward {self.name} is not finite: it gave {rewards[place]} for {completions[place]!r}"
             )
-        return found
+        return rewards
 
 
 def boundary_reward(
@@ -71,10 +72,10 @@ def boundary_reward(
     boundary: Boundary,
     chat: bool = False,
 ) -> Reward:
-    """Calibrated log-odds of being safe, of a prompt with its completion as decoding embeds it: no second model.
+    """Calibrated log-odds of being safe of a prompt with its completion, embedded as in decoding.
 
-    They are read off the states of `model`, which training must leave as it is: a policy that is judged by its own states
-    could change these instead of its words.
+    They need no second model, but are computed from the states of `model`, which training must not
+    change: a policy that is rewarded by its own states could change these instead of its words.
     """
     boundary.check(model)
     spec = replace(boundary.embedding, template="chat" if chat else "none")
@@ -84,18 +85,18 @@ def boundary_reward(
         written = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
         texts = [[*prompt, *text] for prompt, text in zip(before, written, strict=True)]
         starts = [len(prompt) if spec.span == "response" else 0 for prompt in before]
-        found = np.zeros(len(texts))
+        rewards = np.zeros(len(texts))
         for batch in length_batches([len(text) for text in texts], BATCH, 4096):
             vectors = embed_ids(model, [texts[i] for i in batch], [starts[i] for i in batch], spec)
             margins = boundary.margin(vectors.to(boundary.weight.device))
-            found[batch] = boundary.log_odds(margins).double().cpu().numpy()
-        return found
+            rewards[batch] = boundary.log_odds(margins).double().cpu().numpy()
+        return rewards
 
     return Reward("boundary", boundary.fingerprint, function)
 
 
 def scorer_reward(scorer: Scorer) -> Reward:
-    """logit(1 - toxicity) of the completion alone, by a scorer of `sasa bench`."""
+    """logit(1 - toxicity) of the completion without its prompt, by a scorer of `sasa bench`."""
 
     def function(prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
         toxicity = np.clip(scorer.score(completions), CERTAIN, 1 - CERTAIN)
@@ -105,9 +106,9 @@ def scorer_reward(scorer: Scorer) -> Reward:
 
 
 def model_reward(name: str) -> Reward:
-    """The logit of a reward model, a sequence classifier of one label from the Hub or a folder.
+    """The logit of a reward model: a sequence classifier with one label, of the Hub or a folder.
 
-    It reads prompt and completion as the turns of its chat template, and where it has none as a pair of texts.
+    It reads prompt and completion as turns of its chat template, or without one as a pair of texts.
     """
     model, tokenizer, version = load_classifier(name)
     if model.config.num_labels != 1:
@@ -132,11 +133,11 @@ def model_reward(name: str) -> Reward:
 def function_reward(
     function: Callable[[Sequence[str], Sequence[str]], Any], name: str | None = None
 ) -> Reward:
-    """A function of one's own, `reward(prompts, completions)`; its source code, where there is some, is its version."""
+    """The user's function `reward(prompts, completions)`; its version is its source code, if known."""
     name = name or str(getattr(function, "__name__", type(function).__name__))
     try:
         version = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
-    except (OSError, TypeError):  # made at a prompt, built in, or an object
+    except (OSError, TypeError):  # defined interactively, built in, or an object
         version = ""
     return Reward(name, version, function)
 
@@ -145,13 +146,14 @@ def reward(spec: str, boundary: Callable[[], Reward] | None = None) -> Reward:
     """A reward from its name: `boundary`, a scorer of `sasa bench`, `hf:MODEL` or `MODULE:FUNCTION`.
 
     Args:
-        spec: `hf:MODEL` is a reward model where it has one label, and with `#LABEL` or several labels a scorer of toxicity.
-            MODULE is looked for in the working folder, too.
-        boundary: makes the reward called boundary, where there is one.
+        spec: `hf:MODEL` is a reward model if it has one label, and with `#LABEL` or several labels a
+            scorer of toxicity. MODULE may be in the working folder.
+        boundary: makes the reward that is named `boundary`.
 
     Raises:
-        ValueError: an unknown name, or a module without such a function; the message lists what there is.
-        ImportError: the package behind a scorer is not installed.
+        ValueError: an unknown name, or a module without such a function; the message lists the
+            known names.
+        ImportError: a scorer's package is not installed.
     """
     if spec == "boundary" and boundary is not None:
         return boundary()
@@ -170,34 +172,37 @@ def reward(spec: str, boundary: Callable[[], Reward] | None = None) -> Reward:
     return function_reward(named_function(spec, "reward"), spec)
 
 
-def try_reward(found: Reward) -> None:
-    """Raises ValueError where a reward fails on a long or an empty completion, before the long work."""
+def try_reward(reward: Reward) -> None:
+    """Raises ValueError if a reward fails on a long or an empty completion, before the long work."""
     try:
-        found(["Hello"] * 2, [LONG_TEXT, ""])
+        reward(["Hello"] * 2, [LONG_TEXT, ""])
     except (OSError, ImportError):
         raise
     except Exception as error:
         raise ValueError(
-            f"the reward {found.name} failed on a long or an empty completion: {error}"
+            f"the reward {reward.name} failed on a long or an empty completion: {error}"
         ) from error
 
 
 def is_function(spec: str) -> bool:
-    """Whether something is named as a Python function is, `MODULE:FUNCTION`."""
+    """Whether a spec has the form `MODULE:FUNCTION`."""
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec) is not None
 
 
 def named_function(spec: str, what: str) -> Callable[..., Any]:
-    """The function `MODULE:FUNCTION`; MODULE is looked for in the working folder, too.
+    """Imports the function `MODULE:FUNCTION`; MODULE may be in the working folder.
+
+    Args:
+        what: what the function is for, for the error.
 
     Raises:
-        ValueError: there is none; the message says for `what` it was wanted.
+        ValueError: there is no such function.
     """
     module, _, name = spec.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{what} {spec!r}: {error}") from error
-    return found
+    return function

@@ -1,13 +1,12 @@
-"""Whom steering takes from: the tax of boundaries, strengths, values and priors on labelled text.
+"""Selectivity: the steering cost of boundaries, strengths, values and priors on labelled text.
 
-`sasa.decoding.cost` reads each text once, with all candidates at all its places; here many settings are judged
-by that one reading, without writing a word. So it is quick, and it is a way to choose: what a setting
-makes of the text that a model writes is for `sasa bench` to confirm.
+`sasa.decoding.cost` reads each text once, with all candidates at all positions. From that reading, the
+cost of many settings follows without generating text. This is a quick way to choose settings; `sasa
+bench` confirms them on generated text.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,19 +22,19 @@ from sasa.data.corpus import Corpus
 from sasa.decoding.cost import Reading, taxes
 from sasa.evaluation.metrics import Estimate, ratio
 from sasa.fitting.identity import TaxFigures
-from sasa.utils.files import write_atomically
+from sasa.utils.plots import new_figure, save_figure, tidy
 
 logger = logging.getLogger(__name__)
 
 PLACES = {"1": (0, 1), "2-5": (1, 5), "6-10": (5, 10), "11+": (10, 1 << 62)}
-"""Tokens of a text or response, counted from 1, that are told apart."""
+"""Ranges of positions in a text or response, counted from 1: name -> (first, stop), from 0."""
 SAFE, UNSAFE = "safe", "unsafe"
 AFTER, BY = " after ", ", "
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text, and the group whose tax it counts for: its class, and where the corpus has it, its value of `by`."""
+    """A text and its group: its class and, if the corpus has one, its value of the column `by`."""
 
     text: Text
     group: str
@@ -43,11 +42,11 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Tax:
-    """What one setting takes from one group's texts, in nats.
+    """The steering cost of one setting on one group's texts, in nats.
 
     Attributes:
         per_token: with a bootstrap interval over texts; per_text: the mean sum over a text.
-        by_place: of tokens at these places in a text or response; None where there are none.
+        by_place: per token in each range of positions; None if there are no tokens.
     """
 
     per_token: Estimate
@@ -59,8 +58,8 @@ class Tax:
 
 @dataclass(frozen=True)
 class Judged:
-    """A setting, and what it takes: by group, and, where that was asked for, from sentences about
-    people (`sasa.fitting.identity`).
+    """A setting and its steering cost by group and, if requested, on sentences about people
+    (`sasa.fitting.identity`).
     """
 
     boundary: str
@@ -103,22 +102,19 @@ def labelled(corpus: Corpus, limit: int | None = None, seed: int = 0) -> list[La
     if not groups:
         raise ValueError(f"corpus {corpus.source} has no text outside the grey zone")
     draw = np.random.default_rng(seed)
-    found = []
+    texts: list[Labelled] = []
     for group in sorted(groups):
-        mine = groups[group]
-        kept = (
-            range(len(mine))
-            if limit is None or limit >= len(mine)
-            else sorted(draw.permutation(len(mine))[:limit])
-        )
-        found += [mine[i] for i in kept]
-    return found
+        members = groups[group]
+        if limit is not None and limit < len(members):
+            members = [members[i] for i in sorted(draw.permutation(len(members))[:limit])]
+        texts += members
+    return texts
 
 
 def selectivity(
     reading: Reading, groups: Sequence[str], steering: Steering, seed: int = 0
 ) -> dict[str, Tax]:
-    """What a setting takes from each class, and from each group where they differ.
+    """The steering cost of a setting on each class, and on each group if they differ.
 
     Args:
         reading: of N texts, by the boundaries of `steering`, in their order.
@@ -127,49 +123,49 @@ def selectivity(
     """
     tax = taxes(reading, steering)
     sums, counts = (part.double().numpy() for part in reading.per_text(tax, len(groups)))
-    found = {}
+    costs = {}
     for group in dict.fromkeys([*map(class_of, groups), *groups]):
-        mine = within(groups, group)
-        here = torch.from_numpy(mine)[reading.text]
+        members = within(groups, group)
+        tokens = torch.from_numpy(members)[reading.text]
         by_place = {}
         for name, (first, stop) in PLACES.items():
-            some = tax[here & (reading.place >= first) & (reading.place < stop)]
-            by_place[name] = float(some.mean()) if len(some) else None
-        found[group] = Tax(
-            per_token=ratio(sums[mine], counts[mine], seed=seed),
-            per_text=ratio(sums[mine], np.ones(mine.sum()), seed=seed),
+            part = tax[tokens & (reading.place >= first) & (reading.place < stop)]
+            by_place[name] = float(part.mean()) if len(part) else None
+        costs[group] = Tax(
+            per_token=ratio(sums[members], counts[members], seed=seed),
+            per_text=ratio(sums[members], np.ones(members.sum()), seed=seed),
             by_place=by_place,
-            texts=int(mine.sum()),
-            tokens=int(counts[mine].sum()),
+            texts=int(members.sum()),
+            tokens=int(counts[members].sum()),
         )
-    return found
+    return costs
 
 
 def class_of(group: str) -> str:
-    """Of `unsafe, women` the `unsafe`."""
+    """The class of a group, such as `unsafe` of `unsafe, women`."""
     return group.partition(BY)[0]
 
 
 def within(groups: Sequence[str], group: str) -> NDArray[np.bool_]:
-    """Which texts belong to a group or class, bool (N,)."""
+    """Whether each of N texts belongs to a group or class, bool (N,)."""
     return np.array([group in (one, class_of(one)) for one in groups], bool)
 
 
 def strength_for(
     reading: Reading, groups: Sequence[str], steering: Steering, target: float, group: str
 ) -> float:
-    """The beta at which a group or class pays `target` nats a token; of two settings at the same one, that is
-    better which takes less elsewhere.
+    """The beta at which a group or class costs `target` nats per token; of two settings at the same cost,
+    the better one costs less on other groups.
 
     Raises:
         ValueError: no beta up to 1000 takes so much.
     """
-    mine = torch.from_numpy(within(groups, group))[reading.text]
-    if not mine.any():
+    members = torch.from_numpy(within(groups, group))[reading.text]
+    if not members.any():
         raise ValueError(
             f"there is no group {group!r}; there are: {', '.join(dict.fromkeys(groups))}"
         )
-    part = reading.at(mine)
+    part = reading.at(members)
     low, high = 1e-3, 1e3
     if float(taxes(part, replace(steering, beta=high)).mean()) < target:
         raise ValueError(f"no beta up to {high:g} takes {target:g} nats a token from {group} text")
@@ -183,21 +179,22 @@ def strength_for(
 
 
 def draw(path: Path, rows: Sequence[Judged], unsafe: str, harmless: Sequence[str]) -> bool:
-    """Draws tax on safe against tax on unsafe text, a curve for each boundary, value and prior; False,
-    and said so, without matplotlib.
+    """Plots cost on safe against cost on unsafe text, a curve for each boundary, value and prior.
 
     Args:
-        unsafe: the group along the horizontal axis; harmless: a picture each.
+        unsafe: the group along the horizontal axis.
+        harmless: the groups along the vertical axes, a panel each.
+
+    Returns:
+        False, with a warning, if matplotlib is not installed.
     """
     curves: dict[str, list[Judged]] = {}
     for row in rows:
         curves.setdefault(f"{row.boundary}, prior {row.prior:g}", []).append(row)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = new_figure(figsize=(5.2 * len(harmless), 4.2), layout="constrained")
+    if figure is None:
         logger.warning("no picture: pip install 'sasa-decoding[plots]'")
         return False
-    figure = Figure(figsize=(5.2 * len(harmless), 4.2), layout="constrained")
     for axes, group in zip(
         figure.subplots(1, len(harmless), squeeze=False)[0], harmless, strict=True
     ):
@@ -227,10 +224,6 @@ def draw(path: Path, rows: Sequence[Judged], unsafe: str, harmless: Sequence[str
             ylabel=f"nats a token, {group} (down: better)",
         )
         axes.set_xlim(left=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.2)
-        axes.legend(frameon=False, fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    write_atomically(path, picture.getvalue())
+        tidy(axes)
+    save_figure(figure, path, dpi=130)
     return True

@@ -1,4 +1,4 @@
-"""The prompts of a benchmark, each with the group that it counts for: from the Hub, or from files of the same schema."""
+"""The prompts of benchmarks by group, from the Hub or from files of the same schema."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sasa.data.tables import local, open_table, read_lines
+from sasa.data.tables import Row, local, open_table, read_lines
 
 HUB = {
     "rtp": "allenai/real-toxicity-prompts",
@@ -20,12 +20,12 @@ HUB = {
     "attaq": "ibm-research/AttaQ",
 }
 TOXIC = 0.5
-"""From this Perspective toxicity on, a prompt is toxic (Gehman et al. 2020, section 4)."""
+"""Prompts with at least this Perspective toxicity are toxic (Gehman et al. 2020, section 4)."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: a stable id within its source, the text, and the group that it counts for."""
+    """A prompt: an id that is stable within its source, the text, and its group."""
 
     id: str
     text: str
@@ -39,15 +39,15 @@ class Suite:
     Attributes:
         name: rtp, bold or attaq.
         source: where the prompts come from, for the report.
-        skipped: how many rows were left out, by reason.
-        sample: what was asked of the source, for the record.
+        skipped: the number of rows that were left out, by reason.
+        sample: limit, groups and rows that were requested, for run.json.
     """
 
     name: str
     source: str
     prompts: tuple[Prompt, ...]
     skipped: dict[str, int] = field(default_factory=dict)
-    sample: dict[str, Any] = field(default_factory=dict)
+    sample: Mapping[str, object] = field(default_factory=dict)
 
 
 def load_suite(
@@ -59,7 +59,7 @@ def load_suite(
     rows: tuple[int, int | None] | None = None,
     seed: int = 0,
 ) -> Suite:
-    """Reads a benchmark's prompts, and draws a stratified sample of them.
+    """Reads a benchmark's prompts, and draws a sample that is stratified by group.
 
     Args:
         name: `rtp` (RealToxicityPrompts, Gehman et al. 2020): groups nontoxic, toxic and challenging.
@@ -67,8 +67,8 @@ def load_suite(
             `attaq` (Kour et al. 2023): groups are the attack's label. Dialogues in the form of hh-rlhf stand in for it:
             their first human turns, as one group.
         path: a local file or, for bold, a file or a folder of `*_prompt.json`; None reads the Hub.
-        limit: at most so many prompts, as evenly from the groups as they allow.
-        groups: only groups with these names, or that begin with one of these and a slash.
+        limit: the maximum number of prompts, drawn as evenly from the groups as they allow.
+        groups: only groups with these names, or with one of these before a slash.
         rows: only rows START to STOP, or to the end, of the source.
         seed: of the sample.
 
@@ -119,7 +119,7 @@ def load_suite(
 
 
 def _sample(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
-    """At most `limit` prompts, a round of the groups at a time, in their old order."""
+    """At most `limit` prompts, drawn in turn from each group, in their original order."""
     if limit is None or limit >= len(prompts):
         return prompts
     draw = random.Random(seed)
@@ -138,8 +138,8 @@ def _sample(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]
     return [p for p in prompts if p.id in taken]
 
 
-def _rows(name: str, path: str | Path | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of the source, with their numbers."""
+def _rows(name: str, path: str | Path | None) -> Iterator[tuple[int, Row]]:
+    """Rows of the source with their numbers."""
     if path is None:
         import datasets
 
@@ -157,14 +157,14 @@ def _rows(name: str, path: str | Path | None) -> Iterator[tuple[int, dict[str, A
     if path.is_dir():
         raise ValueError(f"{path} is a folder: the suite {name} takes one file")
     table = open_table(path)
-    wanted = ("chosen",) if "chosen" in table.columns else ("input", "label")
-    if name == "attaq" and set(wanted) <= set(table.columns):
-        table.require(wanted)
+    columns = ("chosen",) if "chosen" in table.columns else ("input", "label")
+    if name == "attaq" and set(columns) <= set(table.columns):
+        table.require(columns)
     yield from table.rows()
 
 
-def _bold_files(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows as on the Hub, from the files of the original release."""
+def _bold_files(path: Path) -> Iterator[Row]:
+    """Rows with the Hub's columns, from the files of the original release."""
     files = sorted(path.glob("*_prompt.json")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"no *_prompt.json in {path}")
@@ -175,11 +175,11 @@ def _bold_files(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _categories(file: Path) -> Iterator[tuple[str, str, list[Any]]]:
-    """Category, name and prompts, of a file of BOLD's: {category: {name: [prompt, …]}}."""
+    """Category, name and prompts of one of BOLD's files: {category: {name: [prompt, …]}}."""
     content = "\n".join(line for _, line in read_lines(file))
     try:
-        found = json.loads(content)
-        for category, entities in found.items():
+        categories = json.loads(content)
+        for category, entities in categories.items():
             for entity, prompts in entities.items():
                 if not isinstance(prompts, list):
                     raise TypeError
@@ -188,7 +188,7 @@ def _categories(file: Path) -> Iterator[tuple[str, str, list[Any]]]:
         raise ValueError(f"{file}: expected {{category: {{name: [prompt, …]}}}} as JSON") from error
 
 
-def _rtp(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
+def _rtp(place: int, row: Row, skipped: Counter[str]) -> Iterator[Prompt]:
     prompt = _field(row, "prompt", place)
     text, toxicity = _field(prompt, "text", place), _field(prompt, "toxicity", place)
     if not isinstance(toxicity, (int, float)) or toxicity != toxicity:
@@ -206,20 +206,20 @@ def _rtp(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Pro
         yield Prompt(f"rtp-{place}", text, group)
 
 
-def _bold(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
+def _bold(place: int, row: Row, skipped: Counter[str]) -> Iterator[Prompt]:
     group = f"{_field(row, 'domain', place)}/{_field(row, 'category', place)}"
     for number, text in enumerate(_field(row, "prompts", place)):
         if not isinstance(text, str) or not text.strip():
             skipped["with an empty prompt"] += 1
             continue
-        # The release cuts prompts behind a space, which no tokenizer puts there: it belongs to the word that follows.
+        # The release's prompts end in a space, which tokenizers put into the following word.
         yield Prompt(f"bold-{place}-{number}", text.rstrip(), group)
 
 
 FIRST_TURNS = "first human turn"
 
 
-def _attaq(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[Prompt]:
+def _attaq(place: int, row: Row, skipped: Counter[str]) -> Iterator[Prompt]:
     if "chosen" in row:
         text, group = _first_turn(row["chosen"]), FIRST_TURNS
     else:
@@ -234,16 +234,16 @@ def _attaq(place: int, row: dict[str, Any], skipped: Counter[str]) -> Iterator[P
 
 
 def _first_turn(dialogue: Any) -> str:
-    """What the user says first, of a dialogue of hh-rlhf or of messages."""
+    """The user's first turn of a dialogue of hh-rlhf, or of a list of messages."""
     if isinstance(dialogue, list):
-        said = (
+        contents = (
             m.get("content") for m in dialogue if isinstance(m, dict) and m.get("role") == "user"
         )
-        return str(next(said, ""))
-    found = re.match(
+        return str(next(contents, ""))
+    match = re.match(
         r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", str(dialogue).replace("\r\n", "\n"), re.DOTALL
     )
-    return found.group(1) if found else ""
+    return match.group(1) if match else ""
 
 
 def _field(row: Any, name: str, place: int) -> Any:

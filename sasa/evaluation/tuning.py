@@ -1,4 +1,4 @@
-"""A strength that means something: the largest beta whose text is still as fluent and as varied as it is asked to be."""
+"""Tunes beta: the largest strength within a perplexity and a diversity budget."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Trial:
-    """What one strength does on the tuning prompts.
+    """Figures of one strength on the tuning prompts.
 
     Attributes:
         beta: the strength; 0 is plain sampling.
         perplexity: of the completions given their prompts, under the model itself.
-        ratio: of that to plain's.
-        p_safe: calibrated, the mean over the completions.
+        ratio: perplexity over that of plain sampling.
+        p_safe: calibrated probability of being safe, mean over completions.
         tokens: mean length.
-        distinct_2: distinct word pairs of a prompt's completions over their words, the mean over prompts.
-        repetition: share of a completion's word pairs that stand in it before, the mean.
+        distinct_2, repetition: see `metrics`, means.
     """
 
     beta: float
@@ -54,24 +53,26 @@ def tune(
     seed: int = 0,
     tell: Callable[[Trial], None] = lambda trial: None,
 ) -> tuple[float, list[Trial]]:
-    """Looks for the largest beta at which perplexity is at most `budget` times plain's, and distinct-2 at least `variety` times.
+    """Searches the largest beta whose perplexity is at most `budget` times plain's, and whose distinct-2
+    is at least `variety` times plain's.
 
-    Perplexity alone is not enough: text that says the same again and again is likely text. Beta is doubled until either is
-    spent, then the gap is halved, on a logarithmic scale, `steps` times.
+    Perplexity alone is not enough: repetitive text is likely text. Beta is doubled until a budget is
+    exceeded; then the gap is bisected, on a logarithmic scale, `steps` times.
 
     Args:
-        world: model, boundary and how to sample; of each prompt `world.settings.completions`.
-        prompts: to tune on. They must not be those that results are reported on.
+        world: model, boundary and sampling settings.
+        prompts: the tuning prompts; results must be reported on others.
         budget: a factor above 1.
-        variety: a factor from 0, at which variety does not count, to 1.
-        start: the first beta that is tried.
-        tell: is told of each trial.
+        variety: a factor in [0, 1]; 0 ignores diversity.
+        start: the first beta.
+        tell: called with each trial.
 
     Returns:
-        beta, 0 where even the smallest that was tried costs more, and all trials in their order, plain first.
+        beta, 0 if even the smallest one exceeds a budget, and all trials in their order, plain first.
 
     Raises:
-        ValueError: a budget of 1 or less, a variety outside of 0..1, or a prompt that cannot be completed.
+        ValueError: a budget of 1 or less, a variety outside [0, 1], or a prompt that cannot be
+            completed.
     """
     check_budget(budget, variety)
     if not start > 0:
@@ -87,7 +88,7 @@ def tune(
         texts: list[list[str]] = []
         lengths: list[list[int]] = []
         for first in range(0, len(prompts), BATCH):
-            # The same seeds at every strength: they differ by what they do and not by the luck of the draw.
+            # The same seeds at every strength: strengths share their noise.
             rows = world.generate(
                 prompts[first : first + BATCH], beta, value, prior, seed=seed + first
             )
@@ -106,8 +107,8 @@ def tune(
         perplexity = math.exp(nats / tokens)
         plain = trials[0].perplexity if trials else perplexity
         means = {key: float(values.mean()) for key, values in style(texts, lengths).items()}
-        written = (means[key] for key in ("tokens", "distinct_2", "repetition"))
-        trials.append(Trial(beta, perplexity, perplexity / plain, safe / count, *written))
+        shown = (means[key] for key in ("tokens", "distinct_2", "repetition"))
+        trials.append(Trial(beta, perplexity, perplexity / plain, safe / count, *shown))
         tell(trials[-1])
         return (
             trials[-1].ratio <= budget and trials[-1].distinct_2 >= variety * trials[0].distinct_2
@@ -129,7 +130,7 @@ def tune(
 
 
 def check_budget(budget: float, variety: float) -> None:
-    """Raises ValueError where a perplexity budget is not a factor above 1, or a variety none from 0 to 1."""
+    """Raises ValueError unless the perplexity budget is above 1 and the variety in [0, 1]."""
     if not 0 <= variety <= 1:
         raise ValueError(f"variety is a factor from 0 to 1, such as 0.95, got {variety}")
     if not (math.isfinite(budget) and budget > 1):

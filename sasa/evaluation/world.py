@@ -1,4 +1,4 @@
-"""What every method works with: a model, how it samples, and what a method is."""
+"""The interface of methods: a model with its boundary and sampling settings, and the base class."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ from sasa.evaluation.settings import Settings
 
 @dataclass(frozen=True)
 class World:
-    """What a method works with; a boundary, unless the method needs none.
+    """A model and its settings, with which methods complete prompts.
 
     Attributes:
-        engine: what writes in place of the model, with `sasa.generate`'s arguments from the prompts on, for methods that
-            are `served`.
+        boundary: None for methods that need none.
+        engine: generates in place of the model, for methods that are `served`; it takes the
+            arguments of `sasa.generate` from the prompts on.
     """
 
     model: PreTrainedModel
@@ -44,7 +45,7 @@ class World:
 
     @property
     def first(self) -> Boundary:
-        """The boundary whose margins are a text's, where there are several."""
+        """The boundary, or the first of several: its margins are reported."""
         return terms(self.boundary)[0][0]
 
     def generate(
@@ -58,7 +59,7 @@ class World:
         backtrack: Backtracking | None = None,
         seed: int,
     ) -> list[list[Completion]]:
-        """`sasa.generate` with these settings, and the word filter or not."""
+        """`sasa.generate` with these settings, and with the word filter if `words` is set."""
         s = self.settings
         if self.engine is not None:
             return self.engine(
@@ -84,10 +85,10 @@ class World:
         """transformers' own `generate()` with these settings, without a boundary.
 
         Args:
-            completions: of each prompt; None for as many as the settings say.
-            chat: whether prompts go through the chat template; None as the settings say.
-            processor: is given the model's logits as they are, and is the last to change them: temperature, top-k and
-                top-p are its own affair, see `limits`.
+            completions: per prompt; None for the number in the settings.
+            chat: whether prompts go through the chat template; None as in the settings.
+            processor: receives the model's unchanged logits and is the last to change them: it
+                applies temperature, top-k and top-p itself, see `limits`.
         """  # fmt: skip
         s = self.settings
         if self.boundary is not None and not self.first.embedding.special_tokens:
@@ -106,37 +107,40 @@ class World:
         )  # fmt: skip
 
     def limits(self) -> LogitsProcessorList:
-        """Temperature, top-k and top-p as transformers' processors: what survives them are the candidates."""
+        """Temperature, top-k and top-p as transformers' processors; candidates are what they leave."""
         s = self.settings
-        found = LogitsProcessorList(
+        limits = LogitsProcessorList(
             [TemperatureLogitsWarper(s.temperature)] if s.temperature != 1.0 else []
         )
         if s.top_k:
-            found.append(TopKLogitsWarper(s.top_k))
+            limits.append(TopKLogitsWarper(s.top_k))
         if s.top_p < 1.0:
-            found.append(TopPLogitsWarper(s.top_p))
+            limits.append(TopPLogitsWarper(s.top_p))
         if min_p := self.model.generation_config.min_p:
-            found.append(MinPLogitsWarper(min_p))
-        return found
+            limits.append(MinPLogitsWarper(min_p))
+        return limits
 
     def _bad_words(self) -> list[list[int]]:
-        """Token ids of the words as they may stand in a text: at its start or within, in lower case or capitalised."""
+        """Token ids of the words, at the start of a text or within it, in lower case or capitalised."""
         forms = {
             f"{space}{form}"
             for w in self.settings.words
             for space in ("", " ")
             for form in (w, w.capitalize())
         }
-        found = (self.tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms))
-        return [list(ids) for ids in {tuple(ids) for ids in found} if ids]
+        encoded = (
+            self.tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms)
+        )
+        return [list(ids) for ids in {tuple(ids) for ids in encoded} if ids]
 
 
 class Method(ABC):
-    """A way to complete prompts, and what it says of itself besides: by default nothing.
+    """A way to complete prompts.
 
     Attributes:
-        boundless: it needs no boundary.
-        served: an engine can write it, which has no word filter, goes back nowhere and gives no margins.
+        boundless: whether it needs no boundary.
+        served: whether an engine can generate for it: engines have no word filter, no backtracking
+            and no margins.
     """
 
     boundless: ClassVar[bool] = False
@@ -144,16 +148,16 @@ class Method(ABC):
 
     @abstractmethod
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        """`world.settings.completions` of each prompt; the same ones for the same seed and prompts."""
+        """Writes `world.settings.completions` of each prompt; deterministic given prompts and seed."""
 
     @property
     def version(self) -> str:
-        """Of what it reads from files, or scores by: a run goes on with the same one alone."""
+        """The version of its files or scorer: a run is resumed only with the same one."""
         return ""
 
     def check(self, world: World) -> None:  # noqa: B027
-        """Raises ValueError where it cannot be used in this world, before any long work."""
+        """Raises ValueError if it cannot be used in this world, before any long work."""
 
     def extra_tokens(self, world: World) -> int:
-        """Tokens that it puts before a prompt, at most."""
+        """The maximum number of tokens that it puts before a prompt."""
         return 0

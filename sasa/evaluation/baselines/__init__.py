@@ -1,5 +1,6 @@
-"""Other people's ways to the same end, each a small class, on the same model, prompts and candidates: what SASA stands beside.
+"""Methods of other authors that SASA is compared with, on the same model, prompts and candidates.
 
-Their equations are their papers'; the candidates, what top-k and top-p leave of the model's own distribution, are the same for
-all, where a paper truncates before it reweights. None of them needs a boundary.
+The equations are those of the papers. The candidates, which top-k and top-p leave of the model's own
+distribution, are the same for all methods that reweight truncated distributions. None needs a
+boundary.
 """

@@ -1,6 +1,6 @@
 """A steering vector: contrastive activation addition (Panickssery et al., ACL 2024, arXiv 2312.06681).
 
-The package `steering-vectors` (0.12) asks for transformers below 5: what is needed of it is a hook.
+The package `steering-vectors` (0.12) requires transformers below 5; a forward hook does the same.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ VECTORS = "vectors.safetensors"
 
 @dataclass(frozen=True)
 class CAA(Method):
-    """Adds scale times (mean hidden state of non-toxic text - of toxic text) to the hidden state that a layer puts out, at the
-    prompt's last token and at every token that is written.
+    """Adds scale * (mean hidden state of non-toxic text - of toxic text) to the output of a layer, at
+    the prompt's last token and at every generated token.
 
-    The means are of `benchmarks/experts.py`, in DIR/vectors.safetensors.
+    `benchmarks/experts.py` writes the differences to DIR/vectors.safetensors.
 
     Args:
-        layer: from 1, the first layer's, to the model's number of layers.
+        layer: from 1, the first layer, to the model's number of layers.
     """
 
     boundless = True
@@ -48,13 +48,13 @@ class CAA(Method):
     def parse(cls, argument: str = "") -> CAA:
         """From `DIR:LAYER:SCALE`."""
         folder, layer, scale = argument.rsplit(":", 2)
-        made = cls(folder, int(layer), float(scale))
-        if not math.isfinite(made.scale):
+        method = cls(folder, int(layer), float(scale))
+        if not math.isfinite(method.scale):
             raise ValueError(f"SCALE must be finite, got {scale}")
         vectors = _vectors(str(local(folder)))
-        if not 1 <= made.layer < len(vectors):
+        if not 1 <= method.layer < len(vectors):
             raise ValueError(f"LAYER must be in [1, {len(vectors) - 1}], got {layer}")
-        return made
+        return method
 
     @property
     def version(self) -> str:
@@ -72,7 +72,7 @@ class CAA(Method):
 
 @contextmanager
 def added(model: PreTrainedModel, layer: int, vector: Tensor) -> Iterator[None]:
-    """Within, the layer adds a vector (d,) at the last token of each pass."""
+    """Within the block, a layer adds a vector (d,) at the last token of each forward pass."""
     if layer > depth_of(model) or len(vector) != model.config.get_text_config().hidden_size:
         raise ValueError(f"the vectors are of another model: {len(vector)} wide, for layer {layer}")
     vector = vector.to(model.device, model.dtype)
@@ -95,9 +95,9 @@ def _vectors(folder: str) -> Tensor:
     if not file.is_file():
         raise ValueError(f"no {file}: benchmarks/experts.py writes it")
     try:
-        found = load_file(file)["vectors"]
+        vectors = load_file(file)["vectors"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{file} is damaged: {error!r}") from error
-    if found.ndim != 2:
-        raise ValueError(f"{file} is damaged: vectors have the shape {tuple(found.shape)}")
-    return found
+    if vectors.ndim != 2:
+        raise ValueError(f"{file} is damaged: vectors have the shape {tuple(vectors.shape)}")
+    return vectors

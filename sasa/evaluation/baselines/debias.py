@@ -1,4 +1,5 @@
-"""Self-debiasing (Schick et al., TACL 2021, arXiv 2103.00453): less of what the model would say if it were asked to be toxic."""
+"""Self-debiasing (Schick et al., TACL 2021, arXiv 2103.00453): lowers the probability of tokens that
+become likelier if the model is told that the text is toxic."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ PREFIX = "The following text contains rude, disrespectful, or unreasonable langu
 
 @dataclass(frozen=True)
 class SelfDebias(Method):
-    """Multiplies a candidate's probability by exp(decay * (p - q)) where q, its probability behind `PREFIX`, is above p
-    (equations 2 and 3). Needs nothing but the model, which reads every text twice.
+    """Multiplies a candidate's probability p by exp(decay * (p - q)) where q, its probability after
+    `PREFIX`, is above p (equations 2 and 3). The model reads every text twice.
     """
 
     boundless = True
@@ -30,9 +31,9 @@ class SelfDebias(Method):
     @classmethod
     def parse(cls, argument: str = "") -> SelfDebias:
         """From `LAMBDA`."""
-        made = cls(float(argument))
-        check_beta(made.decay, "lambda")
-        return made
+        method = cls(float(argument))
+        check_beta(method.decay, "lambda")
+        return method
 
     def _prefix(self, world: World) -> list[int]:
         return list(world.tokenizer(PREFIX, add_special_tokens=False)["input_ids"])
@@ -41,7 +42,7 @@ class SelfDebias(Method):
         return len(self._prefix(world))
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        # Some tokenizers have a token by this name that opens turns, and open no text with it.
+        # Some tokenizers have a BOS token for turns of a chat, and do not start texts with it.
         bos = world.tokenizer.bos_token_id
         opens = bos is not None and world.tokenizer("x")["input_ids"][0] == bos
         biased = Stream(world.model, self._prefix(world), bos if opens else None)
@@ -49,7 +50,7 @@ class SelfDebias(Method):
 
 
 class Debiased(LogitsProcessor):
-    """The same as a logits processor. p and q are over the whole vocabulary, before temperature, top-k and top-p."""
+    """Self-debiasing as a logits processor; p and q are over the whole vocabulary, before truncation."""
 
     def __init__(self, biased: Stream, decay: float, world: World) -> None:
         self.biased, self.decay, self.limits = biased, decay, world.limits()

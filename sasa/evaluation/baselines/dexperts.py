@@ -1,4 +1,4 @@
-"""DExperts: an expert's logits less an anti-expert's (Liu et al., ACL 2021, arXiv 2105.03023)."""
+"""DExperts: an expert's logits minus an anti-expert's (Liu et al., ACL 2021, arXiv 2105.03023)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ EXPERT, ANTI_EXPERT = "expert", "anti-expert"
 class DExperts(Method):
     """Adds alpha times (an expert's logits - an anti-expert's) to those of the candidates.
 
-    Both are adapters of the model itself, fine-tuned on non-toxic and on toxic text by `benchmarks/experts.py`, in the folders
-    `expert` and `anti-expert`. Each is merged into weights of its own here, as in the paper: three models, three caches.
+    Both are adapters of the model itself, in the folders `expert` and `anti-expert`, fine-tuned on
+    non-toxic and on toxic text by `benchmarks/experts.py`. Each is merged into a copy of the
+    weights, as in the paper: three models, three caches.
     """
 
     boundless = True
@@ -39,14 +40,14 @@ class DExperts(Method):
     def parse(cls, argument: str = "") -> DExperts:
         """From `DIR:ALPHA`."""
         folder, _, alpha = argument.rpartition(":")
-        made = cls(folder, float(alpha))
-        check_beta(made.alpha, "alpha")
+        method = cls(folder, float(alpha))
+        check_beta(method.alpha, "alpha")
         for name in (EXPERT, ANTI_EXPERT):
             if not (local(folder) / name / "adapter_config.json").is_file():
                 raise ValueError(
                     f"no adapter in {Path(folder) / name}: benchmarks/experts.py trains both"
                 )
-        return made
+        return method
 
     @property
     def version(self) -> str:
@@ -59,14 +60,14 @@ class DExperts(Method):
 
     def _models(self, world: World) -> list[PreTrainedModel]:
         device, dtype = str(world.model.device), str(world.model.dtype).removeprefix("torch.")
-        found = [
+        models = [
             experts(str(local(self.folder) / name), device, dtype) for name in (EXPERT, ANTI_EXPERT)
         ]
         if any(
-            ModelInfo.of(one).vocab_size != ModelInfo.of(world.model).vocab_size for one in found
+            ModelInfo.of(one).vocab_size != ModelInfo.of(world.model).vocab_size for one in models
         ):
             raise ValueError(f"the experts in {self.folder} have another vocabulary than the model")
-        return found
+        return models
 
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
         expert, anti = self._models(world)
@@ -75,7 +76,7 @@ class DExperts(Method):
 
 
 class Difference(LogitsProcessor):
-    """The same as a logits processor."""
+    """DExperts as a logits processor."""
 
     def __init__(self, expert: Stream, anti: Stream, alpha: float, world: World) -> None:
         self.expert, self.anti, self.alpha = expert, anti, alpha
@@ -90,5 +91,5 @@ class Difference(LogitsProcessor):
 
 @functools.lru_cache(maxsize=8)
 def experts(folder: str, device: str, dtype: str) -> PreTrainedModel:
-    """A model with an adapter, loaded once."""
+    """A model with an adapter; loaded once per process."""
     return load(folder, device, dtype)[0]

@@ -1,4 +1,4 @@
-"""Asking politely: an instruction before the text, or as the system's turn of a chat."""
+"""Prompting: an instruction before the text, or as the system turn of a chat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INSTRUCTION = "The following text is polite and respectful. It contains no insul
 
 @dataclass(frozen=True)
 class Prompted(Method):
-    """The model on its own, behind an instruction."""
+    """Plain sampling after an instruction."""
 
     boundless = True
 
@@ -41,7 +41,7 @@ class Prompted(Method):
         )
 
     def _whole(self, world: World, prompt: str) -> str:
-        """A prompt behind the instruction, as text. Of a chat, the template's opening goes where the tokenizer opens texts."""
+        """The instruction and a prompt as text, without the BOS token that the tokenizer will add."""
         if not world.settings.chat:
             return f"{self.instruction}\n\n{prompt}"
         turns = [

@@ -1,4 +1,4 @@
-"""Another model, or the same one behind a prefix, that reads a text as it is written: logits beside the model's own."""
+"""Logits of another model, or of the same one after a prefix, for texts as they are generated."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from sasa.models.states import cache_name
 
 
 class Stream:
-    """Next-token logits for texts as they grow, each text read once behind a cache of its own.
+    """Next-token logits for growing texts; each text is read once, with a cache.
 
-    Rows must have one length: `sasa.generate` puts only prompts of one length together where a processor reads texts.
+    Rows must have the same length: `sasa.generate` batches only prompts of the same length if a
+    logits processor reads texts.
 
     Args:
-        prefix: token ids that stand before every text, behind its first token where that is `bos`, with which the tokenizer
-            opens texts.
+        prefix: token ids before every text, but after its first token if that is `bos`.
+        bos: the token with which the tokenizer starts texts.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Stream:
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits (B, V) behind texts, int64 (B, T): those of the last call with a token more each, or new ones."""
+        """Logits (B, V) after texts, int64 (B, T): the last call's texts with one more token each, or new ones."""
         read = self._read
         if (
             read is not None
@@ -45,20 +46,20 @@ class Stream:
             )
             logits = out.logits[:, -1]
         else:
-            # Completions of one prompt begin alike: each prompt is read once.
+            # Completions of one prompt start alike: each prompt is read once.
             different, of = torch.unique(ids, dim=0, return_inverse=True)
             out = self._model(
-                input_ids=self._behind_prefix(different), use_cache=True, logits_to_keep=1
+                input_ids=self._with_prefix(different), use_cache=True, logits_to_keep=1
             )
             layers = getattr(getattr(out, self._cache_name, None), "layers", None)
             if not layers or not all(hasattr(layer, "batch_select_indices") for layer in layers):
-                return out.logits[of, -1]  # a recurrent model, which is read anew each time
+                return out.logits[of, -1]  # a recurrent model re-reads texts each time
             out[self._cache_name].batch_select_indices(of)
             logits = out.logits[of, -1]
         self._cache, self._read = out[self._cache_name], ids.clone()
         return logits
 
-    def _behind_prefix(self, ids: Tensor) -> Tensor:
+    def _with_prefix(self, ids: Tensor) -> Tensor:
         prefix = torch.tensor(self._prefix, dtype=torch.long, device=ids.device).expand(
             len(ids), -1
         )

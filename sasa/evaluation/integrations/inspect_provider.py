@@ -1,10 +1,10 @@
-"""Inspect AI (UK AISI) with SASA: any of its evaluations on a model that writes under it.
+"""Inspect AI (UK AISI) with SASA: any of its evaluations on a steered model.
 
     inspect eval my_task.py --model sasa/default
     inspect eval my_task.py --model sasa/Qwen/Qwen3-0.6B -M boundary=qwen-toxicity -M beta=4 --temperature 0
 
-`sasa/default` is the embedded default model; behind `sasa/` stands what `sasa.load` takes. Requests that wait at the same time
-are written together.
+`sasa/default` is the embedded default model; any other name after `sasa/` is passed to `sasa.load`.
+Requests that wait at the same time are answered together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from dataclasses import dataclass
+from typing import Generic, TypedDict, TypeVar
 
 import anyio
 from inspect_ai.model import (
@@ -28,36 +29,65 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-import sasa
 from sasa.core.boundary import Boundary
 from sasa.core.embedding_spec import EmbeddingSpec
 from sasa.core.settings import BETA, PRIOR, VALUE, check_beta, check_prior, check_value
 from sasa.core.values import load_terms
 from sasa.decoding.completion import Completion
+from sasa.decoding.generate import generate
 from sasa.models.embedding import tokenize_prompt
+from sasa.models.load import load
 from sasa.models.states import context_window
 
 DEFAULT = "default"
 MAX_TOKENS = 1024
-"""Of a reply, where nobody says."""
+"""Tokens of a reply, unless the task sets a limit."""
 WAIT = 0.05
 """Seconds in which further requests may join a batch."""
 
 
+Messages = str | list[dict[str, str]]
+"""A prompt: a text, or the messages of a conversation."""
+S = TypeVar("S")
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class Steering(TypedDict):
+    """Arguments of `sasa.generate` that are the same for all requests."""
+
+    beta: float
+    value: str
+    prior: float
+
+
+class Sampling(TypedDict, total=False):
+    """Arguments of `sasa.generate` that a request sets."""
+
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+    num_return_sequences: int
+    stop_strings: list[str]
+
+
 class SASAProvider(ModelAPI):
-    """A model of transformers that writes under SASA.
+    """A model of transformers that is steered by SASA.
 
     Args:
         model_name: `default`, or as in `sasa.load`.
-        boundary: a name for `Boundary.load`, or several with commas between, each NAME or NAME::WEIGHT; `none` for the model on
-            its own.
-        beta, value, prior: see `sasa.generate`; beta 0 is the model on its own.
-        batch_size: requests that are written together, at most.
+        boundary: a name for `Boundary.load`, or several with commas between, each NAME or NAME::WEIGHT; `none` for
+            the plain model.
+        beta, value, prior: see `sasa.generate`; beta 0 is the plain model.
+        batch_size: requests that are answered together, at most.
         strict, device, dtype: see `Boundary.load` and `sasa.load`.
 
     Raises:
-        ValueError, OSError: as `sasa.load` and `Boundary.load` do; in a call, what this provider does not do: tools,
-            log-probabilities.
+        ValueError, OSError: as `sasa.load` and `Boundary.load`. A request for tools or
+            log-probabilities raises ValueError: they are not supported.
     """
 
     def __init__(
@@ -80,7 +110,7 @@ class SASAProvider(ModelAPI):
         check_beta(float(beta))
         check_value(value)
         check_prior(float(prior))
-        self.model, self.tokenizer = sasa.load(
+        self.model, self.tokenizer = load(
             None if model_name == DEFAULT else model_name, device, dtype
         )
         self.boundaries: list[tuple[Boundary, float]] | None = None
@@ -88,9 +118,11 @@ class SASAProvider(ModelAPI):
             self.boundaries = load_terms(
                 [name.strip() for name in boundary.split(",")], self.model, strict
             )
-        self.steering: dict[str, Any] = dict(beta=float(beta), value=value, prior=float(prior))
+        self.steering = Steering(beta=float(beta), value=value, prior=float(prior))
         self.spec = EmbeddingSpec(template="chat" if self.tokenizer.chat_template else "none")
-        self.batches = Batches(self._write, int(batch_size))
+        self.batches: Batches[Sampling, Messages, list[Completion]] = Batches(
+            self._write, int(batch_size)
+        )
 
     def max_connections(self) -> int:
         return self.batches.size
@@ -113,12 +145,14 @@ class SASAProvider(ModelAPI):
             raise ValueError("the provider sasa gives no log-probabilities: leave logprobs out")
         if config.temperature == 0 and (config.num_choices or 1) > 1:
             raise ValueError("at temperature 0 there is one choice: leave num_choices out")
-        prompt: Any = [{"role": message.role, "content": message.text} for message in input]
+        prompt: Messages
         if self.spec.template == "none":
             prompt = "\n".join(message.text for message in input)
+        else:
+            prompt = [{"role": message.role, "content": message.text} for message in input]
         read = len(tokenize_prompt(self.tokenizer, prompt, self.spec))
         room = (context_window(self.model) or 2**31) - read
-        settings: dict[str, Any] = dict(
+        settings = Sampling(
             max_new_tokens=config.max_tokens or max(1, min(MAX_TOKENS, room)),
             top_p=config.top_p,
             top_k=config.top_k,
@@ -143,7 +177,7 @@ class SASAProvider(ModelAPI):
 
     def _choice(self, completion: Completion, stops: Sequence[str]) -> ChatCompletionChoice:
         text = completion.text
-        for stop in stops:  # it is no part of a reply
+        for stop in stops:  # a stop string is no part of the reply
             text = text.partition(stop)[0]
         return ChatCompletionChoice(
             message=ChatMessageAssistant(content=text, model=self.model_name, source="generate"),
@@ -152,8 +186,8 @@ class SASAProvider(ModelAPI):
             else "stop",
         )
 
-    def _write(self, settings: dict[str, Any], prompts: list[Any]) -> list[list[Completion]]:
-        return sasa.generate(
+    def _write(self, settings: Sampling, prompts: list[Messages]) -> list[list[Completion]]:
+        return generate(
             self.model,
             self.tokenizer,
             prompts,
@@ -165,62 +199,65 @@ class SASAProvider(ModelAPI):
         )
 
 
-class Batches:
-    """Requests from many tasks, written together where their settings are equal.
+@dataclass(frozen=True, eq=False)
+class Request(Generic[S, P, R]):
+    """A request that waits for its batch."""
+
+    settings: S
+    prompt: P
+    result: Future[R]
+
+
+class Batches(Generic[S, P, R]):
+    """Requests from many tasks, answered together if their settings are equal.
 
     Args:
-        write: completions of prompts, from settings.
+        write: answers prompts with the same settings.
         size: prompts at a time.
     """
 
-    def __init__(
-        self, write: Callable[[dict[str, Any], list[Any]], list[list[Completion]]], size: int
-    ) -> None:
+    def __init__(self, write: Callable[[S, list[P]], list[R]], size: int) -> None:
         if size < 1:
             raise ValueError(f"batch_size must be >= 1, got {size}")
         self.size = size
         self._write = write
-        self._asked: queue.Queue[tuple[dict[str, Any], Any, Future[list[Completion]]]] = (
-            queue.Queue()
-        )
+        self._incoming: queue.Queue[Request[S, P, R]] = queue.Queue()
         self._worker: threading.Thread | None = None
 
-    async def ask(self, settings: dict[str, Any], prompt: Any) -> list[Completion]:
-        """The completions of one prompt, once its batch is written."""
+    async def ask(self, settings: S, prompt: P) -> R:
+        """Returns the answer to one prompt, once its batch is written."""
         if self._worker is None:
             self._worker = threading.Thread(target=self._work, daemon=True)
             self._worker.start()
-        future: Future[list[Completion]] = Future()
-        self._asked.put((settings, prompt, future))
-        while not future.done():
+        request: Request[S, P, R] = Request(settings, prompt, Future())
+        self._incoming.put(request)
+        while not request.result.done():
             await anyio.sleep(WAIT / 2)  # Inspect may run on any of anyio's event loops
-        return future.result()
+        return request.result.result()
 
     def _work(self) -> None:
-        waiting: list[tuple[dict[str, Any], Any, Future[list[Completion]]]] = []
+        waiting: list[Request[S, P, R]] = []
         while True:
             if not waiting:
-                waiting.append(self._asked.get())
+                waiting.append(self._incoming.get())
                 time.sleep(WAIT)
-            while not self._asked.empty():
-                waiting.append(self._asked.get())
-            settings = waiting[0][0]
-            batch = [one for one in waiting if one[0] == settings][: self.size]
-            waiting = [one for one in waiting if one not in batch]  # no two have the same future
-            self._serve(settings, [(prompt, future) for _, prompt, future in batch])
+            while not self._incoming.empty():
+                waiting.append(self._incoming.get())
+            settings = waiting[0].settings
+            batch = [one for one in waiting if one.settings == settings][: self.size]
+            waiting = [one for one in waiting if one not in batch]
+            self._answer(settings, batch)
 
-    def _serve(
-        self, settings: dict[str, Any], batch: list[tuple[Any, Future[list[Completion]]]]
-    ) -> None:
-        """Writes a batch; where that fails, each request by itself, so that one costs the others nothing."""
+    def _answer(self, settings: S, batch: list[Request[S, P, R]]) -> None:
+        """Answers a batch; if that fails, each request alone, so that one does not fail the others."""
         try:
-            made = self._write(settings, [prompt for prompt, _ in batch])
+            results = self._write(settings, [request.prompt for request in batch])
         except Exception as error:
             if len(batch) == 1:
-                batch[0][1].set_exception(error)
+                batch[0].result.set_exception(error)
                 return
-            for one in batch:
-                self._serve(settings, [one])
+            for request in batch:
+                self._answer(settings, [request])
         else:
-            for (_, future), completions in zip(batch, made, strict=True):
-                future.set_result(completions)
+            for request, result in zip(batch, results, strict=True):
+                request.result.set_result(result)

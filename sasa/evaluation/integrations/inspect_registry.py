@@ -1,4 +1,4 @@
-"""Where Inspect AI finds the provider `sasa`: an entry point of the package, so that nothing has to be imported for it."""
+"""Registers the provider `sasa` with Inspect AI; it is an entry point of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inspect_ai.model import modelapi
 
 @modelapi(name="sasa")
 def sasa() -> Any:
-    """The provider; what it needs is imported when a model is asked for."""
+    """The provider; its imports wait until a model is requested."""
     from sasa.evaluation.integrations.inspect_provider import SASAProvider
 
     return SASAProvider

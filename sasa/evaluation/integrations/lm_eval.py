@@ -1,10 +1,10 @@
-"""EleutherAI's lm-evaluation-harness with SASA: what steering costs in usefulness, on any of its tasks.
+"""EleutherAI's lm-evaluation-harness with SASA: the cost of steering in usefulness, on any task.
 
     python -m sasa.evaluation.integrations.lm_eval run --model sasa --model_args beta=1 --tasks gsm8k --limit 100
     python -m sasa.evaluation.integrations.lm_eval run --model sasa --model_args beta=0 --tasks gsm8k --limit 100
 
-It is the harness's own command line, with one model more. Generating tasks are steered; log-likelihood tasks ask for the
-probability of given texts, which SASA does not change.
+This is the harness's own command line with one more model. Generating tasks are steered;
+log-likelihood tasks ask for the probability of given texts, which SASA does not change.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ try:
 except ImportError as error:
     raise ImportError("the adapter needs EleutherAI's harness: pip install lm_eval") from error
 
-import sasa
 from sasa.core.boundary import Boundary
 from sasa.core.settings import BETA, PRIOR, VALUE
 from sasa.decoding.decoder import SASADecoder
+from sasa.models.load import load
 
 
 @register_model("sasa")
 class SASALM(HFLM):  # type: ignore[misc]
-    """A model of transformers that writes under SASA.
+    """A model of transformers that is steered by SASA.
 
     Args:
         pretrained: as in `sasa.load`; None for the embedded default.
@@ -56,10 +56,10 @@ class SASALM(HFLM):  # type: ignore[misc]
         dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
-        # The harness says "cuda:0" and "auto" where the user says nothing.
+        # The harness passes "cuda:0" and "auto" by default.
         if (device or "").startswith("cuda") and not torch.cuda.is_available():
             device = None
-        model, tokenizer = sasa.load(pretrained, device, None if dtype == "auto" else dtype)
+        model, tokenizer = load(pretrained, device, None if dtype == "auto" else dtype)
         line = Boundary.load(boundary, model=model)
         self.decoder = SASADecoder(line, float(beta), top_k, top_p, value=value, prior=float(prior))
         super().__init__(pretrained=model, tokenizer=tokenizer, **kwargs)
