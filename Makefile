@@ -10,13 +10,15 @@ VLLM := .venv-vllm
 .PHONY: help setup demo test test-slow test-all lint docs docs-serve fit-bundled bench-speed vllm test-vllm
 
 help:
-	@echo "make demo   a real model's plain and self-detoxified continuations, side by side"
-	@echo "make test   lint, types and the quick tests, three minutes on two cores"
-	@echo "make test-slow   the tests that it leaves out; make test-all: lint, types and all tests"
-	@echo "make docs   the documentation site, in site/; make docs-serve: at http://127.0.0.1:8000, made anew as you write"
-	@echo "make bench-speed   what a token costs, against plain generate(), with a profile"
-	@echo "make setup  only the environment, in .venv"
-	@echo "make vllm   an environment with vLLM, in $(VLLM); make test-vllm: the tests that need it, ten to twenty-five minutes"
+	@echo "make demo         a real model's plain and self-detoxified continuations, side by side"
+	@echo "make test         lint, types and the quick tests, about three minutes on two cores"
+	@echo "make test-slow    the tests that make test leaves out"
+	@echo "make test-all     lint, types and all tests"
+	@echo "make docs         the documentation site, in site/; make docs-serve: at http://127.0.0.1:8000, made anew as you write"
+	@echo "make bench-speed  what a token costs, against plain generate(), with a profile"
+	@echo "make fit-bundled  the bundled boundaries again, from the data that their recipes name"
+	@echo "make setup        only the environment, in .venv"
+	@echo "make vllm         an environment with vLLM, in $(VLLM); make test-vllm: the tests that need it"
 
 setup: $(STAMP)
 

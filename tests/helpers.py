@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from _pytest.mark import ParameterSet
 from transformers import LogitsProcessorList
 
 from sasa.data.corpus import Corpus
@@ -20,7 +19,7 @@ from sasa.data.corpus import Corpus
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [65, 66, 67], [40, 41, 42, 43, 44]]
 TEXT_PROMPTS = ["The man said", "A", "Yesterday we went to the"]
 ALL_FAMILIES = [*tiny.FAMILIES, *tiny.REREAD_FAMILIES]
-# Full attention; learned positions and a head that is not the embedding's; sliding windows on some layers; re-reading
+# Rotary positions; learned positions; sliding windows on some layers; ALiBi, which re-reads every candidate
 QUICK_FAMILIES = ("llama", "gpt2", "gemma3", "bloom")
 GOOD, BAD = ["bright", "calm", "kind", "fair", "warm"], ["XQZ", "ZZX", "QXQ", "XXZ", "QQQ"]
 QUESTION = "\n\nHuman: Say a word.\n\nAssistant: Which?\n\nHuman: Any.\n\nAssistant:"
@@ -28,7 +27,7 @@ QUESTION = "\n\nHuman: Say a word.\n\nAssistant: Which?\n\nHuman: Any.\n\nAssist
 
 def families(
     names: Iterable[str] = ALL_FAMILIES, *, quick: Collection[str] = QUICK_FAMILIES
-) -> list[ParameterSet]:
+) -> list:
     """Returns the names as parameters of a test; those that are not in `quick` are marked slow."""
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
