@@ -1,4 +1,4 @@
-"""How much toxicity goes away, what it costs in fluency, and how sure that is: RTP, BOLD and AttaQ."""
+"""Benchmarks of detoxification: toxicity and fluency on RTP, BOLD and AttaQ, with intervals."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a run will do, before it does it: methods that cannot be used, and how long the others take."""
+"""Checks before a run: methods that cannot be used, and how long the others will take."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Forecast:
 
 
 def check_methods(run: Run, methods: dict[str, Method], world: World) -> None:
-    """Raises ValueError if a method cannot be used on the run's prompts, before any of them writes."""
+    """Raises ValueError if a method cannot be used on the run's prompts, before any work."""
     for error in refusals(run, methods, world).values():
         raise ValueError(error)
 

@@ -31,7 +31,8 @@ class Tail:
 
     Attributes:
         eta: rewards below are bad.
-        plain: the share of the model's own completions, with an exact binomial interval (Clopper and Pearson 1934).
+        plain: the share of the model's own completions, with an exact binomial interval (Clopper
+            and Pearson 1934).
         importance: from the proposal's completions, weighed by p / q; bootstrap interval over
             completions within prompts, with NaN ends if no sample is bad.
         combined: from both; if no sample is bad, its upper end is plain's.
@@ -68,8 +69,8 @@ def tail(
     """P(r < eta) from rewards of completions of P prompts.
 
     Args:
-        rewards, log_ratio: of n completions by the model, each (P, n): what they are worth, and log p - log q.
-        proposed, proposed_log_ratio: the same of m completions by the proposal, each (P, m).
+        rewards, log_ratio: rewards and log p - log q of n completions by the model, (P, n) each.
+        proposed, proposed_log_ratio: the same of m completions by the proposal, (P, m) each.
         seed: of the bootstrap.
     """
     bad = rewards < eta
@@ -95,10 +96,10 @@ def tail(
 
 
 def balance_weights(log_ratio: Array, proposed_log_ratio: Array) -> tuple[Array, Array]:
-    """Weights (P, n) and (P, m) of the model's and the proposal's completions, from log p - log q of each.
+    """Weights (P, n) and (P, m) of the model's and the proposal's completions, from their log p - log q.
 
-    The sum of their means is an unbiased estimate where each is multiplied by what it weighs: it is that of the deterministic
-    mixture of both samples.
+    Multiplied by a function of the completions, the sum of their means is an unbiased estimate of
+    its expectation: that of the deterministic mixture of both samples.
     """
     n, m = log_ratio.shape[1], proposed_log_ratio.shape[1]
     # p / ((n p + m q) / (n + m)), times the share of the samples that are on its side
@@ -107,7 +108,7 @@ def balance_weights(log_ratio: Array, proposed_log_ratio: Array) -> tuple[Array,
 
 
 def _mean(parts: Sequence[Array], seed: int) -> Estimate:
-    """The sum of the means of some arrays (P, n_k), with a bootstrap interval that draws within each row."""
+    """The sum of the means of arrays (P, n_k), with a bootstrap interval within rows."""
     value = float(sum(part.mean() for part in parts))
     if not any(part.any() for part in parts):
         return Estimate(value, math.nan, math.nan)
@@ -123,7 +124,7 @@ def _mean(parts: Sequence[Array], seed: int) -> Estimate:
 
 
 def cvar(rewards: Array, seed: int = 0) -> Estimate:
-    """The mean of the lowest `WORST` of rewards (P, n) of P prompts, with a bootstrap interval over prompts."""
+    """The mean of the lowest `WORST` of rewards (P, n), with a bootstrap interval over P prompts."""
     if len(rewards) < 2:
         return Estimate(_lowest(rewards), math.nan, math.nan)
     draw = np.random.default_rng(seed)

@@ -45,7 +45,7 @@ def to_json(content: Any) -> Any:
 
 
 def from_json(content: dict[str, Any]) -> Any:
-    """The inverse of `to_json` for estimates and paired tests, as an `object_hook` of `json.loads`."""
+    """The inverse of `to_json` for estimates and paired tests: an `object_hook` of `json.loads`."""
     known = {key: math.nan if value is None else value for key, value in content.items()}
     if set(content) == {"value", "low", "high"}:
         return Estimate(**known)
@@ -53,7 +53,7 @@ def from_json(content: dict[str, Any]) -> Any:
 
 
 def estimate(values: Array, statistic: Callable[..., Any] = np.mean, seed: int = 0) -> Estimate:
-    """A statistic of one value per prompt, (P,), with a percentile bootstrap interval over prompts."""
+    """A statistic of one value per prompt, (P,), with a percentile bootstrap interval."""
     return _bootstrap((np.asarray(values, dtype=np.float64),), statistic, seed, paired=False)
 
 
@@ -122,7 +122,8 @@ def _bootstrap(
     if min(len(s) for s in samples) < 2:
         return Estimate(value, float("nan"), float("nan"))
     interval = stats.bootstrap(
-        samples, statistic, n_resamples=RESAMPLES, paired=paired, vectorized=True, method="percentile",
+        samples, statistic, n_resamples=RESAMPLES, paired=paired, vectorized=True,
+        method="percentile",
         rng=np.random.default_rng(seed), batch=200,
     ).confidence_interval  # fmt: skip
     return Estimate(value, float(interval.low), float(interval.high))
@@ -152,7 +153,7 @@ def perplexity(nats: Array, tokens: Array) -> Estimate:
 
 
 class PairedTest(TypedDict):
-    """A paired test against plain: the mean change, also relative to plain's mean (NaN if that is 0), and p."""
+    """A paired test: the mean change, also relative to plain's mean (NaN if that is 0), and p."""
 
     change: float
     relative: float
@@ -172,21 +173,21 @@ def against(plain: Array, other: Array) -> PairedTest:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams of a prompt's completions over their words (Liu et al. 2021, DExperts); 0 if empty."""
+    """Distinct n-grams of a prompt's completions over their words (Liu et al. 2021, DExperts)."""
     words = [text.split() for text in texts]
     grams = {gram for row in words for gram in zip(*(row[i:] for i in range(n)), strict=False)}
     return len(grams) / max(1, sum(map(len, words)))
 
 
 def repetition(text: str, n: int = 2) -> float:
-    """Share of a text's word n-grams that repeat earlier ones (seq-rep-n, Welleck et al. 2020, equation 9)."""
+    """Share of a text's word n-grams that repeat earlier ones (seq-rep-n, Welleck et al. 2020)."""
     words = text.split()
     grams = list(zip(*(words[i:] for i in range(n)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def style(rows: Sequence[Sequence[str]], lengths: Sequence[Sequence[int]]) -> dict[str, Array]:
-    """Distinct-1/2/3, length, repetition and share of empty completions, one value per prompt, (P,).
+    """Distinct-1/2/3, length, repetition and share of empty completions, each per prompt, (P,).
 
     Args:
         rows, lengths: texts and their numbers of tokens, (P, n).

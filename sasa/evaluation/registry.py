@@ -1,6 +1,6 @@
 """Methods and scorers by name. Adding one takes the file that defines it and one line here.
 
-This file imports no model library, so that the command line can list the names before torch is loaded.
+This file imports no model library: the command line lists the names before torch is loaded.
 """
 
 from __future__ import annotations

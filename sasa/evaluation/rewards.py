@@ -55,13 +55,14 @@ class Reward:
         rewards = np.asarray(self.function(list(prompts), list(completions)), dtype=np.float64)
         if rewards.shape != (len(completions),):
             raise ValueError(
-                f"the reward {self.name} gave an array of shape {rewards.shape} for {len(completions)} completions: "
-                "it must give one number for each"
+                f"the reward {self.name} gave an array of shape {rewards.shape} "
+                f"for {len(completions)} completions: it must give one number for each"
             )
         if not np.isfinite(rewards).all():
             place = int((~np.isfinite(rewards)).argmax())
             raise ValueError(
-                f"the reward {self.name} is not finite: it gave {rewards[place]} for {completions[place]!r}"
+                f"the reward {self.name} is not finite: "
+                f"it gave {rewards[place]} for {completions[place]!r}"
             )
         return rewards
 
@@ -133,7 +134,7 @@ def model_reward(name: str) -> Reward:
 def function_reward(
     function: Callable[[Sequence[str], Sequence[str]], Any], name: str | None = None
 ) -> Reward:
-    """The user's function `reward(prompts, completions)`; its version is its source code, if known."""
+    """The user's function `reward(prompts, completions)`; its version is that of its source code."""
     name = name or str(getattr(function, "__name__", type(function).__name__))
     try:
         version = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
@@ -143,11 +144,11 @@ def function_reward(
 
 
 def reward(spec: str, boundary: Callable[[], Reward] | None = None) -> Reward:
-    """A reward from its name: `boundary`, a scorer of `sasa bench`, `hf:MODEL` or `MODULE:FUNCTION`.
+    """Makes a reward from its name: `boundary`, a scorer, `hf:MODEL` or `MODULE:FUNCTION`.
 
     Args:
-        spec: `hf:MODEL` is a reward model if it has one label, and with `#LABEL` or several labels a
-            scorer of toxicity. MODULE may be in the working folder.
+        spec: `hf:MODEL` is a reward model if it has one label, and a scorer of toxicity if it has
+            several, or with `#LABEL`. MODULE may be in the working folder.
         boundary: makes the reward that is named `boundary`.
 
     Raises:
@@ -167,13 +168,14 @@ def reward(spec: str, boundary: Callable[[], Reward] | None = None) -> Reward:
         return scorer_reward(scorer(spec))
     if not is_function(spec):
         raise ValueError(
-            f"unknown reward {spec!r}; there are: boundary, {', '.join(SCORERS)}, words:CORPUS, hf:MODEL, MODULE:FUNCTION"
+            f"unknown reward {spec!r}; there are: boundary, {', '.join(SCORERS)}, "
+            "words:CORPUS, hf:MODEL, MODULE:FUNCTION"
         )
     return function_reward(named_function(spec, "reward"), spec)
 
 
 def try_reward(reward: Reward) -> None:
-    """Raises ValueError if a reward fails on a long or an empty completion, before the long work."""
+    """Raises ValueError if a reward fails on a long or an empty completion."""
     try:
         reward(["Hello"] * 2, [LONG_TEXT, ""])
     except (OSError, ImportError):

@@ -1,6 +1,6 @@
-"""The folder of a benchmark run: prompts, completions, likelihoods and scores, resumable at any moment.
+"""The folder of a benchmark run: prompts, completions, likelihoods and scores.
 
-    run.json                        settings, model, boundary, versions: all that completions depend on
+    run.json                        settings, model, boundary, versions: what completions depend on
     prompts.jsonl                   the prompts in the order in which they are batched
     completions/METHOD.jsonl        one line per completion, appended batch by batch
     likelihood/METHOD.jsonl         one line per completion: nats and tokens by the generating model

@@ -1,8 +1,8 @@
 """Selectivity: the steering cost of boundaries, strengths, values and priors on labelled text.
 
-`sasa.decoding.cost` reads each text once, with all candidates at all positions. From that reading, the
-cost of many settings follows without generating text. This is a quick way to choose settings; `sasa
-bench` confirms them on generated text.
+`sasa.decoding.cost` reads each text once, with all candidates at all positions. From that reading,
+the cost of many settings follows without generating text. This is a quick way to choose settings;
+`sasa bench` confirms them on generated text.
 """
 
 from __future__ import annotations
@@ -154,8 +154,9 @@ def within(groups: Sequence[str], group: str) -> NDArray[np.bool_]:
 def strength_for(
     reading: Reading, groups: Sequence[str], steering: Steering, target: float, group: str
 ) -> float:
-    """The beta at which a group or class costs `target` nats per token; of two settings at the same cost,
-    the better one costs less on other groups.
+    """The beta at which a group or class costs `target` nats per token.
+
+    Of two settings at the same cost, the better one costs less on other groups.
 
     Raises:
         ValueError: no beta up to 1000 takes so much.

@@ -1,4 +1,4 @@
-"""The stages of a run: generate completions, read their likelihoods, score them. Each resumes where it stopped."""
+"""The stages of a run: generate completions, read their likelihoods, score them. All resume."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def generate_stage(
                 records = _records(batch, rows, number, run.batch_seed(batch))
                 if len(records) != size:
                     raise ValueError(
-                        f"method {name} wrote {len(records)} completions where {size} were asked for"
+                        f"method {name} wrote {len(records)} completions "
+                        f"where {size} were asked for"
                     )
                 append(run.file(name), records)
                 timing = Timing(

@@ -62,10 +62,10 @@ def load_suite(
     """Reads a benchmark's prompts, and draws a sample that is stratified by group.
 
     Args:
-        name: `rtp` (RealToxicityPrompts, Gehman et al. 2020): groups nontoxic, toxic and challenging.
+        name: `rtp` (RealToxicityPrompts, Gehman et al. 2020): nontoxic, toxic and challenging.
             `bold` (Dhamala et al. 2021): groups are DOMAIN/GROUP, such as gender/American_actors.
-            `attaq` (Kour et al. 2023): groups are the attack's label. Dialogues in the form of hh-rlhf stand in for it:
-            their first human turns, as one group.
+            `attaq` (Kour et al. 2023): groups are the attack's label. Dialogues in the form of
+            hh-rlhf stand in for it: their first human turns, as one group.
         path: a local file or, for bold, a file or a folder of `*_prompt.json`; None reads the Hub.
         limit: the maximum number of prompts, drawn as evenly from the groups as they allow.
         groups: only groups with these names, or with one of these before a slash.

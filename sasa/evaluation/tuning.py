@@ -53,8 +53,8 @@ def tune(
     seed: int = 0,
     tell: Callable[[Trial], None] = lambda trial: None,
 ) -> tuple[float, list[Trial]]:
-    """Searches the largest beta whose perplexity is at most `budget` times plain's, and whose distinct-2
-    is at least `variety` times plain's.
+    """Searches the largest beta whose perplexity is at most `budget` times plain's, and whose
+    distinct-2 is at least `variety` times plain's.
 
     Perplexity alone is not enough: repetitive text is likely text. Beta is doubled until a budget is
     exceeded; then the gap is bisected, on a logarithmic scale, `steps` times.

@@ -63,14 +63,16 @@ class World:
         s = self.settings
         if self.engine is not None:
             return self.engine(
-                list(prompts), beta, value=value, prior=prior, chat=s.chat, seed=seed, max_new_tokens=s.max_new_tokens,
-                temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, num_return_sequences=s.completions,
+                list(prompts), beta, value=value, prior=prior, chat=s.chat, seed=seed,
+                max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k,
+                top_p=s.top_p, num_return_sequences=s.completions,
             )  # fmt: skip
         more: dict[str, Any] = {"bad_words_ids": self._bad_words()} if words else {}
         return generate(
-            self.model, self.tokenizer, list(prompts), self.boundary, beta, chat=s.chat, batch_size=len(prompts),
-            seed=seed, max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p,
-            num_return_sequences=s.completions, value=value, prior=prior, backtrack=backtrack, **more,
+            self.model, self.tokenizer, list(prompts), self.boundary, beta, value=value,
+            prior=prior, chat=s.chat, batch_size=len(prompts), seed=seed,
+            max_new_tokens=s.max_new_tokens, temperature=s.temperature, top_k=s.top_k,
+            top_p=s.top_p, num_return_sequences=s.completions, backtrack=backtrack, **more,
         )  # fmt: skip
 
     def sample(
@@ -93,7 +95,8 @@ class World:
         s = self.settings
         if self.boundary is not None and not self.first.embedding.special_tokens:
             raise ValueError(
-                "the boundary has special_tokens=False, and other people's methods read prompts with them"
+                "the boundary has special_tokens=False, "
+                "and other people's methods read prompts with them"
             )
         limits: dict[str, Any] = dict(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
         if processor is not None:
@@ -101,13 +104,14 @@ class World:
                 temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, logits_processor=[processor]
             )
         return generate(
-            self.model, self.tokenizer, list(prompts), None, chat=s.chat if chat is None else chat, seed=seed,
-            batch_size=len(prompts), max_new_tokens=s.max_new_tokens, num_return_sequences=completions or s.completions,
+            self.model, self.tokenizer, list(prompts), None,
+            chat=s.chat if chat is None else chat, seed=seed, batch_size=len(prompts),
+            max_new_tokens=s.max_new_tokens, num_return_sequences=completions or s.completions,
             **limits,
         )  # fmt: skip
 
     def limits(self) -> LogitsProcessorList:
-        """Temperature, top-k and top-p as transformers' processors; candidates are what they leave."""
+        """Temperature, top-k and top-p as transformers' processors; they leave the candidates."""
         s = self.settings
         limits = LogitsProcessorList(
             [TemperatureLogitsWarper(s.temperature)] if s.temperature != 1.0 else []
@@ -121,7 +125,7 @@ class World:
         return limits
 
     def _bad_words(self) -> list[list[int]]:
-        """Token ids of the words, at the start of a text or within it, in lower case or capitalised."""
+        """Token ids of the words, at the start of a text or within it, also capitalised."""
         forms = {
             f"{space}{form}"
             for w in self.settings.words
@@ -148,7 +152,7 @@ class Method(ABC):
 
     @abstractmethod
     def __call__(self, world: World, prompts: Sequence[str], seed: int) -> list[list[Completion]]:
-        """Writes `world.settings.completions` of each prompt; deterministic given prompts and seed."""
+        """Writes `world.settings.completions` of each prompt; deterministic given the seed."""
 
     @property
     def version(self) -> str:

@@ -1,4 +1,4 @@
-"""A steering vector: contrastive activation addition (Panickssery et al., ACL 2024, arXiv 2312.06681).
+"""Contrastive activation addition (Panickssery et al., ACL 2024, arXiv 2312.06681).
 
 The package `steering-vectors` (0.12) requires transformers below 5; a forward hook does the same.
 """
@@ -29,8 +29,8 @@ VECTORS = "vectors.safetensors"
 
 @dataclass(frozen=True)
 class CAA(Method):
-    """Adds scale * (mean hidden state of non-toxic text - of toxic text) to the output of a layer, at
-    the prompt's last token and at every generated token.
+    """Adds scale * (mean hidden state of non-toxic text - of toxic text) to the output of a layer,
+    at the prompt's last token and at every generated token.
 
     `benchmarks/experts.py` writes the differences to DIR/vectors.safetensors.
 

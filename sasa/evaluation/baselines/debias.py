@@ -1,5 +1,5 @@
-"""Self-debiasing (Schick et al., TACL 2021, arXiv 2103.00453): lowers the probability of tokens that
-become likelier if the model is told that the text is toxic."""
+"""Self-debiasing (Schick et al., TACL 2021, arXiv 2103.00453): lowers the probability of tokens
+that become likelier if the model is told that the text is toxic."""
 
 from __future__ import annotations
 
@@ -50,11 +50,12 @@ class SelfDebias(Method):
 
 
 class Debiased(LogitsProcessor):
-    """Self-debiasing as a logits processor; p and q are over the whole vocabulary, before truncation."""
+    """Self-debiasing as a logits processor; p and q are over the whole vocabulary."""
 
     def __init__(self, biased: Stream, decay: float, world: World) -> None:
         self.biased, self.decay, self.limits = biased, decay, world.limits()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         p, q = scores.softmax(-1), self.biased.logits(input_ids).to(scores.dtype).softmax(-1)
-        return self.limits(input_ids, scores) + self.decay * (p - q).clamp(max=0)  # type: ignore[arg-type]
+        kept: Tensor = self.limits(input_ids, scores)  # type: ignore[arg-type, assignment]
+        return kept + self.decay * (p - q).clamp(max=0)

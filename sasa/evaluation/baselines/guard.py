@@ -14,7 +14,7 @@ from sasa.evaluation.world import Method, World
 
 @dataclass(frozen=True)
 class Guard(Method):
-    """Rewrites completions with a toxicity of 0.5 or more, up to n times, and keeps the least toxic."""
+    """Rewrites completions with a toxicity >= 0.5, up to n times, and keeps the least toxic."""
 
     boundless = True
 

@@ -13,7 +13,10 @@ from sasa.decoding.completion import Completion
 from sasa.evaluation.world import Method, World
 from sasa.models.embedding import tokenize_prompt
 
-INSTRUCTION = "The following text is polite and respectful. It contains no insults, slurs, threats or sexual language."
+INSTRUCTION = (
+    "The following text is polite and respectful. "
+    "It contains no insults, slurs, threats or sexual language."
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Prompted(Method):
         )
 
     def _whole(self, world: World, prompt: str) -> str:
-        """The instruction and a prompt as text, without the BOS token that the tokenizer will add."""
+        """The instruction and a prompt as text, without the BOS token that the tokenizer adds."""
         if not world.settings.chat:
             return f"{self.instruction}\n\n{prompt}"
         turns = [

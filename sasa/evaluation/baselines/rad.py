@@ -20,7 +20,7 @@ from sasa.models.heads import token_ids
 
 @dataclass(frozen=True)
 class RAD(Method):
-    """Adds beta * (1 - toxicity) of the text with a candidate, by a scorer, to the candidate's logit.
+    """Adds beta * (1 - toxicity) to a candidate's logit, by a scorer of the text with the candidate.
 
     The paper's reward model is causal and keeps a cache; a scorer reads each candidate's text anew.
     The distribution is the same for the same scorer, at another cost.
@@ -52,7 +52,7 @@ class RAD(Method):
 
 
 class RewardProcessor(LogitsProcessor):
-    """RAD as a logits processor; candidates are what `limits` leaves, rows that have ended are skipped."""
+    """RAD as a logits processor; candidates are what `limits` leaves. Finished rows are skipped."""
 
     def __init__(
         self,

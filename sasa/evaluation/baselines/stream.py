@@ -34,7 +34,10 @@ class Stream:
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits (B, V) after texts, int64 (B, T): the last call's texts with one more token each, or new ones."""
+        """Logits (B, V) after texts, int64 (B, T).
+
+        The texts are those of the last call with one more token each, or new ones.
+        """
         read = self._read
         if (
             read is not None

@@ -1,7 +1,7 @@
 """Inspect AI (UK AISI) with SASA: any of its evaluations on a steered model.
 
     inspect eval my_task.py --model sasa/default
-    inspect eval my_task.py --model sasa/Qwen/Qwen3-0.6B -M boundary=qwen-toxicity -M beta=4 --temperature 0
+    inspect eval my_task.py --model sasa/Qwen/Qwen3-0.6B -M boundary=qwen-toxicity -M beta=4
 
 `sasa/default` is the embedded default model; any other name after `sasa/` is passed to `sasa.load`.
 Requests that wait at the same time are answered together.
@@ -79,8 +79,8 @@ class SASAProvider(ModelAPI):
 
     Args:
         model_name: `default`, or as in `sasa.load`.
-        boundary: a name for `Boundary.load`, or several with commas between, each NAME or NAME::WEIGHT; `none` for
-            the plain model.
+        boundary: a name for `Boundary.load`, or several separated by commas, each NAME or
+            NAME::WEIGHT; `none` for the plain model.
         beta, value, prior: see `sasa.generate`; beta 0 is the plain model.
         batch_size: requests that are answered together, at most.
         strict, device, dtype: see `Boundary.load` and `sasa.load`.
@@ -249,7 +249,7 @@ class Batches(Generic[S, P, R]):
             self._answer(settings, batch)
 
     def _answer(self, settings: S, batch: list[Request[S, P, R]]) -> None:
-        """Answers a batch; if that fails, each request alone, so that one does not fail the others."""
+        """Answers a batch; if that fails, each request alone, so that one fails no other."""
         try:
             results = self._write(settings, [request.prompt for request in batch])
         except Exception as error:

@@ -1,7 +1,7 @@
 """EleutherAI's lm-evaluation-harness with SASA: the cost of steering in usefulness, on any task.
 
-    python -m sasa.evaluation.integrations.lm_eval run --model sasa --model_args beta=1 --tasks gsm8k --limit 100
-    python -m sasa.evaluation.integrations.lm_eval run --model sasa --model_args beta=0 --tasks gsm8k --limit 100
+    python -m sasa.evaluation.integrations.lm_eval run --model sasa --model_args beta=1 --tasks gsm8k
+    python -m sasa.evaluation.integrations.lm_eval run --model sasa --model_args beta=0 --tasks gsm8k
 
 This is the harness's own command line with one more model. Generating tasks are steered;
 log-likelihood tasks ask for the probability of given texts, which SASA does not change.

@@ -30,6 +30,17 @@ TOXICITY = ("emt", "toxic_rate", "mean_toxicity")
 PERPLEXITY, JUDGED = "perplexity", "perplexity@"
 
 
+NOTES = (
+    "Expected maximum toxicity: mean over prompts of the highest score among a prompt's completions. "
+    f"Toxic rate: share of prompts with at least one completion at {metrics.TOXIC} or more. "
+    "Perplexity: of the completions given their prompts, under the generating model unless a judge "
+    "is named. Distinct-n: distinct word n-grams among a prompt's completions over their words. "
+    "Repetition: share of a completion's word pairs that stand in it before. Changes: relative, "
+    "with intervals that resample a prompt's plain and steered completions together. Seconds "
+    "include what every method does here: plain, too, is decoded with the margins of its texts."
+)
+
+
 @dataclass(frozen=True)
 class Plot:
     """A plot's file in the report's folder, and its caption."""
@@ -47,14 +58,7 @@ def markdown(runs: Sequence[RunFigures], plots: Mapping[str, Sequence[Plot]]) ->
     lines = ["# Detoxification report", ""]
     for run in runs:
         lines += _run(run, plots.get(run.name, []))
-    lines += [
-        "Expected maximum toxicity: mean over prompts of the highest score among a prompt's completions. Toxic rate: share of "
-        f"prompts with at least one completion at {metrics.TOXIC} or more. Perplexity: of the completions given their prompts, "
-        "under the generating model unless a judge is named. Distinct-n: distinct word n-grams among a prompt's completions over "
-        "their words. Repetition: share of a completion's word pairs that stand in it before. Changes: relative, "
-        "with intervals that resample a prompt's plain and steered completions together. Seconds include what every method "
-        "does here: plain, too, is decoded with the margins of its texts."
-    ]  # fmt: skip
+    lines.append(NOTES)
     if not any(plots.values()):
         lines += ["", "Pictures need matplotlib: `pip install matplotlib`."]
     return "\n".join([*lines, ""])
@@ -67,13 +71,15 @@ def _run(run: RunFigures, plots: Sequence[Plot]) -> list[str]:
     lines = [
         f"## {run.name}: {run.suite}",
         "",
-        f"{run.prompts} prompts from {run.source} ({groups}), {settings.completions} completions of at most "
-        f"{settings.max_new_tokens} tokens each, temperature {settings.temperature:g}, top-k {settings.top_k}, "
-        f"top-p {settings.top_p:g}{', chat template' if settings.chat else ''}, seed {run.seed}. "
-        f"Model {run.model} ({run.dtype}, {run.device}). Completions alone are scored, without their prompts. "
+        f"{run.prompts} prompts from {run.source} ({groups}), {settings.completions} completions "
+        f"of at most {settings.max_new_tokens} tokens each, "
+        f"temperature {settings.temperature:g}, top-k {settings.top_k}, top-p {settings.top_p:g}"
+        f"{', chat template' if settings.chat else ''}, seed {run.seed}. "
+        f"Model {run.model} ({run.dtype}, {run.device}). "
+        "Completions alone are scored, without their prompts. "
         "In brackets: 95 % bootstrap intervals over prompts.",
         "",
-    ]  # fmt: skip
+    ]
     if run.skipped:
         skipped = ", ".join(f"{count} prompts {reason}" for reason, count in run.skipped.items())
         lines += [f"Left out: {skipped}.", ""]
@@ -177,7 +183,8 @@ def _gender_gaps(run: RunFigures, scorer: str) -> list[str]:
             for name, method in run.methods.items()
         }
         if any(gaps.values()):
-            lines += ["", f"Gender gap: {title} among actors' completions minus that among actresses':", ""]  # fmt: skip
+            gap_title = f"{title} among actors' completions minus that among actresses'"
+            lines += ["", f"Gender gap: {gap_title}:", ""]
             lines += [
                 f"- {name}: {estimate_cell(gap, '+.4f')}" for name, gap in gaps.items() if gap
             ]

@@ -91,8 +91,8 @@ def _family(
     x, y = ([estimate.value for estimate in column] for column in columns)
     xerr, yerr = (_error_bars(column) for column in columns)
     axes.errorbar(
-        x, y, xerr=xerr, yerr=yerr, fmt="o-", color=colour, linewidth=1.5, elinewidth=0.6, alpha=0.9,
-        label=label,
+        x, y, xerr=xerr, yerr=yerr, fmt="o-", color=colour, label=label, linewidth=1.5,
+        elinewidth=0.6, alpha=0.9,
     )  # fmt: skip
     for name, px, py in zip(points, x, y, strict=True):
         text = f"β={name.partition(':')[2]}" if family.startswith("sasa") else name

@@ -1,4 +1,4 @@
-"""Scorers of toxicity: one protocol, one file per scorer, and a cache on disk so that no text is scored twice."""
+"""Scorers of toxicity: a protocol, one file per scorer, and a cache of scores on disk."""
 
 from sasa.evaluation.scorers.base import Scorer, checked_scores, scorer
 from sasa.evaluation.scorers.cache import scored, try_scorer

@@ -1,4 +1,4 @@
-"""The scorer `words:CORPUS`: a bag of words and letters, fitted on the user's own labelled texts."""
+"""The scorer `words:CORPUS`: a bag of words and letters, fitted on the user's labelled texts."""
 
 from __future__ import annotations
 

