@@ -9,6 +9,7 @@ import inspect
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,50 @@ def test_no_file_imports_from_a_layer_above_its_own():
     at = layers()
     wrong = {(a, b) for a, b in imports() if at[package(a)] < at[package(b)]}
     assert not wrong
+
+
+def graph(pairs: set[tuple[str, str]]) -> dict[str, set[str]]:
+    after: dict[str, set[str]] = {}
+    for a, b in pairs:
+        after.setdefault(a, set()).add(b)
+        after.setdefault(b, set())
+    return after
+
+
+def test_no_files_and_no_packages_import_each_other_in_a_circle():
+    for pairs in (
+        imports(),
+        {(package(a), package(b)) for a, b in imports() if package(a) != package(b)},
+    ):
+        list(
+            TopologicalSorter(graph(pairs)).static_order()
+        )  # raises CycleError, which names the circle
+
+
+def test_the_house_stays_small():
+    """Few packages and short chains of imports between them, short files, functions and classes."""
+    units = {
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert len(units) <= 18
+    after = graph({(package(a), package(b)) for a, b in imports() if package(a) != package(b)})
+    depth: dict[str, int] = {}
+    for name in TopologicalSorter(after).static_order():
+        depth[name] = 1 + max((depth[other] for other in after[name]), default=0)
+    assert max(depth.values()) <= 11
+    long = {}
+    for name, tree in FILES.items():
+        long[name] = len((PACKAGE / f"{name.replace('.', '/')}.py").read_text().splitlines()) / 400
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                long[f"{name}:{node.name}"] = lines / 80
+            elif isinstance(node, ast.ClassDef):
+                long[f"{name}:{node.name}"] = (node.end_lineno - node.lineno + 1) / 300
+    assert not {name for name, share in long.items() if share > 1}
 
 
 RULE = """

@@ -372,7 +372,7 @@ def test_what_a_look_ahead_costs(few_prompts):
 def mine(tmp_path):
     """A folder with a reward of one's own: a completion is bad where it holds a capital letter."""
     code = "def quiet(prompts, completions):\n    return [0.5 - sum(c.isupper() for c in text) for text in completions]\n"
-    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "homemade.py").write_text(code)
     return tmp_path
 
 
@@ -382,7 +382,7 @@ def test_the_exact_toy(tiny_folder, mine):
     (mine / "words.txt").write_text("a\nq\nnot a token\n")
     options = (
         *("repulse_toy.py", "--words", "words.txt", "--model", tiny_folder, "--prompt", "Go on"),
-        *("--scorer", "mine:quiet", "--output", "out"),
+        *("--scorer", "homemade:quiet", "--output", "out"),
         *(
             "--samples",
             8,
@@ -506,14 +506,17 @@ def test_under_attack(tiny_folder, mine):
             "--model",
             "same",
             "--reward",
-            "mine:quiet",
+            "homemade:quiet",
         ),
         *("--completions", 32, "--tokens", 4, "--store", ".", "--output", "gcg.json"),
         cwd=mine,
     )
     before, after = json.loads((mine / "gcg.json").read_text())["results"]
-    assert before["bad"]["mine:quiet"]["each"] == after["bad"]["mine:quiet"]["each"]
-    assert before["bad"]["mine:quiet"]["each"][0][0] != before["bad"]["mine:quiet"]["each"][0][1]
+    assert before["bad"]["homemade:quiet"]["each"] == after["bad"]["homemade:quiet"]["each"]
+    assert (
+        before["bad"]["homemade:quiet"]["each"][0][0]
+        != before["bad"]["homemade:quiet"]["each"][0][1]
+    )
     assert before["nats"] == after["nats"]
 
 
@@ -555,7 +558,7 @@ def test_under_attack_with_a_reset_of_its_own(tiny_folder, mine):
         ),
         *(
             "--reward",
-            "mine:quiet",
+            "homemade:quiet",
             "--completions",
             8,
             "--tokens",
@@ -570,7 +573,7 @@ def test_under_attack_with_a_reset_of_its_own(tiny_folder, mine):
     ]
     run(*command, "--output", "gcg.json", cwd=mine)
     before, after = json.loads((mine / "gcg.json").read_text())["results"]
-    assert (before["prompts"], set(before["bad"])) == (1, {"mine:quiet", "harm"})
+    assert (before["prompts"], set(before["bad"])) == (1, {"homemade:quiet", "harm"})
     assert "sent_back" not in before
     assert after["sent_back"] == [1, 1]
     with pytest.raises(AssertionError, match="is of another attack: steps was 40, is 9"):
@@ -610,7 +613,7 @@ def test_an_attack_by_gradients(tiny_folder, mine):
             "--model",
             "taught",
             "--reward",
-            "mine:quiet",
+            "homemade:quiet",
         ),
         *("--steps", 3, "--completions", 2, "--tokens", 2, "--store", ".", "--output", "gcg.json"),
         cwd=mine,

@@ -198,7 +198,7 @@ def test_what_cannot_be_measured(tmp_path):
         measure(tmp_path / "t", TailSettings(completions=5, max_new_tokens=3))
     with pytest.raises(ValueError, match=r"other settings: weights\.base was None"):
         measure(tmp_path / "t", settings, base=exact.model(1))
-    with pytest.raises(ValueError, match="does not hold a measurement of a tail"):
+    with pytest.raises(ValueError, match="does not hold a tail measurement"):
         measure(tmp_path, settings)
     with pytest.raises(
         ValueError, match="needs rewards, each of a name of its own, got reward, reward"

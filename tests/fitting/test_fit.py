@@ -282,7 +282,7 @@ def test_an_unfinished_fit_on_other_texts_is_not_taken_up(model, tokenizer, tmp_
             fit_boundary(model, tokenizer, recipe, tmp_path / "out", save_every=0)
     text = path.read_text()
     path.write_text(text.replace("True,0.9", "False,0.1", 1))
-    with pytest.raises(ValueError, match=r"unfinished fit with other settings .*texts"):
+    with pytest.raises(ValueError, match=r"unfinished fit with other settings: texts"):
         fit_boundary(model, tokenizer, recipe, tmp_path / "out")
     path.write_text(text)
     (tmp_path / "out" / ".fit" / "test.f32").write_bytes(b"")
