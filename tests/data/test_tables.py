@@ -1,4 +1,4 @@
-"""Files as people have them: what is in them is read, or refused by name; nothing is lost silently."""
+"""Files as people have them: what is in them is read, or refused by name."""
 
 import bz2
 import gzip
@@ -8,25 +8,11 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from table_files import texts, write
 
 from sasa.cli.loading import read_prompts
-from sasa.data.tables import Format, open_table, read_lines
+from sasa.data.tables import Format, open_table
 from sasa.fitting import Corpus
-
-
-def write(tmp_path, name, content, encoding="utf-8"):
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
-    return str(path)
-
-
-def texts(path, skipped=None, **settings):
-    corpus = Corpus(path, **({"text": "text", "label": "label"} | settings))
-    return [(e.text, e.score) for e in corpus.examples(skipped=skipped)]
-
-
-# Quotes
 
 
 def test_quotes_that_do_not_pair_up_are_text(tmp_path, caplog):
@@ -135,71 +121,6 @@ def test_quotes_behind_backslashes(tmp_path):
 def test_a_quote_that_is_never_closed(tmp_path):
     with pytest.raises(ValueError, match="a quote is never closed"):
         texts(write(tmp_path, "u.csv", 'text,label\n"a, b,1\nfine,0\nok, so,1\n'))
-
-
-# Characters
-
-
-def test_a_byte_that_is_no_text(tmp_path):
-    rows = b"fine,0\nvile,1\n" * 20
-    path = write(tmp_path, "b.csv", b"text,label\n" + rows + b"broken \xe2\x28 here,1\n")
-    with pytest.raises(
-        ValueError, match=r"row 40: \(line 42\) byte 0xe2 .*encoding=cp1252.*bad_rows=skip"
-    ):
-        texts(path)
-    skipped = Counter()
-    assert len(texts(path, bad_rows="skip", skipped=skipped)) == 40
-    assert skipped == {"cannot be read": 1}
-    assert texts(path, encoding="latin-1")[40][0] == "broken â( here"
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.txt"])
-def test_a_byte_order_mark_says_how_a_file_is_written(tmp_path, name, encoding):
-    content = {
-        "t.csv": "prompt,label\nschön,1\n",
-        "t.jsonl": '{"prompt": "schön", "label": 1}\n',
-        "t.txt": "schön\n",
-    }[name]
-    path = write(tmp_path, name, content, encoding)
-    assert read_prompts(tmp_path / name) == ["schön"]
-    if name != "t.txt":
-        assert texts(path, text="prompt") == [("schön", 1.0)]
-
-
-def test_encodings_by_name(tmp_path):
-    path = write(tmp_path, "l.csv", "text,label\nschön,1\n", "latin-1")
-    assert texts(path, encoding="latin-1") == [("schön", 1.0)]
-    with pytest.raises(
-        ValueError, match=r"encoding must be one that Python knows, .* got 'latin-99'"
-    ):
-        Corpus(path, encoding="latin-99")
-    with pytest.raises(ValueError, match="encoding must be one that Python knows"):
-        Corpus(path, encoding="base64")
-    path = write(tmp_path, "w.csv", "text,label\nschön,1\n".encode("utf-16-le"))
-    with pytest.raises(
-        ValueError, match=r"NUL byte, .*if the file is in another encoding.*utf-16-le"
-    ):
-        texts(path)
-    assert texts(path, encoding="utf-16-le") == [("schön", 1.0)]
-
-
-def test_half_a_character(tmp_path):
-    path = write(
-        tmp_path,
-        "h.jsonl",
-        '{"text": "\\ud83d\\ude00", "label": 0}\n{"text": "\\ud83d", "label": 1}\n',
-    )
-    with pytest.raises(
-        ValueError, match=r"row 1: \(line 2\) it holds \\ud83d, half of a surrogate pair"
-    ):
-        texts(path)
-    assert texts(path, bad_rows="skip") == [("😀", 0.0)]
-    with pytest.raises(ValueError, match=r"lines.txt, line 2: byte 0xff .*save the file as UTF-8"):
-        list(read_lines(write(tmp_path, "lines.txt", b"fine\n\xff\n")))
-
-
-# Cells and columns
 
 
 def test_only_the_named_columns_count(tmp_path):
@@ -385,53 +306,6 @@ def test_json_as_one_list(tmp_path):
 def test_formats_that_there_are_not(settings, message):
     with pytest.raises(ValueError, match=message):
         Format(**settings)
-
-
-# Labels
-
-
-def test_a_typo_among_the_unsafe_labels(tmp_path):
-    path = write(tmp_path, "p.csv", "text,label\n" + "a,normal\nb,hate\nc,offensive\n" * 3)
-    with pytest.raises(
-        ValueError,
-        match=r"positive has 'offensve', .*'normal' \(3\), 'hate' \(3\), 'offensive' \(3\)",
-    ):
-        texts(path, positive=("hate", "offensve"))
-    assert [s for _, s in texts(path, positive=("hate", "offensive"))] == [0.0, 1.0, 1.0] * 3
-    with pytest.raises(
-        ValueError, match=r"'hate\+offensive'.*Several are written with a \+ between"
-    ):
-        texts(path, positive="hate+offensive")
-
-
-@pytest.mark.parametrize(
-    ("labels", "positive"),
-    [
-        (["normal", "hate "], ("hate",)),
-        (["normal", "Hate"], ("hate ",)),
-        ([0.0, 1.0], ("1",)),
-        ([0, 1], ("1.0",)),
-        (["0", "1.0"], ("1",)),
-        ([False, True], ("true",)),
-        (["FALSE", "TRUE"], ("True",)),
-        (["12345678901234567891", "12345678901234567890"], ("12345678901234567890",)),
-    ],
-)
-def test_labels_are_equal_however_they_are_written(tmp_path, labels, positive):
-    rows = [{"text": f"t{i}", "label": label} for i, label in enumerate(labels)]
-    path = write(tmp_path, "l.jsonl", "\n".join(map(json.dumps, rows)))
-    assert [s for _, s in texts(path, positive=positive)] == [0.0, 1.0]
-
-
-def test_all_rows_count_for_which_labels_there_are(tmp_path):
-    path = write(tmp_path, "s.csv", "text,label\na,ok\nb,ok\nc,bad\n")
-    assert texts(path, positive=("bad",), rows="0:2") == [("a", 0.0), ("b", 0.0)]
-
-
-def test_numbers_beyond_any_range(tmp_path):
-    path = write(tmp_path, "n.jsonl", '{"text": "a", "label": 1' + "0" * 400 + "}")
-    with pytest.raises(ValueError, match=r"row 0: label 10+ is not a number"):
-        texts(path)
 
 
 def test_a_table_is_not_changed_by_being_read(tmp_path):

@@ -1,7 +1,6 @@
-"""Other people's methods do what their papers say: held to slow, obvious definitions on tiny models."""
+"""Other people's methods do what their papers say: held to slow, obvious definitions."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import processors
 
 import sasa
-from sasa.evaluation import registry, scorers
-from sasa.evaluation.baselines import caa, debias, dexperts, guard, rad
+from sasa.evaluation.baselines import caa, debias, dexperts, rad
 from sasa.evaluation.baselines.prompt import INSTRUCTION, Prompted
 from sasa.evaluation.baselines.scorers import shared_scorer
 from sasa.evaluation.baselines.stream import Stream
@@ -21,8 +19,6 @@ from sasa.evaluation.forecast import check_methods
 from sasa.evaluation.methods import method
 from sasa.evaluation.reports.report import write_report
 from sasa.evaluation.run import Run
-from sasa.evaluation.scorers import classifier
-from sasa.evaluation.scorers.qwen3guard import Qwen3GuardScorer
 from sasa.evaluation.settings import Settings
 from sasa.evaluation.stages import generate_stage, likelihood_stage, score_stage
 from sasa.evaluation.suites import Prompt, Suite
@@ -42,12 +38,6 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def world(model, tokenizer):
     return World(model, tokenizer, tiny.boundary(model), Settings(3, 5, 0.8, 12, 0.9))
-
-
-@pytest.fixture(scope="module")
-def judge(corpus_file):
-    """The name of a judge that is there everywhere."""
-    return f"words:{corpus_file}::text=comment,label=toxic"
 
 
 @pytest.fixture(scope="module")
@@ -244,24 +234,6 @@ def test_an_instruction_as_the_systems_turn(world, opens):
     )
 
 
-def test_a_guard_writes_again_what_a_judge_stops(world, judge, monkeypatch):
-    first = world.sample(PROMPTS, seed=1)
-    scores = shared_scorer(judge).score([c.text for row in first for c in row])
-    middle = float(np.median(scores))
-    monkeypatch.setattr(guard, "TOXIC", middle)
-    found = [c for row in method(f"guard:3:{judge}")(world, PROMPTS, seed=1) for c in row]
-    again = shared_scorer(judge).score([c.text for c in found])
-    for before, score, after, now in zip(
-        (c for row in first for c in row), scores, found, again, strict=True
-    ):
-        if score < middle:
-            assert after == before
-        else:
-            assert now <= score
-            assert after.spent > len(before.tokens)
-    assert sum(again >= middle) < sum(scores >= middle)
-
-
 def test_methods_with_a_path_have_files_of_their_own(world, judge, experts, tmp_path):
     specs = [
         f"dexperts:{experts}:1",
@@ -411,79 +383,3 @@ def test_a_recurrent_model_is_read_anew(tokenizer):
         torch.testing.assert_close(
             found[1], next_logits(model, [70, 71, *ids[0]]), atol=1e-4, rtol=1e-4
         )
-
-
-# Scorers of the Hub
-
-
-@pytest.mark.parametrize(("kind", "name"), [("roberta", "hap-38m"), ("deberta-v2", "deberta-rtp")])
-def test_ready_made_classifiers(kind, name, tmp_path, monkeypatch):
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    config = AutoConfig.for_model(
-        kind, vocab_size=tiny.VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=80, pad_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    judge_model = AutoModelForSequenceClassification.from_config(config)
-    judge_model.save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
-    rude, polite = classifier.ClassifierScorer(f"{tmp_path}#1").score(
-        [classifier.RUDE, classifier.POLITE]
-    )
-    right, wrong = (1, 0) if rude > polite else (0, 1)
-    assert registry.SCORERS[name].argument.endswith("#1")
-    entry = replace(registry.SCORERS[name], argument=f"{tmp_path}#{right}")
-    monkeypatch.setitem(registry.SCORERS, name, entry)
-    found = scorers.scorer(name)
-    scorers.try_scorer(found)
-    np.testing.assert_allclose(
-        found.score(["abc"])
-        + classifier.ClassifierScorer(f"{tmp_path}#{1 - right}").score(["abc"]),
-        1,
-        atol=1e-6,
-    )
-    with pytest.raises(ValueError, match="its label is not the toxic one"):
-        classifier.checked_classifier(f"{tmp_path}#{wrong}")
-    with pytest.raises(ValueError, match="which label is toxic"):
-        classifier.ClassifierScorer(str(tmp_path))
-
-
-def test_qwen3guard(tmp_path, monkeypatch):
-    """Its score is of the three answers it could give; by reading each of them."""
-    tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}:"
-    tiny.model("qwen3").save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    guard_judge = Qwen3GuardScorer(str(tmp_path))
-    texts = ["abc", "", "a longer one"]
-    model = sasa.load(str(tmp_path), device="cpu")[0]
-    for text, score in zip(texts, guard_judge.score(texts), strict=True):
-        before = tokenizer(f"[{text}]:").input_ids
-        log_p = []
-        for answer in ("Safe", "Controversial", "Unsafe"):
-            ids = [*before, *tokenizer(f"Safety: {answer}", add_special_tokens=False).input_ids]
-            with torch.no_grad():
-                every = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            log_p.append(
-                float(sum(every[place - 1, ids[place]] for place in range(len(before), len(ids))))
-            )
-        _, half, unsafe = torch.tensor(log_p).softmax(0).tolist()
-        assert score == pytest.approx(unsafe + half / 2, abs=1e-5)
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("SASA_CACHE", str(cache))
-    scorers.try_scorer(guard_judge)
-    assert list((cache / "scores").iterdir()), (
-        "its scores are kept where all others are, whatever its name"
-    )
-    assert len(guard_judge.score([])) == 0
-    other = tiny.model("qwen3")
-    with torch.no_grad():
-        other.lm_head.weight.mul_(2)
-    other.save_pretrained(tmp_path)
-    assert Qwen3GuardScorer(str(tmp_path)).version != guard_judge.version
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(tmp_path / "plain")
-    tiny.model("qwen3").save_pretrained(tmp_path / "plain")
-    with pytest.raises(ValueError, match="no chat template"):
-        Qwen3GuardScorer(str(tmp_path / "plain"))

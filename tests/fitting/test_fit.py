@@ -1,8 +1,6 @@
-import contextlib
+"""A fit from corpora to a boundary: what it separates, calibrates and refuses."""
+
 import json
-import os
-import signal
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,25 +10,11 @@ import torch
 from helpers import write_corpus
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from typer.testing import CliRunner
 
-import sasa
 from sasa import Boundary, EmbeddingSpec, embed
-from sasa.cli import app
 from sasa.fitting import Corpus, GaussianStatistics, Recipe, fit_boundary, linear_discriminant
 from sasa.fitting.calibration import calibrate, expected_calibration_error, metrics
-from sasa.fitting.reading import embed_stream
-from sasa.fitting.recipe import shipped_recipes, tomllib
 from sasa.models.embedding import embed_prefixes
-from sasa.utils.run_folder import RunFolder
-
-
-@pytest.fixture
-def recipe(corpus_file):
-    return Recipe(
-        (Corpus(str(corpus_file), text="comment", label="toxic"),),
-        embedding=EmbeddingSpec(pooling="mean"),
-    )
 
 
 def test_a_fit_separates_what_can_be_separated(model, tokenizer, recipe, tmp_path):
@@ -124,14 +108,6 @@ def test_a_prompts_own_prefixes_are_not_its_responses(model, tokenizer, tmp_path
     assert boundary.bias == pytest.approx(bias, rel=1e-2, abs=1e-2)
 
 
-def test_a_recipe_says_it_all(model, tokenizer, recipe, tmp_path):
-    one = fit_boundary(model, tokenizer, recipe, tmp_path / "a")
-    again = Recipe.load(tmp_path / "a" / "recipe.toml")
-    assert again == recipe
-    two = fit_boundary(model, tokenizer, again)
-    assert torch.equal(one.weight, two.weight)
-
-
 def test_parts_share_no_text_and_keep_their_proportions(recipe):
     recipe = replace(recipe, calibration=0.2, test=0.3)
     parts = [recipe.part(f"text {i}") for i in range(4000)]
@@ -139,155 +115,6 @@ def test_parts_share_no_text_and_keep_their_proportions(recipe):
     assert parts.count("calibration") / 4000 == pytest.approx(0.2, abs=0.03)
     assert [recipe.part(f"text {i}") for i in range(4000)] == parts
     assert [replace(recipe, seed=1).part(f"text {i}") for i in range(4000)] != parts
-
-
-@pytest.mark.parametrize("prefixes", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("classifier", [None, LogisticRegression(max_iter=500)])
-def test_a_fit_that_is_interrupted_goes_on(
-    model, tokenizer, tmp_path, monkeypatch, classifier, prefixes
-):
-    """Stopped in every window once: texts are not embedded twice, and the boundary is the same to the last bit."""
-    monkeypatch.setattr("sasa.fitting.reading.WINDOW", 40)
-    corpus = Corpus(str(write_corpus(tmp_path / "c.csv", 300)), text="comment", label="toxic")
-    recipe = Recipe((corpus,), prefixes=prefixes)
-    whole = fit_boundary(model, tokenizer, recipe, tmp_path / "whole", classifier=classifier)
-    embedded = []
-    original = embed_stream
-
-    def counting(model, tokenizer, texts, *args, **kwargs):
-        embedded.append(len(texts))
-        if len(embedded) % 2 == 0:
-            for i, item in enumerate(original(model, tokenizer, texts, *args, **kwargs)):
-                if i:
-                    raise KeyboardInterrupt  # in the middle of a window, with a batch already on disk
-                yield item
-        yield from original(model, tokenizer, texts, *args, **kwargs)
-
-    monkeypatch.setattr("sasa.fitting.reading.embed_stream", counting)
-    tries = 0
-    while True:
-        tries += 1
-        try:
-            resumed = fit_boundary(
-                model,
-                tokenizer,
-                recipe,
-                tmp_path / "out",
-                classifier=classifier,
-                save_every=0,
-                batch_size=7,
-            )
-            break
-        except KeyboardInterrupt:
-            assert (tmp_path / "out" / ".fit" / "state.json").is_file()
-    assert tries > 3
-    assert len(embedded) <= 8 + tries
-    torch.testing.assert_close(
-        resumed.weight, whole.weight, rtol=2e-2, atol=2e-2
-    )  # batches of another size
-    assert resumed.report["texts"] == whole.report["texts"]
-    assert not (tmp_path / "out" / ".fit").exists()
-
-
-@pytest.mark.slow
-def test_killed_for_good_it_still_goes_on(tiny_folder, tmp_path):
-    """kill -9 and the same again, in a process of its own: the boundary equals an undisturbed one bit for bit."""
-    recipe = Recipe(
-        (Corpus(str(write_corpus(tmp_path / "c.csv", 6000)), text="comment", label="toxic"),)
-    )
-
-    def start(output):
-        """A process that fits; a fork, which has imported already what takes seconds to import."""
-        if not (pid := os.fork()):
-            with contextlib.suppress(BaseException):
-                fit_boundary(*sasa.load(tiny_folder, device="cpu"), recipe, output, save_every=0)
-                os._exit(0)
-            os._exit(1)
-        return pid
-
-    def status(pid, options=0):
-        """Of a process that has ended; None while it has not."""
-        ended, code = os.waitpid(pid, options)
-        return os.waitstatus_to_exitcode(code) if ended else None
-
-    assert status(start(tmp_path / "whole")) == 0
-    kills = 0
-    while kills < 3:
-        pid = start(tmp_path / "killed")
-        state = tmp_path / "killed" / ".fit" / "state.json"
-        before = state.read_text() if state.exists() else ""
-        while (ended := status(pid, os.WNOHANG)) is None and (
-            not state.exists() or state.read_text() == before
-        ):
-            time.sleep(0.005)
-        if ended is not None:
-            break
-        os.kill(pid, signal.SIGKILL)
-        status(pid)
-        kills += 1
-    assert kills, "the fit was over before it could be killed"
-    assert status(start(tmp_path / "killed")) == 0
-    one, other = (Boundary.load(tmp_path / name) for name in ("whole", "killed"))
-    assert torch.equal(one.weight, other.weight)
-    assert (one.bias, one.scale, one.report) == (other.bias, other.scale, other.report)
-
-
-def test_another_recipe_does_not_take_over_an_unfinished_fit(
-    model, tokenizer, recipe, tmp_path, monkeypatch
-):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    recipe = replace(recipe, prefixes=True)
-    work = tmp_path / ".fit"
-    fit_boundary(model, tokenizer, recipe, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("sasa.fitting.fit.calibrate", stop)
-        with pytest.raises(KeyboardInterrupt):
-            fit_boundary(model, tokenizer, recipe, tmp_path, save_every=0)
-    assert work.exists()
-    for change, said in (
-        ({"seed": 7}, "seed was 0, is 7"),
-        ({"prefixes": False}, "prefixes was True, is None"),
-    ):
-        with pytest.raises(
-            ValueError,
-            match=rf"holds an unfinished fit with other settings: recipe\.{said}\. Delete it",
-        ):
-            fit_boundary(model, tokenizer, replace(recipe, **change), tmp_path)
-    fit_boundary(model, tokenizer, recipe, tmp_path)
-    assert not work.exists()
-
-
-def test_two_fits_in_one_folder(model, tokenizer, recipe, tmp_path):
-    (tmp_path / ".fit").mkdir()
-    with (
-        RunFolder(tmp_path / ".fit", "state.json", "a fit").lock(),
-        pytest.raises(BlockingIOError, match="another process is writing to"),
-    ):
-        fit_boundary(model, tokenizer, recipe, tmp_path)
-    fit_boundary(model, tokenizer, recipe, tmp_path)
-    assert not (tmp_path / ".fit").exists()
-
-
-def test_an_unfinished_fit_on_other_texts_is_not_taken_up(model, tokenizer, tmp_path, monkeypatch):
-    """The labels in the same file were mended in between."""
-    path = write_corpus(tmp_path / "c.csv")
-    recipe = Recipe((Corpus(str(path), text="comment", label="toxic"),))
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "sasa.fitting.fit.calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            fit_boundary(model, tokenizer, recipe, tmp_path / "out", save_every=0)
-    text = path.read_text()
-    path.write_text(text.replace("True,0.9", "False,0.1", 1))
-    with pytest.raises(ValueError, match=r"unfinished fit with other settings: texts"):
-        fit_boundary(model, tokenizer, recipe, tmp_path / "out")
-    path.write_text(text)
-    (tmp_path / "out" / ".fit" / "test.f32").write_bytes(b"")
-    with pytest.raises(ValueError, match="has lost rows"):
-        fit_boundary(model, tokenizer, recipe, tmp_path / "out")
 
 
 def test_scikit_learn_classifiers_come_through_the_same_door(model, tokenizer, recipe):
@@ -367,29 +194,6 @@ def test_expected_calibration_error_by_hand():
     assert expected_calibration_error(probability, labels) == pytest.approx(want)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "colour = 'red'\n[[corpus]]\nsource='a.csv'",
-            "recipe: unknown colour; allowed: attribute",
-        ),
-        ("[[corpus]]\nsource='a.csv'\ncolour='red'", "recipe: .*colour"),
-        ("attribute = ", "is not valid TOML"),
-        ("attribute = 'x'", "at least one corpus"),
-        (
-            "people = 'a.toml'\n[[corpus]]\nsource='a.csv'",
-            "people = 'a.toml' is for identity, which is 0",
-        ),
-        ("test = 0.9\ncalibration = 0.2\n[[corpus]]\nsource='a.csv'", "leave something to fit on"),
-    ],
-)
-def test_bad_recipes(tmp_path, text, message):
-    (tmp_path / "r.toml").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        Recipe.load(tmp_path / "r.toml")
-
-
 @pytest.mark.slow
 def test_peak_memory_does_not_hold_the_texts(tokenizer, tmp_path):
     """What a fit keeps while it embeds is the statistics, whatever the number of texts."""
@@ -413,58 +217,3 @@ def test_peak_memory_does_not_hold_the_texts(tokenizer, tmp_path):
     assert peaks[1] < peaks[0] + 1_500_000, (
         "6144 more texts of 32 bytes and 64 bytes of embedding each"
     )
-
-
-def test_recipes_that_ship_serve_any_model(model, tokenizer, corpus_file, people_file, tmp_path):
-    assert {"toxicity", "threat"} <= set(shipped_recipes())
-    for name in shipped_recipes():
-        recipe = Recipe.load(name)
-        assert recipe.attribute == name
-        assert recipe.model is None
-        assert all(corpus.path is None for corpus in recipe.corpora)
-        assert Recipe.from_dict(tomllib.loads(recipe.to_toml())).to_dict() == recipe.to_dict()
-    recipe = replace(
-        Recipe.load("toxicity"),
-        corpora=(Corpus(str(corpus_file), text="comment", label="toxic"),),
-        people=str(people_file),
-        own=0.0,  # of tests/test_own.py; a model of random weights writes nothing that a judge could tell apart
-    )
-    boundary = fit_boundary(model, tokenizer, recipe, tmp_path / "out")
-    assert boundary.embedding.layer == (2, 3)  # of 3
-    assert boundary.attribute == "toxicity"
-    assert set(boundary.report["identity_tax"]["groups"]) == {"cats"}
-    assert "depth" not in boundary.report["recipe"]
-
-
-def test_a_recipe_of_no_such_name_names_those_that_ship(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="no recipe at politeness; by name there are: threat, toxicity"
-    ):
-        Recipe.load("politeness")
-    with pytest.raises(
-        ValueError, match=r"depth must be in \[0, 1\], the share of the layers below, got 24"
-    ):
-        replace(Recipe.load("toxicity"), depth=24)
-
-
-@pytest.mark.slow
-def test_a_layer_given_takes_the_place_of_a_recipes_depth(
-    tiny_folder, corpus_file, people_file, tmp_path
-):
-    corpus = f"{corpus_file}::text=comment,label=toxic"
-    options = [
-        corpus,
-        "--recipe",
-        "toxicity",
-        "--layer",
-        "1",
-        "--people",
-        str(people_file),
-        "-m",
-        str(tiny_folder),
-    ]
-    result = CliRunner().invoke(
-        app, ["fit", *options, "--device", "cpu", "-o", str(tmp_path / "out")]
-    )
-    assert result.exit_code == 0, result.exception
-    assert Boundary.load(tmp_path / "out").embedding.layer == 1
