@@ -77,6 +77,23 @@ def test_the_plan_names_every_package_and_no_other():
     assert not missing, "ARCHITECTURE.md names what is not there"
 
 
+def test_the_tree_has_every_file_and_no_other():
+    (block,) = re.findall(r"```tree\nsasa/\n(.*?)```", PLAN, re.DOTALL)
+    files, folders = set(), []
+    for line in block.splitlines():
+        indent, name = line[: -len(line.lstrip())], line.split()[0]
+        folders = folders[: len(indent) // 2 - 1]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            files.add("".join([*folders, name]))
+    assert files == {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py" or path.parent == PACKAGE
+    }
+
+
 def test_no_file_imports_from_a_layer_above_its_own():
     at = layers()
     wrong = {(a, b) for a, b in imports() if at[package(a)] < at[package(b)]}
