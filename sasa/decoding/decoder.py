@@ -90,19 +90,29 @@ class SASADecoder:
         tracer: Tracer | None = None,
     ) -> None:
         check_truncation(top_k, top_p)
-        steering = Steering.of(boundary, beta, value, prior)
-        if not steering.terms and (backtrack is None or backtrack.threshold is not None):
+        self.steering = Steering.of(boundary, beta, value, prior)
+        if not self.steering.terms and (backtrack is None or backtrack.threshold is not None):
             raise ValueError(
                 "without a boundary there is only backtracking with threshold=None and a reset_token_id"
             )
-        self.settings = DecoderSettings(
-            steering=steering,
-            top_k=top_k,
-            top_p=top_p,
-            compiled=compiled,
-            backtrack=backtrack,
-            refusal=refusal,
-            tracer=tracer,
+        self.top_k = top_k
+        self.top_p = top_p
+        self.compiled = compiled
+        self.backtrack = backtrack
+        self.refusal = refusal
+        self.tracer = tracer
+
+    @property
+    def settings(self) -> DecoderSettings:
+        """The settings as they are now, for one call of the loop."""
+        return DecoderSettings(
+            steering=self.steering,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            compiled=self.compiled,
+            backtrack=self.backtrack,
+            refusal=self.refusal,
+            tracer=self.tracer,
         )
 
     @torch.no_grad()
@@ -142,7 +152,7 @@ class SASADecoder:
         synced_gpus: bool,
         model_kwargs: dict[str, Any],
     ) -> None:
-        self.settings.steering.check(model)
+        self.steering.check(model)
         why = {
             "beam search (use SASALogitsProcessor)": (config.num_beams or 1) > 1,
             "assisted decoding": config.prompt_lookup_num_tokens or config.assistant_early_exit,
@@ -154,11 +164,11 @@ class SASADecoder:
             "a cache that is already filled": is_filled(cache_of(model_kwargs)),
         }
         why |= dict.fromkeys(inputs_beside_ids(model, model_kwargs), True)
-        if self.settings.tracer is not None:
-            why |= {"a tracer and compiled=True": self.settings.compiled}
-        if self.settings.backtrack is not None:
+        if self.tracer is not None:
+            why |= {"a tracer and compiled=True": self.compiled}
+        if self.backtrack is not None:
             why |= {
-                "backtracking and compiled=True": self.settings.compiled,
+                "backtracking and compiled=True": self.compiled,
                 "backtracking and scores or logits of each step": config.output_scores
                 or config.output_logits,
                 "backtracking and processors that keep what was written (guidance_scale, watermarking_config)": (
@@ -167,7 +177,7 @@ class SASADecoder:
                 != 1
                 or config.watermarking_config,
             }
-        if self.settings.compiled and not packs(model):
+        if self.compiled and not packs(model):
             raise ValueError(
                 f"compiled=True needs candidates side by side, which {type(model).__name__} does not take"
             )

@@ -73,7 +73,7 @@ class Request:
         self.model, self.tokenizer, self.decoder = model, tokenizer, decoder
         self.max_new_tokens, self.num_return_sequences = max_new_tokens, num_return_sequences
         self.refusal = refusal
-        self.tracer = None if decoder is None else decoder.settings.tracer
+        self.tracer = None if decoder is None else decoder.tracer
         kwargs = dict(generate_kwargs)
         config = model.generation_config
         self.reach = reach_of(kwargs, config)
@@ -146,7 +146,7 @@ class Request:
         ]
         margins: list[tuple[float, ...]] = [()] * len(tokens)
         counts = [0] * len(tokens)
-        if self.decoder is not None and self.decoder.settings.steering.terms:
+        if self.decoder is not None and self.decoder.steering.terms:
             # The text's margin is that with its last token; an EOS is not a text of its own.
             steps = torch.stack(output.margins, 1).tolist()
             margins = [

@@ -11,13 +11,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import sasa
 from sasa.core.backtracking import Backtracking
 from sasa.core.boundary import Boundary
 from sasa.core.settings import BETA, BUNDLED, PRIOR, TOP_K, TOP_P
 from sasa.core.shipped import FILE_NAME, about, bundled
 from sasa.data.tables import open_table
 from sasa.decoding.completion import Completion
+from sasa.decoding.generate import generate
 from sasa.decoding.tracing import TracedStep
 from sasa.demo.turns import in_turns
 from sasa.fitting import Corpus, Recipe, fit_boundary
@@ -135,7 +135,7 @@ class Studio:
                     side.steps = traces[0]
                     give_way()
 
-                (side.completion,) = sasa.generate(
+                (side.completion,) = generate(
                     self.model,
                     self.tokenizer,
                     prompt,

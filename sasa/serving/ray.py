@@ -172,11 +172,11 @@ class Worker:
 
     def do(self, task: Callable[[Any, Any, Any], Any], item: Any) -> Any:
         """What the task makes of an item."""
-        import sasa
+        from sasa.models.load import load
 
         try:
             if self.model is None:
-                self.model, self.tokenizer = sasa.load(*self.wanted)
+                self.model, self.tokenizer = load(*self.wanted)
             return task(self.model, self.tokenizer, item)
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             return Failed(error)
