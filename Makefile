@@ -11,7 +11,7 @@ VLLM := .venv-vllm
 
 help:
 	@echo "make demo         a real model's plain and self-detoxified continuations, side by side"
-	@echo "make test         lint, types and the quick tests, about three minutes on two cores"
+	@echo "make test         lint, types and the quick tests, about two minutes on two cores"
 	@echo "make test-slow    the tests that make test leaves out"
 	@echo "make test-all     lint, types and all tests"
 	@echo "make docs         the documentation site, in site/; make docs-serve: at http://127.0.0.1:8000, made anew as you write"
