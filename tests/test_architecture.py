@@ -276,3 +276,12 @@ def test_the_public_names():
     names = "Backtracking Boundary Completion EmbeddingSpec SASADecoder SASALogitsProcessor SASAOutput embed generate"
     names += " load pull_from_hub push_to_hub score trace"
     assert sorted(sasa.__all__) == names.split()
+
+
+def test_what_was_imported_from_sasa_boundary_still_is():
+    from sasa.boundary import Boundary, EmbeddingSpec, ModelInfo
+    from sasa.core import boundary, embedding_spec, model_info
+
+    assert Boundary is boundary.Boundary is sasa.Boundary
+    assert EmbeddingSpec is embedding_spec.EmbeddingSpec
+    assert ModelInfo is model_info.ModelInfo

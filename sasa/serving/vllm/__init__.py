@@ -1,4 +1,4 @@
-"""SASA inside vLLM's engine. The only room that imports vLLM, of which it relies on what `RELIES_ON` in `served` names.
+"""SASA inside vLLM's engine. The only package that imports vLLM, of which it relies on what `RELIES_ON` in `served` names.
 
 A candidate is a draft of length one: the engine reads it at the place behind the text, as it would read a speculative
 token, and takes it or leaves it. vLLM knows "drafts and no bonus token" from diffusion models, so that taking back what
