@@ -97,7 +97,6 @@ class Workspace:
             remedy="Delete it to begin anew",
             sections=("settings",),
         )
-        settings = json.loads(json.dumps(settings))  # as they come back from the file
         workspace = cls(run, settings, recipe.dimension(model))
         with run.lock():
             if run.exists:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sasa.redteam.figures import THRESHOLDS, AttackFigures
 from sasa.redteam.settings import METHODS, TERMS
-from sasa.utils.plots import new_figure, save_figure
+from sasa.utils.plots import has_matplotlib, new_figure, save_figure
 
 if TYPE_CHECKING:  # a report needs none of what a replay runs
     from sasa.redteam.replay_figures import ReplayRow
@@ -28,7 +28,7 @@ def plot_attacks(folder: Path, attacks: Sequence[AttackFigures]) -> dict[str, st
     Returns:
         titles by the names of files; none if matplotlib is not installed.
     """
-    if new_figure() is None:
+    if not has_matplotlib():
         return {}
     scorer = list(attacks[0].scorers)[-1]
     by = f"by {scorer}"
